@@ -1,0 +1,134 @@
+"""From a YAML file, the environment and a command line to one RunConfig, or to one line that says what is wrong.
+
+Precedence: command line, then MMR1_* in the environment, then the file, then defaults.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+)
+
+from mmr1.config.options import RunConfig
+from mmr1.errors import ConfigurationError
+
+
+def load_config(path: Path | str | None, arguments: Sequence[str] = ()) -> RunConfig:
+    """Read, merge and validate.
+
+    Args:
+        path: the YAML file, or None for options alone.
+        arguments: `--name value` pairs that override it; list options take several values.
+
+    Raises:
+        ConfigurationError: the file, a name or a value is wrong; the message is one line with the remedy.
+    """
+    document = _read_yaml(Path(path)) if path is not None else {}
+    _check_names(document, f"{path}")
+    options = _parse_arguments(arguments)
+
+    class _Sources(RunConfig):
+        @classmethod
+        def settings_customise_sources(
+            cls, settings_cls: type[BaseSettings], **_: Any
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return (
+                InitSettingsSource(settings_cls, init_kwargs=options),
+                EnvSettingsSource(settings_cls),
+                InitSettingsSource(settings_cls, init_kwargs=document),
+            )
+
+    try:
+        merged = _Sources()  # type: ignore[call-arg]
+        return RunConfig.model_construct(_fields_set=merged.model_fields_set, **dict(merged))
+    except ValidationError as error:
+        raise ConfigurationError(_first_problem(error)) from None
+
+
+def save_config(config: RunConfig, path: Path) -> None:
+    """Write the resolved configuration, for the services that `mmr1 up` starts. A Redis URL's password is left out."""
+    document = config.model_dump(mode="json")
+    if document["redis_url"] and "@" in document["redis_url"]:
+        del document["redis_url"]  # children inherit MMR1_REDIS_URL
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(document, sort_keys=False))
+
+
+def option_help() -> str:
+    """One line per option: name, default, description."""
+    lines = []
+    for name, field in RunConfig.model_fields.items():
+        default = "required" if field.is_required() else field.get_default(call_default_factory=True)
+        lines.append(f"  --{name} ({default})  {field.description or ''}".rstrip())
+    return "\n".join(lines)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        document = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigurationError(f"configuration {path}: {error.strerror}; give the path of a YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"configuration {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if document is None:
+        return {}
+    if not isinstance(document, dict):
+        raise ConfigurationError(f"configuration {path} must be a mapping of option names to values")
+    return document
+
+
+def _check_names(names: dict[str, Any], where: str) -> None:
+    for name in names:
+        if name not in RunConfig.model_fields:
+            near = difflib.get_close_matches(str(name), RunConfig.model_fields, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else "; `mmr1 up --help` lists them"
+            raise ConfigurationError(f"{where}: unknown option {name!r}{hint}")
+
+
+def _parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
+    """`--name value ...` and `--name=value` to a mapping; a name without a value is a true switch."""
+    options: dict[str, list[str]] = {}
+    name = ""
+    for argument in arguments:
+        if argument.startswith("--"):
+            name, equals, value = argument[2:].partition("=")
+            name = name.replace("-", "_")
+            options[name] = [value] if equals else []
+        elif not name:
+            raise ConfigurationError(f"unexpected argument {argument!r}; options are written --name value")
+        else:
+            options[name].append(argument)
+    _check_names(dict(options), "command line")
+    return {name: _shape(name, values) for name, values in options.items()}
+
+
+def _shape(name: str, values: list[str]) -> Any:
+    is_list = "list[" in str(RunConfig.model_fields[name].annotation)
+    if is_list:
+        return values
+    if len(values) > 1:
+        raise ConfigurationError(f"command line: --{name} takes one value, got {len(values)}: {' '.join(values)}")
+    return values[0] if values else True
+
+
+def _first_problem(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "missing":
+        return f"option {where!r} is required; set it in the file or as --{where}"
+    given = "" if not where else f" (given {first.get('input')!r})"
+    return f"option {where!r}: {message}{given}" if where else message
+
+
+__all__ = ["load_config", "option_help", "save_config"]

@@ -1,0 +1,220 @@
+"""Every option of a run: its name, default, bounds and help text. One flat namespace, grouped by what it governs.
+
+This file holds facts about single options and about how they fit together. It opens no file and checks no machine:
+`mmr1.preflight` does that.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from mmr1.records import RewardSpec
+
+
+class ModelOptions(BaseModel):
+    model: str = Field(description="a Hugging Face folder or hub name: Qwen2-VL, Qwen2.5-VL or Qwen3-VL")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of sampler and learner alike")
+    min_pixels: int | None = Field(None, gt=0, description="images are enlarged to at least this many pixels")
+    max_pixels: int | None = Field(None, gt=0, description="images are shrunk to at most this many pixels")
+
+
+class DataOptions(BaseModel):
+    train_file: Path = Field(description="JSON array or JSON Lines of {problem, solution, image}")
+    eval_file: Path | None = Field(None, description="held-out problems, the same format")
+    image_root: Path | None = Field(None, description="images outside it are refused; default: the dataset's own folder")
+    problem_key: str = "problem"
+    answer_key: str = "solution"
+    image_key: str = "image"
+    task: str = Field("counting", description="the task of rows that have no `task` of their own")
+    train_sample_size: int | None = Field(None, gt=0, description="the first N problems after the seeded shuffle")
+    system_prompt_template: str = Field("default", description="a registered name or module:attribute")
+    question_template: str = Field("default", description="a registered name or module:attribute")
+    answer_template: str = Field("default", description="a registered name or module:attribute; what a warm start is trained to say")
+
+
+class SamplingOptions(BaseModel):
+    num_generations: int = Field(8, ge=2, description="G: completions per prompt")
+    temperature_func: Literal["constant", "linear"] = Field("constant", description="how the temperature moves over the run")
+    temperature: float = Field(1.0, gt=0)
+    temperature_begin: float = Field(1.0, gt=0, description="linear: at the first step")
+    temperature_end: float = Field(1.0, gt=0, description="linear: at the last step")
+    top_p: float = Field(1.0, gt=0, le=1.0)
+    max_prompt_length: int = Field(1024, gt=0, description="tokens, image tokens included")
+    max_completion_length: int = Field(64, gt=0, description="tokens")
+    stop: list[str] = Field(default_factory=list, description="strings that end a completion")
+
+    def temperature_at(self, step: int, num_steps: int) -> float:
+        """The sampling temperature of optimizer step `step` (from 0) of `num_steps`."""
+        if self.temperature_func == "constant":
+            return self.temperature
+        progress = min(1.0, step / max(1, num_steps - 1))
+        return self.temperature_begin + (self.temperature_end - self.temperature_begin) * progress
+
+
+class ObjectiveOptions(BaseModel):
+    rewards: Annotated[list[str], NoDecode] = Field(
+        default_factory=lambda: ["counting"], description="NAME[=WEIGHT] ...: tasks of the reward server, summed by weight"
+    )
+    objective: Literal["grpo"] = "grpo"
+    kl: Annotated[list[Literal["k3"]], NoDecode] = Field(
+        default_factory=lambda: ["k3"], description="which divergences from the reference enter the loss; empty = none"
+    )
+    k3_weight: float = Field(0.2, ge=0)
+    k3_adaptive_factor: float = Field(0.5, ge=0, description="pulls a response less the less sure the policy is of it; 0 = plain k3")
+    clip_low: float = Field(0.2, gt=0, lt=1)
+    clip_high: float = Field(0.2, gt=0)
+    importance_correction: Literal["none", "tis"] = Field("tis", description="of the mismatch between sampler and learner")
+    tis_bound: float = Field(2.0, gt=1, description="truncation of the importance weight")
+    num_updates_per_batch: int = Field(1, ge=1, description="optimizer steps on one batch; the clip acts from the second on")
+    reward_shuffle: bool = Field(False, description="a control: rewards are permuted within the batch, so nothing can be learned")
+
+    @field_validator("rewards", "kl", mode="before")
+    @classmethod
+    def _words(cls, value: object) -> object:
+        """`--rewards a=1 b=2` reaches us as one string; YAML gives a list."""
+        return value.replace(",", " ").split() if isinstance(value, str) else value
+
+    @property
+    def reward_specs(self) -> tuple[RewardSpec, ...]:
+        specs = []
+        for entry in self.rewards:
+            name, _, weight = entry.partition("=")
+            specs.append(RewardSpec(name, float(weight) if weight else 1.0))
+        return tuple(specs)
+
+
+class OptimizerOptions(BaseModel):
+    num_steps: int = Field(gt=0, description="optimizer steps of the whole run")
+    learning_rate: float = Field(1e-6, gt=0)
+    lr_scheduler: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: int = Field(0, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    seed: int = Field(0, ge=0)
+    per_device_batch_size: int = Field(gt=0, description="generations per device and forward, not prompts")
+    gradient_accumulation_steps: int = Field(1, gt=0, description="forwards per optimizer step")
+    gradient_checkpointing: bool = False
+    zero_stage: Literal[0, 1, 2] = 0
+    learner_processes: int = Field(1, gt=0, description="learner ranks on this machine")
+    learner_threads: int = Field(1, gt=0, description="CPU threads per learner rank")
+    checkpoint_every: int = Field(20, gt=0, description="optimizer steps between durable checkpoints")
+    keep_last: int = Field(2, gt=0, description="checkpoints kept")
+
+    @property
+    def generations_per_step(self) -> int:
+        return self.learner_processes * self.per_device_batch_size * self.gradient_accumulation_steps
+
+
+class RolloutOptions(BaseModel):
+    rollout_replicas: int = Field(1, gt=0)
+    rollout_threads: int = Field(1, gt=0, description="CPU threads per rollout server's engine")
+    max_off_policy_steps: int = Field(1, ge=0, description="groups older than this many updates are dropped and fed again")
+    max_concurrent_prompts: int = Field(16, gt=0, description="prompts a rollout server holds at once")
+    max_num_seqs: int = Field(128, gt=0, description="completions the engine runs at once")
+    gpu_memory_utilization: float = Field(0.8, gt=0, le=1, description="CUDA only")
+    kv_cache_gib: int = Field(1, gt=0, description="CPU only")
+    claim_idle_seconds: float = Field(60.0, gt=0, description="a silent holder's prompts are claimed by others after this")
+    lease_seconds: float = Field(15.0, gt=0, description="a rollout server that does not renew for this long takes no prompts")
+    max_deliveries: int = Field(3, gt=0, description="crashes of its holder after which a prompt is dead")
+    pause_deadline_seconds: float = Field(120.0, gt=0)
+    weight_update_deadline_seconds: float = Field(120.0, gt=0, description="of each phase")
+    weight_bucket_bytes: int = Field(64 * 2**20, gt=0)
+    reward_deadline_seconds: float = Field(30.0, gt=0, description="of one scoring call, retries included")
+
+
+class ParityOptions(BaseModel):
+    parity_prompts: int = Field(16, gt=0, description="prompts scored on both sides before the first step")
+    parity_bound: float | None = Field(None, gt=0, description="mean |delta log p|; default 1e-3 in float32, 5e-2 in bfloat16")
+    probe_every: int = Field(1, gt=0, description="weight updates between proofs by log-probabilities")
+
+    def bound(self, dtype: str) -> float:
+        return self.parity_bound or {"float32": 1e-3, "bfloat16": 5e-2}[dtype]
+
+
+class EvaluationOptions(BaseModel):
+    eval_at_start: bool = True
+    eval_at_end: bool = True
+    eval_every: int = Field(0, ge=0, description="optimizer steps between evaluations; 0 = only at start and end")
+    eval_sample_size: int | None = Field(None, gt=0, description="the first N held-out problems; default all")
+
+
+class StackOptions(BaseModel):
+    run: str = Field("run", pattern=r"^[A-Za-z0-9._-]{1,64}$", description="the run's name: Redis keys and log lines carry it")
+    run_dir: Path = Field(Path("runs/run"), description="logs, checkpoints, metrics and results")
+    host: str = Field("127.0.0.1", description="the address services listen on")
+    redis_url: str | None = Field(None, description="an existing Redis; default: `mmr1 up` starts its own. Passwords belong in MMR1_REDIS_URL")
+    redis_port: int = Field(6390, ge=0, le=65535)
+    reward_url: str | None = Field(None, description="an existing reward server; default: `mmr1 up` starts its own")
+    reward_port: int = Field(8390, ge=1, le=65535)
+    rollout_port: int = Field(50390, ge=1, le=65535, description="of the first rollout server; the others follow")
+    learner_metrics_port: int = Field(9390, ge=1, le=65535, description="Prometheus; rollout servers follow from the next port on")
+    learner_master_port: int = Field(29390, ge=1, le=65535, description="where learner ranks meet")
+    max_restarts: int = Field(5, ge=0, description="restarts of one service before the run stops")
+
+    @property
+    def resolved_redis_url(self) -> str:
+        return self.redis_url or f"redis://127.0.0.1:{self.redis_port}/0"
+
+    @property
+    def resolved_reward_url(self) -> str:
+        return self.reward_url or f"http://{self.host}:{self.reward_port}"
+
+
+class RunConfig(
+    StackOptions,
+    EvaluationOptions,
+    ParityOptions,
+    RolloutOptions,
+    OptimizerOptions,
+    ObjectiveOptions,
+    SamplingOptions,
+    DataOptions,
+    ModelOptions,
+    BaseSettings,
+):
+    """All options of a run. Unknown keys are errors; relative paths are relative to the working directory."""
+
+    model_config = SettingsConfigDict(extra="forbid", env_prefix="MMR1_", frozen=True, protected_namespaces=())
+
+    @property
+    def prompts_per_step(self) -> int:
+        return self.generations_per_step // self.num_generations
+
+    @property
+    def resolved_image_root(self) -> Path:
+        return self.image_root or self.train_file.parent
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> RunConfig:
+        total, group = self.generations_per_step, self.num_generations
+        if total % group:
+            rest = self.learner_processes * self.gradient_accumulation_steps
+            valid = [n for n in range(1, self.per_device_batch_size + group + 1) if n * rest % group == 0]
+            nearest = sorted(sorted(valid, key=lambda n: abs(n - self.per_device_batch_size))[:2])
+            raise ValueError(
+                f"per_device_batch_size does not divide: {self.learner_processes} learner processes x "
+                f"per_device_batch_size {self.per_device_batch_size} x gradient_accumulation_steps "
+                f"{self.gradient_accumulation_steps} = {total} generations, not a multiple of num_generations {group}; "
+                f"nearest valid per_device_batch_size: {', '.join(map(str, nearest))}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _schedules(self) -> RunConfig:
+        if self.temperature_func == "linear" and self.temperature_begin > self.temperature_end:
+            raise ValueError("temperature_begin is above temperature_end; swap them or use temperature_func constant")
+        if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
+            raise ValueError(f"min_pixels {self.min_pixels} is above max_pixels {self.max_pixels}")
+        for spec in self.rewards:
+            name, _, weight = spec.partition("=")
+            try:
+                float(weight or "1")
+            except ValueError:
+                raise ValueError(f"rewards: {spec!r} is not NAME or NAME=WEIGHT") from None
+            if not name:
+                raise ValueError(f"rewards: {spec!r} has no name")
+        return self

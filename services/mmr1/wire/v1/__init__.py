@@ -1,0 +1,1 @@
+"""Generated from proto/mmr1/v1 by `make proto`. Do not edit."""
