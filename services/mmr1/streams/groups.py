@@ -1,0 +1,124 @@
+"""The learner's side of the queue: feed prompts, read groups, acknowledge what a durable checkpoint contains.
+
+Every call carries the learner's incarnation and raises StaleWriterError once a newer learner exists. This file knows
+nothing of datasets, batches or checkpoints; `mmr1_learner.source` does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from redis import Redis
+from redis.exceptions import ResponseError
+
+from mmr1.records import Group, PolicyVersion, Prompt, PromptId
+from mmr1.streams.ledger import Ledger, ledger_from_snapshot
+from mmr1.streams.scripts import Scripts, stale_writer
+from mmr1.wire import decode_group, encode_prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A rollout server with a valid lease. `version` is None until it has committed one."""
+
+    server_id: str
+    address: str
+    state: str
+    version: PolicyVersion | None
+
+
+class RunQueue:
+    """The queue of one run, as its one current learner."""
+
+    def __init__(self, redis: Redis, run: str) -> None:
+        self._redis = redis
+        self._run = run
+        self._scripts = Scripts(redis, run)
+        self._replayed: str | None = "0-0"  # what an earlier life had claimed is read before anything new
+        self.incarnation = 0
+
+    def become_writer(self) -> int:
+        """Take the next incarnation; every older learner is refused from here on."""
+        for stream, group in (("prompts", "rollout"), ("groups", "learner")):
+            try:
+                self._redis.xgroup_create(self._scripts.key(stream), group, id="0", mkstream=True)
+            except ResponseError as error:
+                if not str(error).startswith("BUSYGROUP"):
+                    raise
+        self.incarnation = int(self._scripts.call("become_writer"))
+        self._replayed = "0-0"
+        return self.incarnation
+
+    def feed(self, prompt: Prompt, *, force: bool = False) -> bool:
+        """Queue a prompt. False: this id has been fed before. `force` feeds a place again that Redis has forgotten."""
+        id_ = prompt.id
+        return bool(self._write("feed", str(id_), id_.position, id_.attempt, encode_prompt(prompt), int(force)))
+
+    def read(self, count: int) -> list[Group]:
+        """Up to `count` scored groups, without waiting. After a restart, those of the earlier life come first."""
+        groups: list[Group] = []
+        while self._replayed is not None and len(groups) < count:
+            entries = self._write("read_groups", count - len(groups), self._replayed)
+            self._replayed = entries[-1][0].decode() if entries else None
+            groups += [decode_group(payload) for _, _, payload in entries]
+        if len(groups) < count:
+            groups += [decode_group(payload) for _, _, payload in self._write("read_groups", count - len(groups), ">")]
+        return groups
+
+    def mark_applied(self, ids: Iterable[PromptId]) -> None:
+        """These groups are in an optimizer step: they no longer hold the feeder back."""
+        self._write("apply", *map(str, ids))
+
+    def acknowledge(self, ids: Sequence[PromptId]) -> int:
+        """A durable checkpoint contains these groups. Returns how many were still pending."""
+        return int(self._write("finish", *map(str, ids))) if ids else 0
+
+    def drop(self, id_: PromptId, reason: str, next_prompt: Prompt | None = None) -> bool:
+        """Drop a group for `reason` and, in the same step, feed its place's next attempt. False: not pending."""
+        following = (str(next_prompt.id), encode_prompt(next_prompt)) if next_prompt else ("", b"")
+        return bool(self._write("drop", str(id_), reason, *following))
+
+    def commit_version(self, version: PolicyVersion) -> None:
+        """Every serving rollout server holds this version now."""
+        if version.incarnation != self.incarnation:
+            raise ValueError(f"version {version} is not of incarnation {self.incarnation}")
+        self._write("commit_version", version.number)
+
+    def members(self) -> list[Member]:
+        """The rollout servers whose lease is valid, in order of their id."""
+        members = []
+        for encoded in self._scripts.call("members"):
+            lease = json.loads(encoded)
+            version = PolicyVersion(int(lease["incarnation"]), int(lease["number"]))
+            members.append(
+                Member(lease["server_id"], lease["address"], lease["state"], version if version.incarnation else None)
+            )
+        return sorted(members, key=lambda member: member.server_id)
+
+    def ledger(self) -> Ledger:
+        return ledger_from_snapshot(self._scripts.call("snapshot"))
+
+    def pending_ids(self) -> set[PromptId]:
+        """Every id that is fed, ready or applied."""
+        pending = set()
+        for field in self._redis.hkeys(self._scripts.key("items")):  # type: ignore[union-attr]
+            position, _, attempt = field.decode().partition("/")
+            pending.add(PromptId(self._run, int(position), int(attempt)))
+        return pending
+
+    def restore(self, ledger: Ledger) -> bool:
+        """Put counters back into a Redis that has forgotten the run. False: it has not."""
+        fields: list[Any] = ["fed", ledger.fed, "trained", ledger.trained, "next_position", ledger.next_position]
+        for kind, counts in (("dropped", ledger.dropped), ("dead", ledger.dead)):
+            for reason, count in counts.items():
+                fields += [f"{kind}:{reason}", count]
+        return bool(self._write("restore", *fields))
+
+    def _write(self, name: str, *arguments: str | bytes | int) -> Any:
+        try:
+            return self._scripts.call(name, self.incarnation, *arguments)
+        except ResponseError as error:
+            raise stale_writer(error) or error from None

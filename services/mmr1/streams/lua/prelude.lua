@@ -1,0 +1,52 @@
+-- Shared by every script. All keys of a run share one hash tag, so one script may touch them all.
+local prompts, groups, ledger, items, applied, leases, writer, graveyard =
+  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8]
+
+local function now()
+  local t = redis.call('TIME')
+  return tonumber(t[1]) + tonumber(t[2]) / 1e6
+end
+
+-- A learner that has been superseded may write nothing.
+local function stale(incarnation)
+  local current = redis.call('HGET', writer, 'incarnation')
+  if current == incarnation then return nil end
+  return redis.error_reply('STALE incarnation ' .. incarnation .. ' was superseded by ' .. (current or 'none'))
+end
+
+-- Who holds a delivered entry, and how often it was delivered.
+local function holder(stream, group, entry)
+  local found = redis.call('XPENDING', stream, group, entry, entry, 1)
+  if #found == 0 then return nil, 0 end
+  return found[1][2], found[1][4]
+end
+
+local function remove(stream, group, entry)
+  redis.call('XACK', stream, group, entry)
+  redis.call('XDEL', stream, entry)
+end
+
+local function field(fields, name)
+  for i = 1, #fields, 2 do
+    if fields[i] == name then return fields[i + 1] end
+  end
+end
+
+-- items[id] is 'p<entry>' while the prompt waits or runs and 'g<entry>' once its group is ready.
+local function feed(id, payload, crashes)
+  local entry = redis.call('XADD', prompts, '*', 'id', id, 'payload', payload, 'crashes', crashes)
+  redis.call('HSET', items, id, 'p' .. entry)
+  return entry
+end
+
+local function forget(id)
+  redis.call('HDEL', items, id)
+  redis.call('SREM', applied, id)
+end
+
+local function bury(entry, id, reason, detail, payload)
+  remove(prompts, 'rollout', entry)
+  forget(id)
+  redis.call('HINCRBY', ledger, 'dead:' .. reason, 1)
+  redis.call('XADD', graveyard, '*', 'id', id, 'reason', reason, 'detail', detail, 'payload', payload)
+end

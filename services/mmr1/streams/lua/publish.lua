@@ -1,0 +1,6 @@
+-- ARGV: server, entry, id, payload. The group goes in and the prompt goes out together, if the server still holds it.
+if holder(prompts, 'rollout', ARGV[2]) ~= ARGV[1] then return 0 end
+remove(prompts, 'rollout', ARGV[2])
+local entry = redis.call('XADD', groups, '*', 'id', ARGV[3], 'payload', ARGV[4])
+redis.call('HSET', items, ARGV[3], 'g' .. entry)
+return 1

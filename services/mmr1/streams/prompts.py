@@ -1,0 +1,106 @@
+"""The rollout server's side of the queue: take a prompt, publish its group, or give it back.
+
+A server holds what it took until one of three scripts takes it away; each does nothing if another server has claimed
+the entry meanwhile. This file knows nothing of engines or rewards, and decides nothing about versions: Redis does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+from mmr1.records import Group, PolicyVersion, Prompt
+from mmr1.streams.scripts import Scripts
+from mmr1.wire import SchemaVersionError, decode_prompt, encode_group
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A prompt this server holds. `num_deliveries` counts holders that died, and this one."""
+
+    entry_id: str
+    prompt: Prompt
+    num_deliveries: int
+
+
+class PromptConsumer:
+    """One rollout server, as the queue sees it."""
+
+    def __init__(
+        self, redis: Redis, run: str, server_id: str, *, claim_idle_seconds: float, max_deliveries: int
+    ) -> None:
+        self._redis = redis
+        self._scripts = Scripts(redis, run)
+        self._server_id = server_id
+        self._claim_idle_ms = int(claim_idle_seconds * 1000)
+        self._max_deliveries = max_deliveries
+
+    async def prepare(self) -> None:
+        """Create the streams' consumer groups, from their beginning. Harmless when they exist."""
+        for stream, group in (("prompts", "rollout"), ("groups", "learner")):
+            try:
+                await self._redis.xgroup_create(self._scripts.key(stream), group, id="0", mkstream=True)
+            except ResponseError as error:
+                if not str(error).startswith("BUSYGROUP"):
+                    raise
+
+    async def register(
+        self, address: str, state: str, version: PolicyVersion | None, lease_seconds: float
+    ) -> None:
+        """Take or renew the lease that makes this server one of `all replicas`. 0 seconds give it up."""
+        incarnation, number = version or (0, 0)
+        await self._scripts.call("lease", self._server_id, address, state, incarnation, number, lease_seconds)
+
+    async def take(self, count: int, version: PolicyVersion, max_lag: int) -> list[Delivery]:
+        """Up to `count` prompts, those of dead holders first. Empty without a lease, when too stale, or when none wait."""
+        reply = await self._scripts.call(
+            "take",
+            self._server_id,
+            count,
+            version.incarnation,
+            version.number,
+            max_lag,
+            self._claim_idle_ms,
+            self._max_deliveries,
+        )
+        if reply[0] != b"ok":
+            return []
+        deliveries = []
+        for entry_id, payload, num_deliveries in reply[1]:
+            try:
+                prompt = decode_prompt(payload)
+            except SchemaVersionError:
+                await self._scripts.call("give_back", self._server_id, entry_id)
+                raise
+            deliveries.append(Delivery(entry_id.decode(), prompt, num_deliveries))
+        return deliveries
+
+    async def publish(self, delivery: Delivery, group: Group) -> bool:
+        """Hand the scored group to the learner. False: another server holds the prompt now; discard the group."""
+        return bool(
+            await self._scripts.call(
+                "publish", self._server_id, delivery.entry_id, str(group.prompt.id), encode_group(group)
+            )
+        )
+
+    async def give_back(self, delivery: Delivery) -> bool:
+        """Put the prompt back, uncounted. False: it was not ours any more."""
+        return bool(await self._scripts.call("give_back", self._server_id, delivery.entry_id))
+
+    async def dead(self, delivery: Delivery, reason: str, detail: str = "") -> bool:
+        """The prompt can never be sampled (`reason`: a short name for the ledger). False: it was not ours any more."""
+        return bool(
+            await self._scripts.call(
+                "bury", self._server_id, delivery.entry_id, str(delivery.prompt.id), reason, detail
+            )
+        )
+
+    async def heartbeat(self, deliveries: Sequence[Delivery]) -> set[str]:
+        """Keep holding these. Returns the entry ids that are still ours."""
+        if not deliveries:
+            return set()
+        kept = await self._scripts.call("heartbeat", self._server_id, *(held.entry_id for held in deliveries))
+        return {entry.decode() for entry in kept}
