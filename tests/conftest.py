@@ -1,0 +1,99 @@
+"""Fixtures that every suite may use: a real Redis, free ports, and small nouns."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from mmr1.records import (
+    FinishReason,
+    Group,
+    ImageRef,
+    Outcome,
+    PolicyVersion,
+    Prompt,
+    PromptId,
+    RewardSpec,
+    Rollout,
+    Sampling,
+    Score,
+    VersionSpan,
+)
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a real Redis of this test session's own."""
+    binary = shutil.which("redis-server", path=str(Path(sys.executable).parent)) or shutil.which("redis-server")
+    assert binary, "no redis-server: run `make setup`"
+    port = free_port()
+    folder = tmp_path_factory.mktemp("redis")
+    process = subprocess.Popen(
+        [binary, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", "", "--appendonly", "no"],
+        stdout=subprocess.DEVNULL,
+    )
+    client = redis.Redis(port=port)
+    for _ in range(200):
+        try:
+            client.ping()
+            break
+        except redis.ConnectionError:
+            time.sleep(0.02)
+    else:
+        raise RuntimeError("redis-server did not come up")
+    yield f"redis://127.0.0.1:{port}/0"
+    process.terminate()
+    process.wait(10)
+
+
+@pytest.fixture
+def redis_url(redis_server: str) -> str:
+    """The same Redis, emptied."""
+    redis.Redis.from_url(redis_server).flushall()
+    return redis_server
+
+
+def make_prompt(position: int = 0, attempt: int = 0, run: str = "test", num_generations: int = 2) -> Prompt:
+    return Prompt(
+        id=PromptId(run, position, attempt),
+        text="<|im_start|>user\nHow many?<|im_end|>\n<|im_start|>assistant\n",
+        images=(ImageRef("a/b.png", b"\x01" * 32),),
+        task="counting",
+        problem="How many?",
+        solution=3,
+        num_generations=num_generations,
+        sampling=Sampling(temperature=0.9, max_completion_length=8, seed=7, forbidden_token_ids=(1, 5), stop=("\n",)),
+        rewards=(RewardSpec("counting", 1.0, {"score": "graded"}), RewardSpec("format", 0.5)),
+    )
+
+
+def make_group(prompt: Prompt, rewards: tuple[float | None, ...] = (1.0, 0.0), number: int = 0) -> Group:
+    version = PolicyVersion(1, number)
+    rollouts = tuple(
+        Rollout(
+            token_ids=(7, 8, 9),
+            logprobs=(-0.5, -0.25, -1.0),
+            spans=(VersionSpan(version, 0, 3),),
+            text="3",
+            finish_reason=FinishReason.STOP,
+            score=Score(Outcome.OK, reward, {"counting": reward}) if reward is not None else Score(Outcome.TIMEOUT, None),
+        )
+        for reward in rewards
+    )
+    return Group(prompt, (1, 2, 3), rollouts, "rollout-0", 0.5, 0.25)
