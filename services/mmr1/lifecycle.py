@@ -1,0 +1,50 @@
+"""How a process of ours begins and ends: its exit code, and its answer to SIGTERM and Ctrl-C.
+
+Knows nothing of what the process does between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Callable
+
+from mmr1.errors import CONFIGURATION_ERROR, ConfigurationError
+
+
+def run_command(command: Callable[[], int]) -> int:
+    """Run an entry point; a ConfigurationError becomes one line on stderr and exit code 2."""
+    try:
+        return command()
+    except ConfigurationError as error:
+        print(f"mmr1: error: {error}", file=sys.stderr, flush=True)
+        return CONFIGURATION_ERROR
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+
+
+class StopRequest:
+    """Set by the first SIGTERM or Ctrl-C; a second one sets `urgent`: stop waiting for anything.
+
+    Made inside a running event loop, on the main thread.
+    """
+
+    def __init__(self) -> None:
+        self.requested = asyncio.Event()
+        self.urgent = asyncio.Event()
+        self.signal: signal.Signals | None = None
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._on_signal, number)
+
+    @property
+    def exit_code(self) -> int:
+        """What a shell expects of a process that a signal ended: 130 after Ctrl-C, 143 after SIGTERM."""
+        return 128 + self.signal if self.signal else 0
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        if self.requested.is_set():
+            self.urgent.set()
+        self.signal = self.signal or number
+        self.requested.set()
