@@ -1,0 +1,144 @@
+"""Content-addressed access to the image files below one folder.
+
+A path from a dataset or from the network is only ever opened through an ImageStore: what lies outside the root, is not
+a plain file, has changed since it was named, or would decode to more pixels than the bound is refused with a reason.
+This file knows nothing of datasets, prompts, resizing or tensors, and it reads local folders only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import stat
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from mmr1.records import ImageRef
+
+# Pillow opens EPS, PDF and others by running programs or reading far more than pixels; these are plain decoders.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+MAX_PIXELS = 2**26  # 67 million, 200 MB as RGB
+MAX_FILE_BYTES = 2**28
+
+
+class ImageError(Exception):
+    """An image that cannot be used. One line: the path as it was given, and the reason."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"image {path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+
+class ImageStore:
+    """The images below `root`, a local folder that may itself be a symbolic link."""
+
+    def __init__(self, root: Path | str, *, max_pixels: int = MAX_PIXELS) -> None:
+        self.root = Path(os.path.realpath(root))
+        self.max_pixels = max_pixels
+
+    def ref(self, path: str | Path) -> ImageRef:
+        """Name a file by its path relative to the root and the SHA-256 of its bytes.
+
+        Raises:
+            ImageError: the file is missing, unreadable, too large or outside the root.
+        """
+        relative = self.relative(path)
+        return ImageRef(relative, hashlib.sha256(self._read(relative)).digest())
+
+    def open(self, ref: ImageRef) -> Image.Image:
+        """Decode to RGB: upright by its EXIF orientation, transparency over white, 16 bits scaled to 8, first frame.
+
+        Raises:
+            ImageError: as `ref` does, or the bytes no longer have the hash in `ref`, or they are not an image.
+        """
+        content = self._read(ref.path)
+        if hashlib.sha256(content).digest() != ref.sha256:
+            raise ImageError(ref.path, "its content changed since it was named; restore the file or start a new run")
+        return self._decode(ref.path, content)
+
+    def check(self, path: str | Path) -> tuple[int, int]:
+        """Decode a file completely and return its (width, height) in pixels as `open` would give it.
+
+        Raises:
+            ImageError: as `open` does.
+        """
+        return self._decode(str(path), self._read(str(path))).size
+
+    def relative(self, path: str | Path) -> str:
+        """`path`, absolute or relative to the root, as a relative path with forward slashes. Opens nothing.
+
+        Raises:
+            ImageError: it leaves the root by its own wording ("..", another absolute folder).
+        """
+        if "\0" in str(path):
+            raise ImageError(str(path).replace("\0", "\\0"), "is not a path (NUL byte)")
+        joined = os.path.normpath(self.root / path)
+        if not Path(joined).is_relative_to(self.root):
+            # An absolute path may reach the root through a link; then its real location decides.
+            joined = os.path.realpath(joined)
+        self._require_inside(str(path), Path(joined))
+        return Path(joined).relative_to(self.root).as_posix()
+
+    def _require_inside(self, path: str, location: Path) -> None:
+        if not location.is_relative_to(self.root):
+            raise ImageError(path, f"lies outside the image root {self.root}; move it below, or set image_root")
+
+    def _read(self, path: str) -> bytes:
+        try:
+            location = Path(os.path.realpath(self.root / path))
+            self._require_inside(path, location)
+            status = location.stat()
+            if not stat.S_ISREG(status.st_mode):  # a pipe would block for ever
+                raise ImageError(path, "is not a file")
+            if status.st_size > MAX_FILE_BYTES:
+                raise ImageError(path, f"has {status.st_size} bytes, above the bound of {MAX_FILE_BYTES}")
+            return location.read_bytes()
+        except FileNotFoundError:
+            raise ImageError(path, f"does not exist below {self.root}") from None
+        except OSError as error:
+            raise ImageError(path, f"cannot be read ({error.strerror})") from None
+        except ValueError as error:  # a NUL byte, from the network
+            raise ImageError(path.replace("\0", "\\0"), f"is not a path ({error})") from None
+
+    def _decode(self, path: str, content: bytes) -> Image.Image:
+        try:
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+                width, height = image.size
+                if width * height > self.max_pixels:
+                    raise ImageError(path, f"has {width} x {height} pixels, above the bound of {self.max_pixels}")
+                image.load()
+                return _to_rgb(ImageOps.exif_transpose(image))
+        except ImageError:
+            raise
+        except UnidentifiedImageError:
+            raise ImageError(path, f"is not one of {', '.join(FORMATS)}") from None
+        except Image.DecompressionBombError:
+            raise ImageError(path, f"has more pixels than the bound of {self.max_pixels}") from None
+        except (
+            Exception
+        ) as error:  # decoders raise whatever their format library does; the file is at fault in each case
+            raise ImageError(path, f"cannot be decoded ({type(error).__name__}: {error})") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith(("I", "F")):
+        return _deep_gray(image).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, (255, 255, 255, 255)), layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def _deep_gray(image: Image.Image) -> Image.Image:
+    """16-bit gray to 8 bits. Pillow's own conversion clips at 255, which turns nearly every pixel white."""
+    pixels = np.asarray(image)
+    if image.mode == "F" or pixels.min(initial=0) < 0 or pixels.max(initial=0) > 0xFFFF:
+        raise ValueError(f"mode {image.mode} has no fixed range; save it with 8 or 16 bits a channel")
+    return Image.fromarray(((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8))
+
+
+__all__ = ["FORMATS", "MAX_PIXELS", "ImageError", "ImageStore"]

@@ -1,0 +1,161 @@
+"""Datasets from files: good rows, every kind of bad row by line and key, and the order of a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from mmr1.config import RunConfig
+from mmr1.dataset import DataOrder, Keys, eval_problems, load_problems, read_problems, train_problems
+from mmr1.errors import ConfigurationError
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for name in ("a.png", "b.png"):
+        Image.new("L", (4, 4)).save(tmp_path / name)
+    return tmp_path
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    return {"problem": "How many?", "solution": 3, "image": "a.png"} | changes
+
+
+def write(root: Path, text: str, name: str = "data.json") -> Path:
+    (root / name).write_text(text)
+    return root / name
+
+
+@pytest.mark.parametrize("layout", ["array", "indented", "lines", "bom"])
+def test_both_formats(root: Path, layout: str) -> None:
+    rows = [row(), row(solution={"box": [1, 2]}, image=["a.png", "b.png"], task="grounding")]
+    text = {
+        "array": json.dumps(rows),
+        "indented": json.dumps(rows, indent=2),
+        "lines": "\n\n".join(map(json.dumps, rows)) + "\n",
+        "bom": "\ufeff" + json.dumps(rows),
+    }[layout]
+    first, second = load_problems(write(root, text), root=root, task="counting")
+    assert (first.position, first.images, first.task, first.solution) == (0, ("a.png",), "counting", 3)
+    assert (second.position, second.images, second.task) == (1, ("a.png", "b.png"), "grounding")
+
+
+def test_other_keys(root: Path) -> None:
+    path = write(root, json.dumps([{"q": "?", "a": "x", "img": "a.png"}]))
+    (problem,) = load_problems(path, root=root, problem_key="q", answer_key="a", image_key="img", task="ocr")
+    assert (problem.problem, problem.solution, problem.task) == ("?", "x", "ocr")
+
+
+BAD_ROWS = [
+    ({"problem": "?", "image": "a.png", "solutoin": 1}, "'solution' is missing; did you mean 'solutoin'"),
+    (row(problem=" "), "'problem' must be a text"),
+    (row(solution=None), "'solution' is empty"),
+    (row(image=[]), "'image' must be an image path"),
+    (row(image=7), "'image' must be an image path"),
+    (row(image="../x.png"), "key 'image': image .*outside the image root"),
+    (row(image="none.png"), "key 'image': image none.png: does not exist"),
+    (row(task=""), "'task' must be a task's name"),
+    ("text", "a row must be an object"),
+]
+
+
+@pytest.mark.parametrize(("bad", "reason"), BAD_ROWS)
+@pytest.mark.parametrize("array", [True, False])
+def test_bad_rows_name_the_line(root: Path, bad: Any, reason: str, array: bool) -> None:
+    rows = [row(), bad, row()]
+    text = json.dumps(rows, indent=1) if array else "\n".join(map(json.dumps, rows))
+    line = 7 if array else 2
+    path = write(root, text)
+    with pytest.raises(ConfigurationError, match=reason) as caught:
+        load_problems(path, root=root)
+    assert str(caught.value).startswith(f"{path}:{line}: ") and "\n" not in str(caught.value)
+
+
+BAD_FILES = [
+    ('[\n{"problem": "?",,}]', ":2: is not JSON"),
+    ("[\n\n" + json.dumps(row()) + "\n{}]", ":4: is not JSON .expected ',' or ']'"),
+    ("[" + json.dumps(row()), "is not JSON .expected ',' or ']' after a row, found the end"),
+    ("[" + json.dumps(row()) + "]\n{}", ":1: is not JSON .*after the closing"),
+    (json.dumps(row()) + "\n{bad\n", ":2: is not JSON"),
+    ('{"problem": "?", "solution": NaN, "image": "a.png"}', ":1: is not JSON .NaN"),
+    ("[" * 100_000, "nested too deeply"),
+    ("", "holds no problem"),
+    ("[]", "holds no problem"),
+]
+
+
+@pytest.mark.parametrize(("text", "reason"), BAD_FILES)
+def test_bad_files(root: Path, text: str, reason: str) -> None:
+    with pytest.raises(ConfigurationError, match=reason):
+        load_problems(write(root, text), root=root)
+
+
+def test_files_that_cannot_be_read(root: Path) -> None:
+    with pytest.raises(ConfigurationError, match="No such file"):
+        load_problems(root / "none.json", root=root)
+    (root / "latin.json").write_bytes(b'[\n{"problem": "caf\xe9"}]')
+    with pytest.raises(ConfigurationError, match=":2: is not UTF-8"):
+        load_problems(root / "latin.json", root=root)
+
+
+def test_all_bad_rows_at_once(root: Path) -> None:
+    path = write(root, "\n".join(["{", json.dumps(row()), "[]", json.dumps({"problem": "?"})]))
+    reading = read_problems(path, root=root, keys=Keys())
+    assert [bad.line for bad in reading.bad_rows] == [1, 3, 4] and reading.lines == [2]
+    assert reading.problems[0].position == 1
+    with pytest.raises(ConfigurationError, match="and 2 more bad rows"):
+        load_problems(path, root=root)
+
+
+def test_samples_are_seeded_and_nested(root: Path) -> None:
+    path = write(root, json.dumps([row(solution=i) for i in range(50)]))
+    ten = [p.solution for p in load_problems(path, root=root, sample_size=10, seed=3)]
+    twenty = [p.solution for p in load_problems(path, root=root, sample_size=20, seed=3)]
+    assert twenty[:10] == ten and len(set(twenty)) == 20
+    assert ten != [p.solution for p in load_problems(path, root=root, sample_size=10, seed=4)]
+
+
+def test_run_configuration(root: Path) -> None:
+    train = write(root, json.dumps([row(solution=i) for i in range(5)]), "train.json")
+    (root / "held").mkdir()
+    Image.new("L", (4, 4)).save(root / "held" / "c.png")
+    held = write(root / "held", json.dumps([row(image="c.png"), row(image="c.png")]))
+
+    def config(**options: Any) -> RunConfig:
+        required = {"model": "m", "num_steps": 1, "per_device_batch_size": 8}
+        return RunConfig(**required, train_file=train, **options)
+
+    assert len(train_problems(config(train_sample_size=2))) == 2
+    assert eval_problems(config()) == []
+    problems = eval_problems(config(eval_file=held, eval_sample_size=1))
+    assert [p.images for p in problems] == [("held/c.png",)]  # relative to the run's root, not to the file
+    elsewhere = config(train_sample_size=2, eval_file=train).model_copy(update={"train_file": held, "eval_file": train})
+    with pytest.raises(ConfigurationError, match=r"outside the image root.*set image_root"):
+        eval_problems(elsewhere)
+
+
+@pytest.mark.parametrize("num_problems", [1, 2, 3, 37, 64, 1000])
+def test_every_epoch_takes_every_problem_once(num_problems: int) -> None:
+    order = DataOrder(num_problems, seed=5)
+    epochs = [[order.index(e * num_problems + i) for i in range(num_problems)] for e in range(3)]
+    assert all(sorted(epoch) == list(range(num_problems)) for epoch in epochs)
+    if num_problems > 30:
+        assert epochs[0] != epochs[1] != list(range(num_problems))
+        assert epochs[0] != [DataOrder(num_problems, seed=6).index(i) for i in range(num_problems)]
+    assert order.epoch(num_problems) == 1
+
+
+def test_the_order_never_changes() -> None:
+    order = DataOrder(10, seed=0)
+    assert [order.index(i) for i in range(10)] == [DataOrder(10, seed=0).index(i) for i in range(10)]
+
+
+def test_the_order_looks_shuffled() -> None:
+    order = DataOrder(1000, seed=0)
+    firsts = [DataOrder(1000, seed).index(0) for seed in range(200)]
+    neighbours = sum(abs(order.index(i) - order.index(i + 1)) == 1 for i in range(999))
+    assert len(set(firsts)) > 150 and neighbours < 15

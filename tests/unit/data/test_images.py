@@ -1,0 +1,130 @@
+"""ImageStore against real files: what it accepts, what it refuses, and what the pixels become."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from mmr1.images import ImageError, ImageStore
+from mmr1.records import ImageRef
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "root"
+    folder.mkdir()
+    Image.new("RGB", (8, 4), "red").save(folder / "red.png")
+    return folder
+
+
+def pixels(store: ImageStore, name: str) -> np.ndarray:
+    return np.asarray(store.open(store.ref(name)))
+
+
+def test_ref_names_content_and_open_decodes_it(root: Path) -> None:
+    store = ImageStore(root)
+    ref = store.ref("./red.png")
+    assert ref.path == "red.png" and len(ref.sha256) == 32
+    image = store.open(ref)
+    assert image.mode == "RGB" and image.size == (8, 4) == store.check("red.png")
+    assert store.ref(root / "red.png") == ref
+
+
+def test_changed_content_is_refused(root: Path) -> None:
+    store = ImageStore(root)
+    ref = store.ref("red.png")
+    Image.new("RGB", (8, 4), "blue").save(root / "red.png")
+    with pytest.raises(ImageError, match="changed since"):
+        store.open(ref)
+
+
+@pytest.mark.parametrize(
+    "path", ["../outside.png", "/etc/passwd", "link.png", "linked/outside.png", "a/../../outside.png"]
+)
+def test_outside_the_root_is_refused(root: Path, path: str) -> None:
+    Image.new("RGB", (2, 2)).save(root.parent / "outside.png")
+    (root / "link.png").symlink_to(root.parent / "outside.png")
+    (root / "linked").symlink_to(root.parent)
+    store = ImageStore(root)
+    for attempt in (store.ref, store.check, lambda p: store.open(ImageRef(p, b"\0" * 32))):
+        with pytest.raises(ImageError, match="outside the image root"):
+            attempt(path)
+
+
+def test_links_that_stay_inside_work(root: Path) -> None:
+    (root / "again.png").symlink_to("red.png")
+    (root.parent / "alias").symlink_to(root)
+    store = ImageStore(root.parent / "alias")
+    assert store.ref("again.png").path == "again.png"
+    assert store.ref(root.parent / "alias" / "red.png").path == "red.png"
+    assert store.check("again.png") == (8, 4)
+
+
+def test_what_is_no_image_is_refused_in_one_line(root: Path) -> None:
+    (root / "text.png").write_text("not an image")
+    (root / "cut.png").write_bytes((root / "red.png").read_bytes()[:45])
+    (root / "script.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    (root / "folder").mkdir()
+    os.mkfifo(root / "pipe")
+    store = ImageStore(root)
+    reasons = {"text.png": "is not one of", "cut.png": "cannot be decoded", "script.eps": "is not one of"}
+    reasons |= {"folder": "not a file", "pipe": "not a file", "none.png": "does not exist", "a\0b": "is not a path"}
+    for name, reason in reasons.items():
+        with pytest.raises(ImageError, match=reason) as caught:
+            store.check(name)
+            store.ref(name)
+        assert "\n" not in str(caught.value) and "\0" not in str(caught.value)
+
+
+def test_decompression_bombs_are_refused_before_decoding(root: Path) -> None:
+    Image.new("1", (400, 300)).save(root / "large.png")
+    assert ImageStore(root).check("large.png") == (400, 300)
+    with pytest.raises(ImageError, match="above the bound of 100000"):
+        ImageStore(root, max_pixels=100_000).check("large.png")
+    text = PngInfo()
+    text.add_text("note", "x" * 3_000_000, zip=True)
+    Image.new("L", (2, 2)).save(root / "text_bomb.png", pnginfo=text)
+    with pytest.raises(ImageError, match="cannot be decoded"):
+        ImageStore(root).check("text_bomb.png")
+
+
+def test_orientation_is_applied(root: Path) -> None:
+    image = Image.new("RGB", (6, 2), "white")
+    exif = image.getexif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    image.save(root / "turned.jpg", exif=exif)
+    store = ImageStore(root)
+    assert store.open(store.ref("turned.jpg")).size == (2, 6) == store.check("turned.jpg")
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_lies_over_white(root: Path, mode: str) -> None:
+    if mode == "P":
+        image = Image.new("P", (2, 2), 0)
+        image.putpalette([0, 0, 0])
+        image.save(root / "clear.png", transparency=0)
+    else:
+        Image.new(mode, (2, 2)).save(root / "clear.png")
+    assert (pixels(ImageStore(root), "clear.png") == 255).all()
+
+
+def test_sixteen_bits_scale_to_eight(root: Path) -> None:
+    deep = np.array([[0, 257, 32896, 65535]], np.uint16)
+    Image.fromarray(deep).save(root / "deep.png")
+    Image.fromarray(deep).save(root / "deep.tiff")
+    for name in ("deep.png", "deep.tiff"):
+        assert pixels(ImageStore(root), name)[0, :, 0].tolist() == [0, 1, 128, 255]
+    Image.fromarray(np.zeros((2, 2), np.float32)).save(root / "float.tiff")
+    with pytest.raises(ImageError, match="no fixed range"):
+        ImageStore(root).check("float.tiff")
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "CMYK", "YCbCr"])
+def test_other_modes_become_rgb(root: Path, mode: str) -> None:
+    Image.new("RGB", (2, 2), "white").convert(mode).save(root / "image.tiff")
+    assert (pixels(ImageStore(root), "image.tiff") == 255).all()
