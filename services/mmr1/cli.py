@@ -1,0 +1,108 @@
+"""The `mmr1` command: finds the sub-command and calls it.
+
+Sub-commands are imported only when called, so `mmr1 --help` is quick, and those of the other distributions are found
+through the entry-point group `mmr1.commands` (name -> function(argv) -> exit code): this package imports no learner.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from mmr1.errors import ConfigurationError
+from mmr1.lifecycle import run_command
+
+Command = Callable[[list[str]], int]
+
+BUILT_IN = {
+    "up": "run the whole stack on this machine: mmr1 up CONFIG [--option value ...]",
+    "demo": "the demonstration: mmr1 demo counting",
+    "doctor": "check this machine and say what is missing",
+    "data": "make or validate a dataset: mmr1 data digits, mmr1 data validate FILE",
+    "ledger": "a run's accounts in Redis: mmr1 ledger RUN",
+    "report": "result.json, reward.png and report.html of a run: mmr1 report RUN_DIR",
+}
+ELSEWHERE = {"data": "mmr1.data_cli", "report": "mmr1.report", "doctor": "mmr1.doctor", "demo": "mmr1.demo"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0 done, 1 failed, 2 something the user must change, 130 Ctrl-C."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if arguments[0] == "--version":
+        from mmr1 import __version__
+
+        print(__version__)
+        return 0
+    return run_command(lambda: _command(arguments[0])(arguments[1:]))
+
+
+def _command(name: str) -> Command:
+    if name == "up":
+        return _up
+    if name == "ledger":
+        return _ledger
+    if name in ELSEWHERE:
+        command: Command = importlib.import_module(ELSEWHERE[name]).main
+        return command
+    found = {entry.name: entry for entry in entry_points(group="mmr1.commands")}
+    if name not in found:
+        raise ConfigurationError(f"unknown command {name!r}; there are {', '.join([*BUILT_IN, *sorted(found)])}")
+    command = found[name].load()
+    return command
+
+
+def _up(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        from mmr1.config.loading import option_help
+
+        print(
+            "usage: mmr1 up CONFIG [--option value ...]\n\nOptions, with their defaults; MMR1_<OPTION> sets one too:\n"
+        )
+        print(option_help())
+        return 0
+    config_path = None if argv[0].startswith("--") else Path(argv[0])
+    if config_path is None:
+        raise ConfigurationError("mmr1 up needs a configuration file first: mmr1 up CONFIG [--option value ...]")
+    from mmr1.local.stack import up
+
+    return up(config_path, argv[1:])
+
+
+def _ledger(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="mmr1 ledger", description="Print a run's accounts; exit code 1 when they do not balance."
+    )
+    parser.add_argument("run", help="the run's name (its `run` option)")
+    parser.add_argument("--redis-url", default="redis://127.0.0.1:6390/0")
+    arguments = parser.parse_args(argv)
+    from redis import Redis
+
+    from mmr1.preflight import check_redis
+    from mmr1.streams import read_ledger
+
+    check_redis(arguments.redis_url)
+    with Redis.from_url(arguments.redis_url) as redis:
+        ledger = read_ledger(redis, arguments.run)
+    print(json.dumps(ledger.as_dict(), indent=2))
+    return 0 if ledger.balanced else 1
+
+
+def _help() -> str:
+    commands = dict(BUILT_IN)
+    for entry in sorted(entry_points(group="mmr1.commands"), key=lambda found: found.name):
+        commands[entry.name] = f"from {entry.dist.name}" if entry.dist else ""
+    width = max(map(len, commands))
+    lines = [f"  {name:<{width}}  {text}".rstrip() for name, text in commands.items()]
+    return "\n".join(["usage: mmr1 COMMAND ...", "", *lines, "", "mmr1 COMMAND --help says more."])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

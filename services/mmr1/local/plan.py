@@ -1,0 +1,129 @@
+"""From a RunConfig to the services of a run: their commands, environments, readiness and deadlines.
+
+This is the one place that knows how each program is called. It starts nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmr1.config import RunConfig
+from mmr1.local.readiness import grpc_serving, http_ready, redis_answers
+from mmr1.local.redis_server import find_redis_server, redis_command
+from mmr1.local.service import ProcessSpec, ServiceSpec
+
+CONFIG_NAME = "config.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """In start order. `redis` and `reward` are None where the run uses existing ones."""
+
+    redis: ServiceSpec | None
+    reward: ServiceSpec | None
+    rollouts: tuple[ServiceSpec, ...]
+    learner: ServiceSpec
+
+
+def plan(config: RunConfig, environment: Mapping[str, str] | None = None) -> Plan:
+    """The services of `config`, whose resolved form lies in its run folder.
+
+    Raises:
+        ConfigurationError: Redis is to be started and there is no redis-server.
+    """
+    inherited = child_environment(config, os.environ if environment is None else environment)
+    return Plan(
+        redis=_redis(config, inherited) if config.redis_url is None else None,
+        reward=_reward(config, inherited) if config.reward_url is None else None,
+        rollouts=tuple(_rollout(config, index, inherited) for index in range(config.rollout_replicas)),
+        learner=_learner(config, inherited),
+    )
+
+
+def child_environment(config: RunConfig, environment: Mapping[str, str]) -> dict[str, str]:
+    """What every service inherits.
+
+    MMR1_<OPTION> variables are left out: they are resolved into the run's config.yaml already and would win over the
+    command line there. The Redis URL alone travels this way, because a password does not belong in a file.
+    """
+    options = {f"MMR1_{name}".upper() for name in RunConfig.model_fields}
+    result = {name: value for name, value in environment.items() if name.upper() not in options}
+    if config.redis_url is not None:
+        result["MMR1_REDIS_URL"] = config.redis_url
+    result["PYTHONUNBUFFERED"] = "1"
+    return result
+
+
+def has_cuda(environment: Mapping[str, str]) -> bool:
+    """Whether this machine shows a CUDA device to our children. Asks the kernel, not torch."""
+    hidden = environment.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    return not hidden and Path("/dev/nvidiactl").exists()
+
+
+def _redis(config: RunConfig, inherited: Mapping[str, str]) -> ServiceSpec:
+    folder = (config.run_dir / "redis").resolve()
+    command = redis_command(find_redis_server(), config.redis_port, folder)
+    return ServiceSpec(
+        name="redis",
+        processes=(ProcessSpec("redis", command, inherited),),
+        ready=redis_answers(config.resolved_redis_url),
+    )
+
+
+def _reward(config: RunConfig, inherited: Mapping[str, str]) -> ServiceSpec:
+    command = _python("mmr1_reward_server", "--host", config.host, "--port", config.reward_port)
+    return ServiceSpec(
+        name="reward",
+        processes=(ProcessSpec("reward", command, {**inherited, "OMP_NUM_THREADS": "1"}),),
+        ready=http_ready(f"{config.resolved_reward_url}/readyz"),
+    )
+
+
+def _rollout(config: RunConfig, index: int, inherited: Mapping[str, str]) -> ServiceSpec:
+    name, port = f"rollout-{index}", config.rollout_port + index
+    command = _python(
+        "mmr1_rollout_server",
+        *("--config", config.run_dir / CONFIG_NAME),
+        *("--server-id", name),
+        *("--port", port),
+        *("--metrics-port", config.learner_metrics_port + 1 + index),
+    )
+    environment = {**inherited, "OMP_NUM_THREADS": str(config.rollout_threads)}
+    return ServiceSpec(
+        name=name,
+        processes=(ProcessSpec(name, command, environment),),
+        ready=grpc_serving(f"{config.host}:{port}"),
+        ready_deadline_seconds=1800.0,  # a large model is read from disk, and its graphs are captured
+        stop_deadline_seconds=15.0,
+    )
+
+
+def _learner(config: RunConfig, inherited: Mapping[str, str]) -> ServiceSpec:
+    command = _python("mmr1_learner.train", "--config", config.run_dir / CONFIG_NAME)
+    size = config.learner_processes
+    shared = {
+        **inherited,
+        "WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(config.learner_master_port),
+        "OMP_NUM_THREADS": str(config.learner_threads),
+    }
+    if not has_cuda(inherited):
+        shared["DS_ACCELERATOR"] = "cpu"
+    ranks = (
+        ProcessSpec(
+            "learner" if size == 1 else f"learner-{rank}",
+            command,
+            {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(size)
+    )
+    return ServiceSpec(name="learner", processes=tuple(ranks), stop_deadline_seconds=30.0, finishes=True)
+
+
+def _python(module: str, *arguments: object) -> list[str]:
+    return [sys.executable, "-m", module, *map(str, arguments)]

@@ -1,0 +1,60 @@
+"""`mmr1 up`: from options to a running stack and an exit code. The order of things is here; each thing is elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from rich.console import Console
+
+from mmr1.config import RunConfig, load_config, save_config
+from mmr1.local.logs import MergedLog
+from mmr1.local.plan import CONFIG_NAME, Plan, plan
+from mmr1.local.ports import free_port
+from mmr1.local.run_lock import run_lock
+from mmr1.local.supervisor import supervise
+from mmr1.preflight import check
+
+Companion = Callable[[], Awaitable[None]]
+
+
+def up(config_path: Path, arguments: Sequence[str]) -> int:
+    """`mmr1 up CONFIG [--option value ...]`. Returns the exit code; raises ConfigurationError."""
+    return run_stack(load_config(config_path, arguments), Console())
+
+
+def run_stack(config: RunConfig, console: Console, *, quiet: bool = False, companion: Companion | None = None) -> int:
+    """Check everything, start everything, return when it is over.
+
+    Args:
+        quiet: keep the services' lines in their files; show only what a person must see.
+        companion: runs beside the stack and is cancelled with it: the demo's live panel.
+
+    Raises:
+        ConfigurationError: something the user must change, found before or after the start.
+    """
+    if config.redis_port == 0 and config.redis_url is None:
+        config = config.model_copy(update={"redis_port": free_port()})
+    with run_lock(config.run_dir):
+        check(config)
+        services = plan(config)
+        save_config(config, config.run_dir / CONFIG_NAME)
+        (config.run_dir / "redis").mkdir(exist_ok=True)
+        with MergedLog(console, config.run_dir / "logs", quiet=quiet) as log:
+            code = asyncio.run(_run(config, services, log, companion))
+            if code == 0:
+                log.say(f"done: {config.run_dir}")
+            return code
+
+
+async def _run(config: RunConfig, services: Plan, log: MergedLog, companion: Companion | None) -> int:
+    beside = asyncio.ensure_future(companion()) if companion else None
+    try:
+        return await supervise(config, services, log)
+    finally:
+        if beside is not None:
+            beside.cancel()
+            with suppress(asyncio.CancelledError):
+                await beside
