@@ -1,0 +1,61 @@
+"""`mmr1 report RUN_DIR`: reads the folder once and writes the three files. Knows the order of things, no format."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmr1.errors import CONFIGURATION_ERROR, ConfigurationError
+from mmr1.report.page import page
+from mmr1.report.picture import draw
+from mmr1.report.result import RunResult, summarise
+from mmr1.report.run_files import read_run
+from mmr1.report.samples import choose
+from mmr1.report.table import print_table
+
+
+def build(run_dir: Path) -> RunResult:
+    """Write result.json, reward.png and report.html into `run_dir` and return what result.json holds.
+
+    Whatever the run has not written yet is left out, and said to be missing, in all three.
+
+    Raises:
+        ConfigurationError: `run_dir` is not the folder of a run, or cannot be written.
+    """
+    run = read_run(Path(run_dir))
+    result = summarise(run)
+    try:
+        _replace(run.folder / "result.json", result.to_json().encode())
+        _replace(run.folder / "reward.png", draw(run, result))
+        _replace(run.folder / "report.html", page(run, result, choose(run)).encode())
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot write into {run.folder}: {error.strerror}; give the run a writable folder"
+        ) from None
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command. Returns the process's exit code."""
+    parser = argparse.ArgumentParser(
+        prog="mmr1 report", description="Write result.json, reward.png and report.html of a run, and print its table."
+    )
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the run's folder, for example runs/demo")
+    arguments = parser.parse_args(argv)
+    try:
+        print_table(build(arguments.run_dir))
+    except ConfigurationError as error:
+        print(f"mmr1: error: {error}", file=sys.stderr)
+        return CONFIGURATION_ERROR
+    print(f"{arguments.run_dir / 'report.html'}")
+    return 0
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write beside and rename, so that a reader never sees half a file."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_bytes(content)
+    beside.replace(path)

@@ -1,0 +1,91 @@
+"""Which curves the report shows, and which fields of metrics.jsonl each is made of. Knows no drawing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from mmr1.report.charts import Chart, Line
+from mmr1.report.run_files import Record, RunFiles, number
+from mmr1.report.series import Values
+
+# title, what it shows, the curves as (name, field of metrics.jsonl), the first curve's colour
+PLAIN = (
+    ("KL from the reference", "k3 estimate per token, mean of the step", [("KL", "kl_k3")], 4),
+    ("Entropy", "Of the sampled distribution, nats per token", [("entropy", "entropy")], 3),
+    ("Temperature", "At which the step's completions were sampled", [("temperature", "temperature")], 5),
+    ("Policy lag", "Weight updates between sampling and training", [("mean", "lag_mean"), ("max", "lag_max")], 1),
+    ("Tokens per second", "Completion tokens, by wall time of the step", [("tokens/s", "tokens_per_second")], 6),
+)
+MECHANICS = (
+    ("Sampler against learner", "KL between the engines on the same tokens", [("mismatch KL", "mismatch_kl")], 4),
+    ("Proof of each weight update", "Largest |Δ log p| on the probe", [("max |Δ log p|", "probe_max_abs_dlogp")], 2),
+    (
+        "Clipped and truncated",
+        "Share of tokens",
+        [("ratio clipped", "clip_fraction"), ("importance weight truncated", "tis_truncated_fraction")],
+        1,
+    ),
+    ("Gradient norm", "Before clipping", [("norm", "grad_norm")], 3),
+    ("Learning rate", "Of the step", [("learning rate", "learning_rate")], 5),
+    ("Completion length", "Tokens, mean of the step", [("tokens", "completion_length_mean")], 6),
+)
+
+
+def curves(run: RunFiles) -> list[Chart]:
+    """The run's charts, in the order of the page; one without any data is left out."""
+    metrics = run.metrics
+    steps = [float(record["step"]) for record in metrics]
+    if not steps:
+        return []
+    charts = [
+        _reward(steps, metrics),
+        _parts(steps, metrics, "components", "Reward by component", "Mean of each, before weights", stacked=False),
+        *(_plain(steps, metrics, *row) for row in PLAIN),
+        _parts(
+            steps, metrics, "outcomes", "Outcomes of scoring", "Completions; only ok and invalid_output have a reward"
+        ),
+        _parts(steps, metrics, "phases", "Seconds by phase", "Where the step's wall time went", unit=" s"),
+        _parts(steps, metrics, "dropped", "Groups dropped", "By reason; their prompts are fed again"),
+        *(_plain(steps, metrics, *row) for row in MECHANICS),
+    ]
+    return [chart for chart in charts if not chart.empty]
+
+
+def _plain(
+    steps: list[float], metrics: list[Record], title: str, note: str, fields: list[tuple[str, str]], colour: int
+) -> Chart:
+    lines = [Line(name, _field(metrics, key)) for name, key in fields]
+    return Chart(title, note, steps, lines, from_zero=True, first_colour=colour)
+
+
+def _reward(steps: list[float], metrics: list[Record]) -> Chart:
+    mean, spread = _field(metrics, "reward_mean"), _field(metrics, "reward_std")
+    low = [None if m is None or s is None else m - s for m, s in zip(mean, spread, strict=True)]
+    high = [None if m is None or s is None else m + s for m, s in zip(mean, spread, strict=True)]
+    note = "Weighted sum, mean of the step; band: ± 1 standard deviation of the samples"
+    return Chart("Reward", note, steps, [Line("reward", mean, low, high)])
+
+
+def _parts(
+    steps: list[float], metrics: list[Record], key: str, title: str, note: str, stacked: bool = True, unit: str = ""
+) -> Chart:
+    """A chart of a field that maps names to numbers, as seconds by phase. In a stack an absent name counts as 0."""
+    names = _names(record.get(key) for record in metrics)
+    lines = []
+    for name in names:
+        values = [number(part, name) if isinstance(part := record.get(key), dict) else None for record in metrics]
+        lines.append(Line(name, values))
+    return Chart(title, note, steps, lines, stacked=stacked, from_zero=True, unit=unit)
+
+
+def _names(parts: Iterable[object]) -> list[str]:
+    """All names, those of the first record first, each once."""
+    names: dict[str, None] = {}
+    for part in parts:
+        if isinstance(part, dict):
+            names.update(dict.fromkeys(str(name) for name in part))
+    return list(names)
+
+
+def _field(metrics: list[Record], key: str) -> Values:
+    return [number(record, key) for record in metrics]

@@ -1,0 +1,132 @@
+"""Reads a run's folder: what is there, as plain records, and what is missing or damaged, by name.
+
+A run may have been cut at any byte, so a last line without its end is ignored, and no file is required except one that
+shows that this is a run at all. Completions stay on disk (there may be millions) and are streamed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mmr1.errors import ConfigurationError
+
+Record = dict[str, Any]
+FILES = ("config.yaml", "metrics.jsonl", "evaluations.jsonl", "completions.jsonl", "ledger.json", "parity.json")
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """What a run's folder holds.
+
+    `metrics` has one record per optimizer step, in order; where a resumed run did a step again, the later one.
+    `all_metrics` has every line. `problems` names, in a sentence each, what is missing or damaged.
+    """
+
+    folder: Path
+    config: Record
+    metrics: list[Record]
+    all_metrics: list[Record]
+    evaluations: list[Record]
+    ledger: Record
+    parity: list[Record]
+    problems: list[str]
+
+    def completions(self) -> Iterator[Record]:
+        """The lines of completions.jsonl, in order, one at a time."""
+        path = self.folder / "completions.jsonl"
+        if path.exists():
+            yield from _lines(path, [])
+
+    @property
+    def image_root(self) -> Path | None:
+        """Where the images of completions.jsonl are: the run's image_root, or the folder of its train_file."""
+        if root := self.config.get("image_root"):
+            return Path(root)
+        train_file = self.config.get("train_file")
+        return Path(train_file).parent if train_file else None
+
+
+def read_run(folder: Path) -> RunFiles:
+    """Read everything but the completions.
+
+    Raises:
+        ConfigurationError: `folder` does not exist or holds none of a run's files.
+    """
+    if not folder.is_dir():
+        raise ConfigurationError(
+            f"run folder {folder} does not exist; give the run_dir of a run, for example runs/demo"
+        )
+    if not any((folder / name).exists() for name in FILES):
+        raise ConfigurationError(
+            f"{folder} is not a run's folder (none of {', '.join(FILES)} is there); give a run_dir"
+        )
+    problems = [f"{name} is missing" for name in FILES if not (folder / name).exists()]
+    lines = _all_lines(folder / "metrics.jsonl", problems)
+    all_metrics = [record for record in lines if isinstance(record.get("step"), int)]
+    by_step = {record["step"]: record for record in all_metrics}
+    ledger = _document(folder / "ledger.json", problems)
+    parity = _document(folder / "parity.json", problems)
+    return RunFiles(
+        folder=folder,
+        config=_config(folder / "config.yaml", problems),
+        metrics=[by_step[step] for step in sorted(by_step)],
+        all_metrics=all_metrics,
+        evaluations=_all_lines(folder / "evaluations.jsonl", problems),
+        ledger=ledger if isinstance(ledger, dict) else {},
+        parity=[record for record in parity if isinstance(record, dict)] if isinstance(parity, list) else [],
+        problems=problems,
+    )
+
+
+def number(record: Record, key: str) -> float | None:
+    """`record[key]` as a finite float, or None: a missing value and a NaN are drawn the same way, as a gap."""
+    value = record.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def _config(path: Path, problems: list[str]) -> Record:
+    if not path.exists():
+        return {}
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8", errors="replace"))
+    except yaml.YAMLError:
+        problems.append(f"{path.name} is not valid YAML")
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _document(path: Path, problems: list[str]) -> Any:
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError:
+        problems.append(f"{path.name} is not complete")
+        return None
+
+
+def _all_lines(path: Path, problems: list[str]) -> list[Record]:
+    return list(_lines(path, problems)) if path.exists() else []
+
+
+def _lines(path: Path, problems: list[str]) -> Iterator[Record]:
+    """JSON Lines. A line without its newline may be half a record and is skipped unless it parses."""
+    with path.open("rb") as file:
+        for row, line in enumerate(file, start=1):
+            try:
+                record = json.loads(line)
+            except ValueError:
+                if line.endswith(b"\n") and line.strip():
+                    problems.append(f"{path.name}, line {row} is not JSON and was skipped")
+                continue
+            if isinstance(record, dict):
+                yield record
