@@ -25,24 +25,30 @@ class ModelOptions(BaseModel):
 class DataOptions(BaseModel):
     train_file: Path = Field(description="JSON array or JSON Lines of {problem, solution, image}")
     eval_file: Path | None = Field(None, description="held-out problems, the same format")
-    image_root: Path | None = Field(None, description="images outside it are refused; default: the dataset's own folder")
-    problem_key: str = "problem"
-    answer_key: str = "solution"
-    image_key: str = "image"
+    image_root: Path | None = Field(
+        None, description="images outside it are refused; default: the dataset's own folder"
+    )
+    problem_key: str = Field("problem", description="the row's key of the question")
+    answer_key: str = Field("solution", description="the row's key of the solution")
+    image_key: str = Field("image", description="the row's key of the image path or paths")
     task: str = Field("counting", description="the task of rows that have no `task` of their own")
     train_sample_size: int | None = Field(None, gt=0, description="the first N problems after the seeded shuffle")
     system_prompt_template: str = Field("default", description="a registered name or module:attribute")
     question_template: str = Field("default", description="a registered name or module:attribute")
-    answer_template: str = Field("default", description="a registered name or module:attribute; what a warm start is trained to say")
+    answer_template: str = Field(
+        "default", description="a registered name or module:attribute; what a warm start is trained to say"
+    )
 
 
 class SamplingOptions(BaseModel):
     num_generations: int = Field(8, ge=2, description="G: completions per prompt")
-    temperature_func: Literal["constant", "linear"] = Field("constant", description="how the temperature moves over the run")
-    temperature: float = Field(1.0, gt=0)
+    temperature_func: Literal["constant", "linear"] = Field(
+        "constant", description="how the temperature moves over the run"
+    )
+    temperature: float = Field(1.0, gt=0, description="constant: of sampling and of the loss")
     temperature_begin: float = Field(1.0, gt=0, description="linear: at the first step")
     temperature_end: float = Field(1.0, gt=0, description="linear: at the last step")
-    top_p: float = Field(1.0, gt=0, le=1.0)
+    top_p: float = Field(1.0, gt=0, le=1.0, description="sampling; parity is exact at 1")
     max_prompt_length: int = Field(1024, gt=0, description="tokens, image tokens included")
     max_completion_length: int = Field(64, gt=0, description="tokens")
     stop: list[str] = Field(default_factory=list, description="strings that end a completion")
@@ -57,20 +63,29 @@ class SamplingOptions(BaseModel):
 
 class ObjectiveOptions(BaseModel):
     rewards: Annotated[list[str], NoDecode] = Field(
-        default_factory=lambda: ["counting"], description="NAME[=WEIGHT] ...: tasks of the reward server, summed by weight"
+        default_factory=lambda: ["counting"],
+        description="NAME[=WEIGHT] ...: tasks of the reward server, summed by weight",
     )
-    objective: Literal["grpo"] = "grpo"
+    objective: Literal["grpo"] = Field("grpo", description="what is optimised")
     kl: Annotated[list[Literal["k3"]], NoDecode] = Field(
         default_factory=lambda: ["k3"], description="which divergences from the reference enter the loss; empty = none"
     )
-    k3_weight: float = Field(0.2, ge=0)
-    k3_adaptive_factor: float = Field(0.5, ge=0, description="pulls a response less the less sure the policy is of it; 0 = plain k3")
-    clip_low: float = Field(0.2, gt=0, lt=1)
-    clip_high: float = Field(0.2, gt=0)
-    importance_correction: Literal["none", "tis"] = Field("tis", description="of the mismatch between sampler and learner")
+    k3_weight: float = Field(0.2, ge=0, description="of the k3 term in the loss")
+    k3_adaptive_factor: float = Field(
+        0.5, ge=0, description="pulls a response less the less sure the policy is of it; 0 = plain k3"
+    )
+    clip_low: float = Field(0.2, gt=0, lt=1, description="the importance ratio is clipped below at 1 - clip_low")
+    clip_high: float = Field(0.2, gt=0, description="the importance ratio is clipped above at 1 + clip_high")
+    importance_correction: Literal["none", "tis"] = Field(
+        "tis", description="of the mismatch between sampler and learner"
+    )
     tis_bound: float = Field(2.0, gt=1, description="truncation of the importance weight")
-    num_updates_per_batch: int = Field(1, ge=1, description="optimizer steps on one batch; the clip acts from the second on")
-    reward_shuffle: bool = Field(False, description="a control: rewards are permuted within the batch, so nothing can be learned")
+    num_updates_per_batch: int = Field(
+        1, ge=1, description="optimizer steps on one batch; the clip acts from the second on"
+    )
+    reward_shuffle: bool = Field(
+        False, description="a control: rewards are permuted within the batch, so nothing can be learned"
+    )
 
     @field_validator("rewards", "kl", mode="before")
     @classmethod
@@ -89,16 +104,20 @@ class ObjectiveOptions(BaseModel):
 
 class OptimizerOptions(BaseModel):
     num_steps: int = Field(gt=0, description="optimizer steps of the whole run")
-    learning_rate: float = Field(1e-6, gt=0)
-    lr_scheduler: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_steps: int = Field(0, ge=0)
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-    seed: int = Field(0, ge=0)
+    learning_rate: float = Field(1e-6, gt=0, description="of AdamW, after warm-up")
+    lr_scheduler: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="from the warm-up to the end of the run; linear and cosine end at 0"
+    )
+    warmup_steps: int = Field(0, ge=0, description="optimizer steps in which the learning rate rises")
+    weight_decay: float = Field(0.0, ge=0, description="of AdamW")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
+    seed: int = Field(0, ge=0, description="of the data order, of sampling and of the shuffles")
     per_device_batch_size: int = Field(gt=0, description="generations per device and forward, not prompts")
     gradient_accumulation_steps: int = Field(1, gt=0, description="forwards per optimizer step")
-    gradient_checkpointing: bool = False
-    zero_stage: Literal[0, 1, 2] = 0
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations in the backward pass: less memory, more time"
+    )
+    zero_stage: Literal[0, 1, 2] = Field(0, description="DeepSpeed's ZeRO stage")
     learner_processes: int = Field(1, gt=0, description="learner ranks on this machine")
     learner_threads: int = Field(1, gt=0, description="CPU threads per learner rank")
     checkpoint_every: int = Field(20, gt=0, description="optimizer steps between durable checkpoints")
@@ -110,25 +129,35 @@ class OptimizerOptions(BaseModel):
 
 
 class RolloutOptions(BaseModel):
-    rollout_replicas: int = Field(1, gt=0)
+    rollout_replicas: int = Field(1, gt=0, description="rollout servers on this machine")
     rollout_threads: int = Field(1, gt=0, description="CPU threads per rollout server's engine")
-    max_off_policy_steps: int = Field(1, ge=0, description="groups older than this many updates are dropped and fed again")
+    max_off_policy_steps: int = Field(
+        1, ge=0, description="groups older than this many updates are dropped and fed again"
+    )
     max_concurrent_prompts: int = Field(16, gt=0, description="prompts a rollout server holds at once")
     max_num_seqs: int = Field(128, gt=0, description="completions the engine runs at once")
     gpu_memory_utilization: float = Field(0.8, gt=0, le=1, description="CUDA only")
     kv_cache_gib: int = Field(1, gt=0, description="CPU only")
-    claim_idle_seconds: float = Field(60.0, gt=0, description="a silent holder's prompts are claimed by others after this")
-    lease_seconds: float = Field(15.0, gt=0, description="a rollout server that does not renew for this long takes no prompts")
+    claim_idle_seconds: float = Field(
+        60.0, gt=0, description="a silent holder's prompts are claimed by others after this"
+    )
+    lease_seconds: float = Field(
+        15.0, gt=0, description="a rollout server that does not renew for this long takes no prompts"
+    )
     max_deliveries: int = Field(3, gt=0, description="crashes of its holder after which a prompt is dead")
-    pause_deadline_seconds: float = Field(120.0, gt=0)
+    pause_deadline_seconds: float = Field(
+        120.0, gt=0, description="for running generations to end before a weight update"
+    )
     weight_update_deadline_seconds: float = Field(120.0, gt=0, description="of each phase")
-    weight_bucket_bytes: int = Field(64 * 2**20, gt=0)
+    weight_bucket_bytes: int = Field(64 * 2**20, gt=0, description="of one broadcast in a weight update")
     reward_deadline_seconds: float = Field(30.0, gt=0, description="of one scoring call, retries included")
 
 
 class ParityOptions(BaseModel):
     parity_prompts: int = Field(16, gt=0, description="prompts scored on both sides before the first step")
-    parity_bound: float | None = Field(None, gt=0, description="mean |delta log p|; default 1e-3 in float32, 5e-2 in bfloat16")
+    parity_bound: float | None = Field(
+        None, gt=0, description="mean |delta log p|; default 1e-3 in float32, 5e-2 in bfloat16"
+    )
     probe_every: int = Field(1, gt=0, description="weight updates between proofs by log-probabilities")
 
     def bound(self, dtype: str) -> float:
@@ -136,22 +165,28 @@ class ParityOptions(BaseModel):
 
 
 class EvaluationOptions(BaseModel):
-    eval_at_start: bool = True
-    eval_at_end: bool = True
+    eval_at_start: bool = Field(True, description="measure held-out accuracy before the first step")
+    eval_at_end: bool = Field(True, description="measure held-out accuracy after the last step")
     eval_every: int = Field(0, ge=0, description="optimizer steps between evaluations; 0 = only at start and end")
     eval_sample_size: int | None = Field(None, gt=0, description="the first N held-out problems; default all")
 
 
 class StackOptions(BaseModel):
-    run: str = Field("run", pattern=r"^[A-Za-z0-9._-]{1,64}$", description="the run's name: Redis keys and log lines carry it")
+    run: str = Field(
+        "run", pattern=r"^[A-Za-z0-9._-]{1,64}$", description="the run's name: Redis keys and log lines carry it"
+    )
     run_dir: Path = Field(Path("runs/run"), description="logs, checkpoints, metrics and results")
     host: str = Field("127.0.0.1", description="the address services listen on")
-    redis_url: str | None = Field(None, description="an existing Redis; default: `mmr1 up` starts its own. Passwords belong in MMR1_REDIS_URL")
-    redis_port: int = Field(6390, ge=0, le=65535)
+    redis_url: str | None = Field(
+        None, description="an existing Redis; default: `mmr1 up` starts its own. Passwords belong in MMR1_REDIS_URL"
+    )
+    redis_port: int = Field(6390, ge=0, le=65535, description="of the Redis that `mmr1 up` starts")
     reward_url: str | None = Field(None, description="an existing reward server; default: `mmr1 up` starts its own")
-    reward_port: int = Field(8390, ge=1, le=65535)
+    reward_port: int = Field(8390, ge=1, le=65535, description="of the reward server that `mmr1 up` starts")
     rollout_port: int = Field(50390, ge=1, le=65535, description="of the first rollout server; the others follow")
-    learner_metrics_port: int = Field(9390, ge=1, le=65535, description="Prometheus; rollout servers follow from the next port on")
+    learner_metrics_port: int = Field(
+        9390, ge=1, le=65535, description="Prometheus; rollout servers follow from the next port on"
+    )
     learner_master_port: int = Field(29390, ge=1, le=65535, description="where learner ranks meet")
     max_restarts: int = Field(5, ge=0, description="restarts of one service before the run stops")
 
