@@ -1,0 +1,164 @@
+"""An asynchronous client of `/v1`: whatever happens to the server or the network is never mistaken for a bad answer.
+
+It knows no task and imports no web framework.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+import httpx
+from pydantic import ValidationError
+from pydantic_core import PydanticSerializationError
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential, wait_random
+
+from .api import ErrorBody, Item, Outcome, Result, ScoreRequest, ScoreResponse, TaskInfo, TaskList, first_problem
+
+# Overload, and what a proxy says while the server behind it restarts.
+_RETRIED_STATUSES = frozenset({429, 502, 503, 504})
+_FIRST_WAIT_SECONDS = 0.1
+_LONGEST_WAIT_SECONDS = 5.0
+
+
+class RewardServerError(Exception):
+    """The server gave no usable answer. `outcome`: VERIFIER_ERROR, or TIMEOUT if one might still have come."""
+
+    def __init__(self, message: str, outcome: Outcome = Outcome.VERIFIER_ERROR) -> None:
+        super().__init__(message)
+        self.outcome = outcome
+
+
+class _Transient(Exception):
+    """Worth another try, `after_seconds` from now at the earliest."""
+
+    def __init__(self, message: str, after_seconds: float = 0.0) -> None:
+        super().__init__(message)
+        self.after_seconds = after_seconds
+
+
+class RewardClient:
+    """Asks one reward server. Use it as `async with`, or call `aclose`; it belongs to one event loop.
+
+    `deadline_seconds` bounds each call, retries and waiting included. `transport` replaces the network, for instance by
+    `httpx.ASGITransport(app)`. Raises ValueError for a `base_url` that is no http URL.
+    """
+
+    def __init__(
+        self, base_url: str, deadline_seconds: float, transport: httpx.AsyncBaseTransport | None = None
+    ) -> None:
+        url = httpx.URL(base_url)
+        if url.scheme not in ("http", "https") or not url.host:
+            raise ValueError(f"not the URL of a reward server: {base_url!r}; it looks like http://127.0.0.1:8000")
+        self._base_url = base_url
+        self._deadline = deadline_seconds
+        # The deadline is ours (httpx's are per read); a proxy from the environment has no place between these services.
+        self._http = httpx.AsyncClient(base_url=url, timeout=None, transport=transport, trust_env=False)
+
+    async def score(self, items: Sequence[Item]) -> list[Result]:
+        """One result for each item, in order. Never raises for what the server or the network does.
+
+        Without a usable answer every item's outcome is `verifier_error`, or `timeout` when one was still expected at
+        the deadline; `detail` says why.
+        """
+        try:
+            return await self.score_or_raise(items)
+        except RewardServerError as error:
+            return [Result(id=item.id, outcome=error.outcome, reward=None, detail=str(error)) for item in items]
+
+    async def score_or_raise(self, items: Sequence[Item]) -> list[Result]:
+        """As `score`, for callers to whom a server out of reach is not a failed verifier. Raises RewardServerError."""
+        if not items:
+            return []
+        try:
+            body = ScoreRequest(items=list(items)).model_dump_json()
+        except (
+            PydanticSerializationError
+        ) as error:  # half of a surrogate pair, which JSON files can hold and UTF-8 cannot
+            raise RewardServerError(f"an item cannot be sent: {error}") from None
+        answer = await self._call("POST", "/v1/score", body)
+        try:
+            results = ScoreResponse.model_validate_json(answer).results
+        except ValidationError as error:
+            raise RewardServerError(f"{self._base_url} answered nonsense: {first_problem(error)}") from None
+        if [result.id for result in results] != [item.id for item in items]:
+            raise RewardServerError(f"{self._base_url} answered other items than it was asked for")
+        return results
+
+    async def tasks(self) -> list[TaskInfo]:
+        """What the server offers, so that a wrong task is found before a run starts. Raises RewardServerError."""
+        answer = await self._call("GET", "/v1/tasks")
+        try:
+            return TaskList.model_validate_json(answer).tasks
+        except ValidationError as error:
+            raise RewardServerError(f"{self._base_url} answered nonsense: {first_problem(error)}") from None
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def _call(self, method: str, path: str, body: str | None = None) -> bytes:
+        """The body of a 200, after as many tries as the deadline allows. Raises RewardServerError."""
+        last: _Transient | None = None
+        try:
+            async with asyncio.timeout(self._deadline):
+                async for attempt in AsyncRetrying(retry=retry_if_exception_type(_Transient), wait=_wait):
+                    last = None
+                    with attempt:
+                        try:
+                            return await self._try(method, path, body)
+                        except _Transient as error:
+                            last = error
+                            raise
+        except TimeoutError:
+            pass
+        if last is not None:
+            raise RewardServerError(f"no answer from {self._base_url} within {self._deadline:g} s: {last}")
+        raise RewardServerError(f"{self._base_url} did not answer within {self._deadline:g} s", Outcome.TIMEOUT)
+
+    async def _try(self, method: str, path: str, body: str | None) -> bytes:
+        headers = {"Content-Type": "application/json"} if body is not None else None
+        try:
+            response = await self._http.request(method, path, content=body, headers=headers)
+        except httpx.TransportError as error:
+            raise _Transient(f"{type(error).__name__}: {error}") from None
+        except httpx.HTTPError as error:
+            raise RewardServerError(f"{self._base_url}: {type(error).__name__}: {error}") from None
+        if response.status_code == httpx.codes.OK:
+            return response.content
+        message = f"{self._base_url} answered {response.status_code}: {_error_message(response)}"
+        if response.status_code in _RETRIED_STATUSES:
+            raise _Transient(message, _retry_after(response))
+        raise RewardServerError(message)
+
+
+_back_off = wait_exponential(multiplier=_FIRST_WAIT_SECONDS, max=_LONGEST_WAIT_SECONDS)
+_jitter = wait_random(0, _FIRST_WAIT_SECONDS)
+
+
+def _wait(state: RetryCallState) -> float:
+    """Exponential with jitter, and never before the server wants to be asked again."""
+    error = state.outcome.exception() if state.outcome else None
+    return _back_off(state) + _jitter(state) + (error.after_seconds if isinstance(error, _Transient) else 0.0)
+
+
+def _retry_after(response: httpx.Response) -> float:
+    """Retry-After in seconds; its other form, a date, counts as none."""
+    value = response.headers.get("Retry-After", "")
+    return float(value) if value.isascii() and value.isdigit() and len(value) < 6 else 0.0
+
+
+def _error_message(response: httpx.Response) -> str:
+    try:
+        return ErrorBody.model_validate_json(response.content).error.message
+    except ValidationError:
+        return response.text[:200]

@@ -1,0 +1,11 @@
+"""The tasks that come with the server, one file each."""
+
+from __future__ import annotations
+
+from ..registry import Registry
+from .counting import COUNTING
+from .format import FORMAT
+
+
+def builtin_tasks() -> Registry:
+    return Registry([COUNTING, FORMAT])

@@ -1,0 +1,100 @@
+"""From an item to its verdict: the pure function, and the interface of whatever runs it away from the event loop.
+
+`score_item` never raises for what an item, a scorer or a model's text can do wrong. This file starts no thread and
+knows no HTTP.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+from pydantic import ValidationError
+
+from .api import Item, Outcome, Result, first_problem
+from .registry import BadItem, InvalidOutput, Registry, Task, Verdict
+
+logger = logging.getLogger(__name__)
+
+_MAX_DETAIL_CHARS = 500
+
+
+class Overloaded(Exception):
+    """No more items can be taken now. Nothing of the request was scored; it may be sent again."""
+
+
+class Scored(NamedTuple):
+    result: Result
+    seconds: float
+
+
+class Scoring(Protocol):
+    """Runs `score_item` off the event loop, each item under a deadline."""
+
+    @property
+    def num_pending(self) -> int:
+        """Items taken and not yet answered."""
+
+    @property
+    def unready(self) -> str | None:
+        """Why no more items should be sent here; None when they may."""
+
+    async def score(self, items: Sequence[Item]) -> list[Scored]:
+        """One verdict for each item, in order. Raises Overloaded, and nothing else that an item can cause."""
+
+    async def close(self) -> None:
+        """Ends what runs. `score` must not be called afterwards."""
+
+
+def score_item(registry: Registry, item: Item, *, max_response_chars: int) -> Result:
+    """The verdict on one item. Takes as long as its scorer takes."""
+    try:
+        task = registry[item.task]
+        if len(item.response) > max_response_chars:
+            raise InvalidOutput(f"the response has {len(item.response)} characters, the limit is {max_response_chars}")
+        return _accepted(item, task.score(task.read(item)))
+    except BadItem as error:
+        return without_reward(item, Outcome.VERIFIER_ERROR, str(error))
+    except InvalidOutput as error:
+        return _floored(item, task, error)
+    except Exception as error:  # a scorer may raise anything, and that is its own failure, not the model's
+        logger.exception("scorer failed", extra={"fields": {"task": item.task, "item": item.id}})
+        return without_reward(
+            item, Outcome.VERIFIER_ERROR, f"scorer of {item.task} failed: {type(error).__name__}: {error}"
+        )
+
+
+def without_reward(item: Item, outcome: Outcome, detail: str) -> Result:
+    return Result(id=item.id, outcome=outcome, reward=None, detail=_sentence(detail))
+
+
+def _accepted(item: Item, verdict: Verdict) -> Result:
+    """A scorer's verdict as a result; one that is no finite number is the scorer's failure."""
+    try:
+        return Result(
+            id=item.id,
+            outcome=Outcome.OK,
+            reward=verdict.reward,
+            components=verdict.components,
+            parsed=verdict.parsed,
+            detail=_sentence(verdict.detail),
+        )
+    except ValidationError as error:
+        raise BadItem(f"scorer of {item.task} returned an unusable verdict: {first_problem(error)}") from None
+
+
+def _floored(item: Item, task: Task[Any, Any], error: InvalidOutput) -> Result:
+    return Result(
+        id=item.id,
+        outcome=Outcome.INVALID_OUTPUT,
+        reward=task.floor,
+        parsed=error.parsed,
+        detail=_sentence(error.detail),
+    )
+
+
+def _sentence(text: str) -> str:
+    """One bounded line that can always be encoded."""
+    line = " ".join(text[: 2 * _MAX_DETAIL_CHARS].split())[:_MAX_DETAIL_CHARS]
+    return line.encode("utf-8", "replace").decode("utf-8")

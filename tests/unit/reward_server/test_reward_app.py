@@ -1,0 +1,172 @@
+"""The HTTP contract, driven in process: bodies, limits, errors, metrics, the OpenAPI document."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+from tests.unit.reward_server.reward_scorers import failing_tasks, item
+
+from mmr1_reward_server import __version__
+from mmr1_reward_server.api import Item, ScoreRequest, ScoreResponse, TaskList
+from mmr1_reward_server.app import create_app
+from mmr1_reward_server.settings import Settings
+
+LIMITS = Settings(max_body_bytes=20_000, max_items=8, max_response_chars=100, max_pending_items=8)
+
+
+@pytest_asyncio.fixture
+async def http() -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(create_app(LIMITS, failing_tasks()))
+    async with httpx.AsyncClient(transport=transport, base_url="http://reward") as client:
+        yield client
+
+
+def body(*items: Item) -> bytes:
+    return ScoreRequest(items=list(items)).model_dump_json().encode()
+
+
+def error(response: httpx.Response) -> tuple[int, str]:
+    assert list(response.json()) == ["error"]
+    assert "\n" not in response.json()["error"]["message"]
+    return response.status_code, response.json()["error"]["code"]
+
+
+async def test_the_contract_to_the_letter(http: httpx.AsyncClient) -> None:
+    items: list[dict[str, Any]] = [
+        {"id": "a", "task": "counting", "response": "<answer>3</answer>", "solution": 4, "params": {"score": "graded"}},
+        {"id": "b", "task": "counting", "response": "?", "solution": "4", "image_size": [640, 480]},
+        {"id": "a", "task": "raises", "response": "3", "solution": None},
+    ]
+    response = await http.post("/v1/score", json={"items": items})
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "application/json"
+    ok = {"exact": 0.0, "graded": 0.75}
+    a, b, c = response.json()["results"]
+    assert a == {
+        "id": "a",
+        "outcome": "ok",
+        "reward": 0.75,
+        "components": ok,
+        "parsed": {"count": 3},
+        "detail": "read 3, expected 4",
+    }
+    no_number = {"components": {}, "parsed": None, "detail": "no number in the response"}
+    assert b == {"id": "b", "outcome": "invalid_output", "reward": 0.0, **no_number}
+    assert (c["id"], c["outcome"], c["reward"]) == ("a", "verifier_error", None)
+    assert response.json()["version"] == __version__
+
+
+async def test_bad_model_output_is_never_an_http_error(http: httpx.AsyncClient) -> None:
+    responses = ["", "\x00", "x" * 101, "<answer>" * 10, "😀", "{" * 100, "\\"]
+    answer = await http.post("/v1/score", content=body(*(item("counting", text) for text in responses)))
+    assert answer.status_code == 200
+    assert {result["outcome"] for result in answer.json()["results"]} == {"invalid_output"}
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", (400, "not_json")),
+        (b"{", (400, "not_json")),
+        (b"\xff", (400, "not_json")),
+        (b"[" * 5000, (400, "not_json")),
+        (b'{"items":[{"id":"1","task":"counting","response":"\\ud800","solution":1}]}', (400, "not_json")),
+        (b"[]", (422, "invalid_request")),
+        (b"{}", (422, "invalid_request")),
+        (b'{"items":[{}]}', (422, "invalid_request")),
+        (b'{"items":[], "more": 1}', (422, "invalid_request")),
+        (b'{"items":[{"id":1,"task":"counting","response":"3","solution":3}]}', (422, "invalid_request")),
+        (
+            b'{"items":[{"id":"1","task":"counting","response":"3","solution":3,"image_size":[0,1]}]}',
+            (422, "invalid_request"),
+        ),
+        (b'{"items":[{"id":"1","task":"counting","response":"3","solution":3,"param":{}}]}', (422, "invalid_request")),
+        (b" " * 20_001, (413, "body_too_large")),
+        (body(*[item("counting")] * 9), (413, "too_many_items")),
+    ],
+)
+async def test_refused_requests(http: httpx.AsyncClient, content: bytes, expected: tuple[int, str]) -> None:
+    assert error(await http.post("/v1/score", content=content)) == expected
+
+
+async def test_a_body_without_a_declared_length_is_limited_too(http: httpx.AsyncClient) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(3):
+            yield b" " * 10_000
+
+    assert error(await http.post("/v1/score", content=chunks())) == (413, "body_too_large")
+
+
+async def test_errors_name_the_place(http: httpx.AsyncClient) -> None:
+    response = await http.post(
+        "/v1/score", json={"items": [{"id": "1", "task": "counting", "response": 3, "solution": 1}]}
+    )
+    assert response.json()["error"]["message"] == "items.0.response: Input should be a valid string"
+
+
+async def test_overload_is_503_with_retry_after(http: httpx.AsyncClient) -> None:
+    settings = Settings(item_deadline_seconds=0.02, max_stuck_threads=1)
+    transport = httpx.ASGITransport(create_app(settings, failing_tasks()))
+    async with httpx.AsyncClient(transport=transport, base_url="http://reward") as busy:
+        stuck = await busy.post("/v1/score", content=body(item("sleeps", solution=0.5)))
+        assert stuck.json()["results"][0]["outcome"] == "timeout"
+        refused = await busy.post("/v1/score", content=body(item("counting")))
+        assert error(refused) == (503, "overloaded")
+        assert refused.headers["retry-after"] == "1"
+        assert error(await busy.get("/readyz")) == (503, "not_ready")
+        assert (await busy.get("/healthz")).status_code == 200
+
+
+async def test_other_paths_and_methods(http: httpx.AsyncClient) -> None:
+    assert error(await http.get("/nowhere"))[0] == 404
+    assert error(await http.get("/v1/score"))[0] == 405
+    assert error(await http.get("/docs"))[0] == 404  # it would load scripts from another host
+
+
+async def test_every_listed_example_is_what_the_server_answers(http: httpx.AsyncClient) -> None:
+    listed = TaskList.model_validate_json((await http.get("/v1/tasks")).content)
+    examples = [task.example for task in listed.tasks if task.name in ("counting", "format")]
+    assert len(examples) == 2
+    answer = await http.post("/v1/score", content=body(*(example.item for example in examples)))
+    assert ScoreResponse.model_validate_json(answer.content).results == [example.result for example in examples]
+
+
+async def test_metrics(http: httpx.AsyncClient) -> None:
+    await http.post(
+        "/v1/score", content=body(item("counting"), item("raises"), item("x" * 1000), item("counting", "?"))
+    )
+    await http.get("/nowhere/1")
+    await http.get("/nowhere/2")
+    lines = (await http.get("/metrics")).text.splitlines()
+    for line in (
+        'mmr1_reward_requests_total{route="/v1/score",status="200"} 1.0',
+        'mmr1_reward_requests_total{route="other",status="404"} 2.0',
+        'mmr1_reward_items_total{outcome="ok",task="counting"} 1.0',
+        'mmr1_reward_items_total{outcome="invalid_output",task="counting"} 1.0',
+        'mmr1_reward_items_total{outcome="verifier_error",task="raises"} 1.0',
+        'mmr1_reward_items_total{outcome="verifier_error",task="unknown"} 1.0',
+        'mmr1_reward_value_count{task="counting"} 2.0',
+        'mmr1_reward_item_seconds_count{task="counting"} 2.0',
+        'mmr1_reward_request_seconds_count{route="/v1/score"} 1.0',
+        "mmr1_reward_queue_depth 0.0",
+    ):
+        assert line in lines
+
+
+async def test_openapi_is_complete(http: httpx.AsyncClient) -> None:
+    document = (await http.get("/openapi.json")).json()
+    schemas = document["components"]["schemas"]
+    assert schemas["Item"]["required"] == ["id", "task", "response", "solution"]
+    assert schemas["Outcome"]["enum"] == ["ok", "invalid_output", "verifier_error", "timeout"]
+    references = {part.partition('"')[0] for part in json.dumps(document).split('"$ref": "#/components/schemas/')[1:]}
+    assert references <= set(schemas)
+    posted = document["paths"]["/v1/score"]["post"]
+    assert posted["requestBody"]["content"]["application/json"]["schema"] == {
+        "$ref": "#/components/schemas/ScoreRequest"
+    }
+    assert set(posted["responses"]) == {"200", "400", "413", "422", "503"}
