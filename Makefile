@@ -1,0 +1,44 @@
+# What people and CI call. `make help` lists the targets.
+
+DEVICE ?= cpu
+BIN := .venv/bin
+PACKAGES := services reward_server rollout_server learner tests scripts benchmarks examples
+# One thread a process: the tests start several that run torch at once.
+TEST_ENVIRONMENT := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 DS_ACCELERATOR=cpu PATH="$(CURDIR)/$(BIN):$$PATH"
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format proto doctor clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup:  ## make .venv (DEVICE=cpu or cuda); nothing happens when it is up to date
+	@scripts/setup.sh $(DEVICE)
+
+demo: setup  ## the whole stack learns to count digits in a few minutes; results in runs/demo
+	@$(BIN)/mmr1 demo counting $(OPTIONS)
+
+test: setup  ## every test that needs no GPU; TESTS=path and PYTEST='-k name' narrow it
+	@$(TEST_ENVIRONMENT) $(BIN)/python -m pytest $(TESTS) -m "not gpu" $(PYTEST)
+
+check: setup  ## style, types, who imports whom, and generated files against their sources
+	$(BIN)/ruff check $(wildcard $(PACKAGES))
+	$(BIN)/ruff format --check $(wildcard $(PACKAGES))
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	PYTHON=$(BIN)/python scripts/generate_stubs.sh --check
+
+format: setup  ## ruff's fixes and layout
+	$(BIN)/ruff check --fix $(wildcard $(PACKAGES))
+	$(BIN)/ruff format $(wildcard $(PACKAGES))
+
+proto: setup  ## generate services/mmr1/wire/v1 from proto/
+	@PYTHON=$(BIN)/python scripts/generate_stubs.sh
+
+doctor: setup  ## check this machine
+	@$(BIN)/mmr1 doctor
+
+clean:  ## remove the environment, caches and runs/demo; datasets and other runs stay
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis runs/demo
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf services/*.egg-info reward_server/*.egg-info rollout_server/*.egg-info learner/*.egg-info
