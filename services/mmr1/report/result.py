@@ -91,7 +91,7 @@ def summarise(run: RunFiles) -> RunResult:
         seconds=_seconds(run),
         heldout=_heldout(run.evaluations),
         parity={key: _worst(run.parity, key) for key in ("max_abs_dlogp", "mean_abs_dlogp")},
-        weight_updates=_weight_updates(run.all_metrics),
+        weight_updates=_weight_updates(run),
         ledger={name: total(run.ledger.get(name)) for name in ("fed", "trained", "dropped", "dead", "pending")},
         versions=_versions(run),
     )
@@ -135,8 +135,11 @@ def _seconds(run: RunFiles) -> float | None:
     return round(ends[-1] - ends[0] + first + sum(number(record, "seconds") or 0.0 for record in outside), 1)
 
 
-def _weight_updates(metrics: list[Record]) -> int:
-    return len({str(record["policy_version"]) for record in metrics if record.get("policy_version")})
+def _weight_updates(run: RunFiles) -> int:
+    """The learner's count; without it, how many versions its steps ended in."""
+    if run.num_weight_updates is not None:
+        return run.num_weight_updates
+    return len({str(record["policy_version"]) for record in run.all_metrics if record.get("policy_version")})
 
 
 def _worst(parity: list[Record], key: str) -> float | None:

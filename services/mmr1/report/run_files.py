@@ -26,7 +26,8 @@ class RunFiles:
     """What a run's folder holds.
 
     `metrics` has one record per optimizer step, in order; where a resumed run did a step again, the later one.
-    `all_metrics` has every line. `problems` names, in a sentence each, what is missing or damaged.
+    `all_metrics` has every line. `num_weight_updates` is the learner's own count; the update that brings the rollout
+    servers to its weights before the first step is in it. `problems` names what is missing or damaged, a sentence each.
     """
 
     folder: Path
@@ -36,6 +37,7 @@ class RunFiles:
     evaluations: list[Record]
     ledger: Record
     parity: list[Record]
+    num_weight_updates: int | None
     problems: list[str]
 
     def completions(self) -> Iterator[Record]:
@@ -73,6 +75,7 @@ def read_run(folder: Path) -> RunFiles:
     by_step = {record["step"]: record for record in all_metrics}
     ledger = _document(folder / "ledger.json", problems)
     parity = _document(folder / "parity.json", problems)
+    updates = _document(folder / "weight_updates.json", problems)
     return RunFiles(
         folder=folder,
         config=_config(folder / "config.yaml", problems),
@@ -81,6 +84,7 @@ def read_run(folder: Path) -> RunFiles:
         evaluations=_all_lines(folder / "evaluations.jsonl", problems),
         ledger=ledger if isinstance(ledger, dict) else {},
         parity=[record for record in parity if isinstance(record, dict)] if isinstance(parity, list) else [],
+        num_weight_updates=updates["count"] if isinstance(updates, dict) and "count" in updates else None,
         problems=problems,
     )
 

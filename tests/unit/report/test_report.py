@@ -193,6 +193,12 @@ def test_a_resumed_run_counts_a_repeated_step_once(tmp_path: Path) -> None:
     assert result.seconds == 156.0
 
 
+def test_the_learners_own_count_of_weight_updates_is_taken(tmp_path: Path) -> None:
+    run = write_run(tmp_path, num_steps=4)
+    (run / "weight_updates.json").write_text('{"count": 6}')
+    assert build(run).weight_updates == 6
+
+
 def test_values_that_are_no_numbers_are_gaps(tmp_path: Path) -> None:
     run = write_run(tmp_path, num_steps=4)
     records: list[dict[str, Any]] = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

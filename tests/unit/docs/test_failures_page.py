@@ -1,0 +1,134 @@
+"""docs/failures.md prints what the program prints: each case is provoked here and its line looked up in the page."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+
+from mmr1.config import RunConfig, load_config
+from mmr1.dataset import train_problems
+from mmr1.errors import ConfigurationError
+from mmr1.local.ports import Port, require_free
+from mmr1.local.run_lock import run_lock
+from mmr1.preflight import check_model, check_redis, check_reward_server
+from mmr1.report import build
+from mmr1.templates import Templates
+
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "failures.md"
+GOOD: dict[str, Any] = {
+    "model": "examples/tiny_vlm",
+    "train_file": "data/train.json",
+    "num_steps": 60,
+    "per_device_batch_size": 256,
+}
+
+
+def config(**options: Any) -> RunConfig:
+    """What `mmr1 up counting.yaml` reads, with some options changed; None takes one out."""
+    document = {name: value for name, value in (GOOD | options).items() if value is not None}
+    Path("counting.yaml").write_text(yaml.safe_dump(document))
+    return load_config("counting.yaml")
+
+
+def dataset(*rows: str, **options: Any) -> None:
+    Path("data/train.json").write_text("[\n" + ",\n".join(rows) + "\n]\n")
+    train_problems(config(**options))
+
+
+def row(image: str, **keys: Any) -> str:
+    return json.dumps({"problem": "How many digits are there?", "solution": 3, "image": image} | keys)
+
+
+def without(key: str) -> str:
+    return json.dumps({name: value for name, value in json.loads(row("a.png")).items() if name != key})
+
+
+def port_in_use() -> None:
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(("127.0.0.1", 0))
+        taken.listen(1)
+        require_free([Port(taken.getsockname()[1], "127.0.0.1", "reward_port", "the reward server")])
+
+
+def run_in_use() -> None:
+    with run_lock(Path("runs/demo")), run_lock(Path("runs/demo")):
+        pass
+
+
+def model_of_another_family() -> None:
+    Path("models/llama").mkdir(parents=True)
+    Path("models/llama/config.json").write_text('{"model_type": "llama"}')
+    check_model("models/llama")
+
+
+def model_without_weights() -> None:
+    Path("models/half").mkdir(parents=True)
+    Path("models/half/config.json").write_text('{"model_type": "qwen2_5_vl"}')
+    check_model("models/half")
+
+
+CASES: dict[str, Callable[[], object]] = {
+    "no such file": lambda: load_config("missing.yaml"),
+    "misspelt option": lambda: config(num_generation=8),
+    "unknown option": lambda: config(zzz=8),
+    "misspelt on the command line": lambda: load_config(None, ["--learning_rat", "1e-4"]),
+    "required option": lambda: config(num_steps=None),
+    "wrong type": lambda: config(learning_rate="fast"),
+    "out of bounds": lambda: config(temperature=0),
+    "batch does not divide": lambda: config(per_device_batch_size=250),
+    "temperature order": lambda: config(temperature_func="linear", temperature_begin=1.2, temperature_end=0.8),
+    "rewards": lambda: config(rewards=["counting=high"]),
+    "unknown template": lambda: Templates.from_config(config(question_template="r1")),
+    "dataset missing": lambda: train_problems(config(train_file="data/trian.json")),
+    "not JSON": lambda: dataset(row("a.png"), '{"problem": "How many', row("a.png")),
+    "misspelt key": lambda: dataset(row("a.png"), without("solution")[:-1] + ', "solutoin": 3}'),
+    "missing key": lambda: dataset(row("a.png"), without("problem")),
+    "missing image": lambda: dataset(row("a.png"), row("images/00042.png")),
+    "unreadable image": lambda: dataset(row("broken.png")),
+    "image outside the root": lambda: dataset(row("../secret.png")),
+    "model missing": lambda: check_model("./models/qwen"),
+    "another family": model_of_another_family,
+    "no weights": model_without_weights,
+    "port in use": port_in_use,
+    "Redis down": lambda: check_redis("redis://127.0.0.1:1/0"),
+    "reward server down": lambda: check_reward_server("http://127.0.0.1:1"),
+    "run in use": run_in_use,
+    "no run": lambda: build(Path("runs/dmeo")),
+}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working directory with a good dataset of one image, a broken image, and one outside the dataset's root."""
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    Image.new("RGB", (28, 28)).save("data/a.png")
+    Image.new("RGB", (28, 28)).save("secret.png")
+    Path("data/broken.png").write_bytes(b"not an image")
+    yield tmp_path
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_page_prints_what_the_program_prints(case: str, folder: Path) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        CASES[case]()
+    message = str(raised.value)
+    assert "\n" not in message
+    line = "mmr1: error: " + _stable(message.replace(str(folder.resolve()), "/srv"))
+    assert line in {_stable(shown.strip()) for shown in PAGE.read_text().splitlines()}, line
+
+
+def _stable(line: str) -> str:
+    """Without what differs from one machine to another: who holds a port, process ids, and free ports."""
+    line = re.sub(r" by pid \d+ \([^)]*\); stop that process or", ";", line)
+    line = re.sub(r"pid \d+", "pid 4711", line)
+    return re.sub(r"port \d{4,5}", "port 8390", line)
