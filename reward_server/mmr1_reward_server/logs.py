@@ -1,16 +1,17 @@
-"""Structured log lines on stderr: key=value, or JSON when MMR1_LOG_JSON=1. It knows nothing of who logs what."""
+"""Structured log lines on standard output: key=value, or JSON with MMR1_LOG_JSON=1. It knows nothing of who logs what."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
+import sys
 from datetime import UTC, datetime
 from typing import Any
 
 
 class StructuredFormatter(logging.Formatter):
-    """`logger.info("started", extra={"fields": {"port": 8000}})` -> `time=... level=info event=started port=8000`"""
+    """`logger.info("started", extra={"fields": {"port": 80}})` -> `timestamp=... level=info event=started port=80`"""
 
     def __init__(self, *, as_json: bool) -> None:
         super().__init__()
@@ -18,10 +19,10 @@ class StructuredFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         fields: dict[str, Any] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "timestamp": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
-            "service": "reward-server",
             "event": record.getMessage(),
+            "service": "reward",
             **getattr(record, "fields", {}),
         }
         if record.exc_info:
@@ -39,9 +40,11 @@ def _quoted(value: object) -> str:
 
 
 def configure_logging() -> None:
-    """Sends everything from INFO on to stderr; of uvicorn, only its warnings."""
-    handler = logging.StreamHandler()
+    """Sends everything from MMR1_LOG_LEVEL (info) on to standard output; of uvicorn, only its warnings."""
+    handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(StructuredFormatter(as_json=os.environ.get("MMR1_LOG_JSON") == "1"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    named = os.environ.get("MMR1_LOG_LEVEL", "info").upper()
+    level = logging.getLevelNamesMapping().get(named, logging.INFO)
+    logging.basicConfig(level=level, handlers=[handler], force=True)
     for name in ("uvicorn", "uvicorn.error", "httpx"):
         logging.getLogger(name).setLevel(logging.WARNING)

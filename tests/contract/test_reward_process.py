@@ -43,11 +43,11 @@ sys.exit(serve(settings, Registry([task]), bind(settings.host, settings.port)))
 
 
 def start(*command: str) -> tuple[subprocess.Popen[str], int]:
-    process = subprocess.Popen([sys.executable, *command], stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    for line in process.stderr:
+    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
         if match := re.search(r"event=listening .*port=(\d+)", line):
-            threading.Thread(target=process.stderr.read, daemon=True).start()  # so that the pipe never fills
+            threading.Thread(target=process.stdout.read, daemon=True).start()  # so that the pipe never fills
             return process, int(match.group(1))
     raise AssertionError(f"the server ended with {process.wait()}")
 

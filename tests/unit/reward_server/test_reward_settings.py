@@ -48,5 +48,5 @@ def test_log_lines_cannot_be_forged() -> None:
     record.fields = {"item": "1\nlevel=info event=fine", "port": 8000}
     line = StructuredFormatter(as_json=False).format(record)
     assert "\n" not in line
-    assert 'event="scorer failed" item="1\\nlevel=info event=fine" port=8000' in line
+    assert 'event="scorer failed" service=reward item="1\\nlevel=info event=fine" port=8000' in line
     assert json.loads(StructuredFormatter(as_json=True).format(record))["item"] == "1\nlevel=info event=fine"
