@@ -6,7 +6,6 @@ through the entry-point group `mmr1.commands` (name -> function(argv) -> exit co
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 import sys
@@ -15,7 +14,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from mmr1.errors import ConfigurationError
-from mmr1.lifecycle import run_command
+from mmr1.lifecycle import CommandParser, run_command
 
 Command = Callable[[list[str]], int]
 
@@ -77,7 +76,7 @@ def _up(argv: list[str]) -> int:
 
 
 def _ledger(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="mmr1 ledger", description="Print a run's accounts; exit code 1 when they do not balance."
     )
     parser.add_argument("run", help="the run's name (its `run` option)")

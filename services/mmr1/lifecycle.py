@@ -5,10 +5,12 @@ Knows nothing of what the process does between.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import signal
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from mmr1.errors import CONFIGURATION_ERROR, ConfigurationError
 
@@ -22,6 +24,13 @@ def run_command(command: Callable[[], int]) -> int:
         return CONFIGURATION_ERROR
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+
+
+class CommandParser(argparse.ArgumentParser):
+    """argparse, whose complaints are ConfigurationErrors: one line, like every other mistake."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigurationError(f"{self.prog}: {message}; `{self.prog} --help` says more")
 
 
 class StopRequest:

@@ -48,13 +48,15 @@ def child_environment(config: RunConfig, environment: Mapping[str, str]) -> dict
     """What every service inherits.
 
     MMR1_<OPTION> variables are left out: they are resolved into the run's config.yaml already and would win over the
-    command line there. The Redis URL alone travels this way, because a password does not belong in a file.
+    command line there. The Redis URL alone travels this way, because a password does not belong in a file. PATH gets
+    this environment's programs (ninja, for DeepSpeed), whether or not somebody has activated it.
     """
     options = {f"MMR1_{name}".upper() for name in RunConfig.model_fields}
     result = {name: value for name, value in environment.items() if name.upper() not in options}
     if config.redis_url is not None:
         result["MMR1_REDIS_URL"] = config.redis_url
     result["PYTHONUNBUFFERED"] = "1"
+    result["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), result.get("PATH", os.defpath)])
     return result
 
 
