@@ -92,8 +92,20 @@ def make_group(prompt: Prompt, rewards: tuple[float | None, ...] = (1.0, 0.0), n
             spans=(VersionSpan(version, 0, 3),),
             text="3",
             finish_reason=FinishReason.STOP,
-            score=Score(Outcome.OK, reward, {"counting": reward}) if reward is not None else Score(Outcome.TIMEOUT, None),
+            score=Score(Outcome.OK, reward, {"counting": reward})
+            if reward is not None
+            else Score(Outcome.TIMEOUT, None),
         )
         for reward in rewards
     )
     return Group(prompt, (1, 2, 3), rollouts, "rollout-0", 0.5, 0.25)
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a randomly initialised small Qwen2.5-VL, its tokenizer and its processor."""
+    from mmr1_learner.tiny_model import build
+
+    folder = tmp_path_factory.mktemp("small_model")
+    build(folder, seed=0)
+    return folder

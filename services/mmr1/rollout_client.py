@@ -81,14 +81,16 @@ class RolloutClient:
         request = pb.GenerateRequest(schema_version=SCHEMA_VERSION, prompt=prompt_to_message(prompt), probe=probe)
         return group_from_message(self._stub.Generate(request, timeout=timeout).group)
 
-    def generate_many(self, prompts: Sequence[Prompt], *, timeout: float, concurrency: int = 32) -> list[Group]:
+    def generate_many(
+        self, prompts: Sequence[Prompt], *, timeout: float, probe: bool = False, concurrency: int = 32
+    ) -> list[Group]:
         """Sample many prompts, at most `concurrency` at once, and return them in order."""
         running: list[grpc.Future] = []
         groups: list[Group] = []
         for prompt in prompts:
             if len(running) == concurrency:
                 groups.append(group_from_message(running.pop(0).result().group))
-            request = pb.GenerateRequest(schema_version=SCHEMA_VERSION, prompt=prompt_to_message(prompt))
+            request = pb.GenerateRequest(schema_version=SCHEMA_VERSION, prompt=prompt_to_message(prompt), probe=probe)
             running.append(self._stub.Generate.future(request, timeout=timeout))
         return groups + [group_from_message(future.result().group) for future in running]
 

@@ -72,6 +72,10 @@ class RunQueue:
         """These groups are in an optimizer step: they no longer hold the feeder back."""
         self._write("apply", *map(str, ids))
 
+    def ensure_current(self) -> None:
+        """Raise StaleWriterError when a newer learner exists."""
+        self._write("apply")
+
     def acknowledge(self, ids: Sequence[PromptId]) -> int:
         """A durable checkpoint contains these groups. Returns how many were still pending."""
         return int(self._write("finish", *map(str, ids))) if ids else 0

@@ -47,15 +47,13 @@ class PromptConsumer:
                 if not str(error).startswith("BUSYGROUP"):
                     raise
 
-    async def register(
-        self, address: str, state: str, version: PolicyVersion | None, lease_seconds: float
-    ) -> None:
+    async def register(self, address: str, state: str, version: PolicyVersion | None, lease_seconds: float) -> None:
         """Take or renew the lease that makes this server one of `all replicas`. 0 seconds give it up."""
         incarnation, number = version or (0, 0)
         await self._scripts.call("lease", self._server_id, address, state, incarnation, number, lease_seconds)
 
     async def take(self, count: int, version: PolicyVersion, max_lag: int) -> list[Delivery]:
-        """Up to `count` prompts, those of dead holders first. Empty without a lease, when too stale, or when none wait."""
+        """Up to `count` prompts, those of dead holders first; none without a lease or when too stale."""
         reply = await self._scripts.call(
             "take",
             self._server_id,

@@ -1,0 +1,152 @@
+"""Durable checkpoints: written aside, synced, and real only once their manifest is there.
+
+A checkpoint holds the engine's shards (weights, optimizer, scheduler), an exported Hugging Face folder, and what the
+queue must be reconciled to. The manifest, written last by rank 0, has the hash of every file; a folder without one, or
+whose files do not match it, is not a checkpoint. Knows files; decides nothing about training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from mmr1.records import PromptId
+from mmr1.streams import Ledger
+
+log = structlog.get_logger()
+
+_MANIFEST = "manifest.json"
+_STATE = "state.json"
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """What a learner must know to go on: the step and version it stands at, and every id the queue may still hold."""
+
+    step: int  # optimizer steps done
+    version_number: int
+    next_position: int  # of the data order; it is past the prompts in flight
+    contained: tuple[PromptId, ...] = ()  # applied since the previous checkpoint: to be acknowledged
+    outstanding: tuple[PromptId, ...] = ()  # fed and in no optimizer step yet
+    ledger: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0  # of training so far
+    num_weight_updates: int = 0
+
+
+class Checkpoints:
+    """The checkpoints of one run."""
+
+    def __init__(self, folder: Path, keep_last: int) -> None:
+        self._folder = folder
+        self._keep_last = keep_last
+
+    def path(self, step: int) -> Path:
+        return self._folder / f"step-{step:06d}"
+
+    def aside(self, step: int) -> Path:
+        """Where a checkpoint is written before it is one."""
+        return self._folder / f"step-{step:06d}.writing"
+
+    def start(self, step: int) -> Path:
+        """Rank 0: an empty folder to write into."""
+        folder = self.aside(step)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        return folder
+
+    def finish(self, state: RunState, allowed: Callable[[], None]) -> Path:
+        """Rank 0, after every rank has written: sync, write the manifest, and rename. Durable when this returns.
+
+        Args:
+            allowed: raises StaleWriterError when a newer learner exists; called right before the rename.
+        """
+        folder = self.aside(state.step)
+        (folder / _STATE).write_text(json.dumps(_to_json(state), indent=1))
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        hashes = {str(path.relative_to(folder)): _hash_and_sync(path) for path in files}
+        manifest = folder / _MANIFEST
+        manifest.write_text(json.dumps({"step": state.step, "files": hashes}, indent=1))
+        _hash_and_sync(manifest)
+        allowed()
+        final = self.path(state.step)
+        shutil.rmtree(final, ignore_errors=True)
+        folder.rename(final)
+        _sync_folder(self._folder)
+        self._forget_old()
+        return final
+
+    def newest(self) -> tuple[Path, RunState] | None:
+        """The newest checkpoint whose manifest verifies; damaged ones are named in the log and passed over."""
+        for folder in sorted(self._folder.glob("step-??????"), reverse=True):
+            problem = verify(folder)
+            if problem is None:
+                return folder, _from_json(json.loads((folder / _STATE).read_text()))
+            log.warning("checkpoint passed over", checkpoint=folder.name, reason=problem)
+        return None
+
+    def _forget_old(self) -> None:
+        for folder in sorted(self._folder.glob("step-??????"))[: -self._keep_last]:
+            shutil.rmtree(folder)
+
+
+def verify(folder: Path) -> str | None:
+    """Why this folder is not a whole checkpoint, or None."""
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text())
+    except (OSError, ValueError):
+        return "no readable manifest"
+    for name, expected in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if _hash(path) != expected:
+            return f"{name} has other bytes than its manifest says"
+    return None
+
+
+def ledger_at(state: RunState) -> Ledger:
+    """The accounts to put into a Redis that has forgotten the run: everything outstanding is about to be fed again."""
+    saved = state.ledger
+    return Ledger(
+        fed=saved["fed"] - len(state.outstanding),
+        trained=saved["trained"],
+        dropped=saved["dropped"],
+        dead=saved["dead"],
+        next_position=state.next_position,
+    )
+
+
+def _to_json(state: RunState) -> dict[str, Any]:
+    return asdict(state)
+
+
+def _from_json(document: dict[str, Any]) -> RunState:
+    ids = {name: tuple(PromptId(*id_) for id_ in document[name]) for name in ("contained", "outstanding")}
+    return RunState(**{**document, **ids})
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _hash_and_sync(path: Path) -> str:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return _hash(path)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,104 @@
+"""Held-out accuracy, measured through the running rollout servers: greedy, and sampled as in training.
+
+What is measured is what serves: the same engine, weights and reward server as the run's. Accuracy is the share of
+problems whose one completion is exactly right by the task's exact score; a problem whose judge failed is an error of
+the evaluation, not a wrong answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from mmr1.config import RunConfig
+from mmr1.records import Group, Problem, Prompt, PromptId
+from mmr1.rollout_client import RolloutClient
+from mmr1_learner.prompts import PromptFactory, evaluation_seed
+from mmr1_reward_server.api import Item
+from mmr1_reward_server.client import RewardClient
+
+_CALL_SECONDS = 600.0
+_ITEMS_PER_REQUEST = 256
+
+
+class EvaluationError(Exception):
+    """Some held-out completions could not be scored, so there is no accuracy to report."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One pass over the held-out problems."""
+
+    mode: str  # greedy or sampled
+    num_problems: int
+    accuracy: float  # in [0, 1]
+    temperature: float
+    seconds: float
+
+
+class Evaluator:
+    """Evaluates the policy that the rollout servers hold now."""
+
+    def __init__(self, config: RunConfig, prompts: PromptFactory, problems: Sequence[Problem]) -> None:
+        self._config = config
+        self._prompts = prompts
+        self._problems = problems[: config.eval_sample_size]
+
+    def run(self, clients: Sequence[RolloutClient], temperature: float) -> list[Evaluation]:
+        """Greedy, then sampled at `temperature`.
+
+        Raises:
+            EvaluationError: a completion has no score.
+        """
+        return [self._one(clients, "greedy", 0.0), self._one(clients, "sampled", temperature)]
+
+    def _one(self, clients: Sequence[RolloutClient], mode: str, temperature: float) -> Evaluation:
+        started = time.monotonic()
+        prompts = [self._prompt(index, problem, temperature) for index, problem in enumerate(self._problems)]
+        groups = _generate(clients, prompts)
+        correct = asyncio.run(self._score(groups))
+        return Evaluation(mode, len(groups), correct / len(groups), temperature, time.monotonic() - started)
+
+    def _prompt(self, index: int, problem: Problem, temperature: float) -> Prompt:
+        seed = evaluation_seed(self._config, index) if temperature else None
+        return self._prompts.make(
+            PromptId(f"{self._config.run}/eval", index), problem, self._prompts.sampling(temperature, seed), 1
+        )
+
+    async def _score(self, groups: Sequence[Group]) -> int:
+        items = [
+            Item(
+                id=str(index),
+                task=group.prompt.task,
+                response=group.rollouts[0].text,
+                solution=group.prompt.solution,
+                params={"score": "exact"},
+            )
+            for index, group in enumerate(groups)
+        ]
+        correct = 0
+        async with RewardClient(self._config.resolved_reward_url, self._config.reward_deadline_seconds) as client:
+            for start in range(0, len(items), _ITEMS_PER_REQUEST):
+                for result in await client.score(items[start : start + _ITEMS_PER_REQUEST]):
+                    if result.reward is None:
+                        raise EvaluationError(f"held-out problem {result.id}: {result.outcome.value}: {result.detail}")
+                    correct += result.reward == 1.0
+        return correct
+
+
+def _generate(clients: Sequence[RolloutClient], prompts: Sequence[Prompt]) -> list[Group]:
+    """Spread the prompts evenly over the servers; groups come back in the prompts' order."""
+    shares = [prompts[index :: len(clients)] for index in range(len(clients))]
+    with ThreadPoolExecutor(len(clients)) as pool:
+        parts = list(
+            pool.map(
+                lambda pair: pair[0].generate_many(pair[1], timeout=_CALL_SECONDS), zip(clients, shares, strict=True)
+            )
+        )
+    groups: list[Group | None] = [None] * len(prompts)
+    for index, part in enumerate(parts):
+        groups[index :: len(clients)] = part
+    return [group for group in groups if group is not None]

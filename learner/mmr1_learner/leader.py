@@ -1,0 +1,268 @@
+"""Rank 0's duties beside training: the queue, the rollout servers, evaluation, and what the run leaves behind.
+
+The loop in `train.py` calls it at the stations of a step. Other ranks have no leader. It computes no loss.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from dataclasses import replace
+from typing import Any
+
+import redis
+import structlog
+
+from mmr1.config import RunConfig
+from mmr1.dataset import eval_problems, train_problems
+from mmr1.errors import ConfigurationError, WeightUpdateError
+from mmr1.records import PolicyVersion, Prompt, PromptId
+from mmr1.rollout_client import RolloutClient
+from mmr1.streams import RunQueue
+from mmr1_learner import metrics as outputs
+from mmr1_learner.checkpoint import Checkpoints, RunState
+from mmr1_learner.evaluate import Evaluator
+from mmr1_learner.model import Policy, PromptEncoder
+from mmr1_learner.parity import ParityReport, Scorer, gate
+from mmr1_learner.plan import StepPlan
+from mmr1_learner.prompts import PromptFactory
+from mmr1_learner.ranks import Ranks
+from mmr1_learner.resume import reconcile
+from mmr1_learner.source import Collected, GroupSource
+from mmr1_learner.step_records import completion_records, step_record
+from mmr1_learner.weights import UpdateResult, WeightSender
+
+log = structlog.get_logger()
+
+_SERVERS_SECONDS = 300.0
+_GENERATE_SECONDS = 300.0
+_LATE_SERVER_SECONDS = 2.0  # between looks for rollout servers that joined late or missed an update
+
+
+class StopRequestedError(Exception):
+    """SIGTERM or Ctrl-C: finish what is being done and go."""
+
+
+class Leader:
+    """Everything that exactly one rank does."""
+
+    def __init__(
+        self, config: RunConfig, ranks: Ranks, policy: Policy, encoder: PromptEncoder, checkpoints: Checkpoints
+    ) -> None:
+        self._config = config
+        self._policy = policy
+        self._checkpoints = checkpoints
+        self.files = outputs.RunFiles(config.run_dir)
+        self._problems = train_problems(config)
+        self._prompts = PromptFactory(config, self._problems, encoder.forbidden_token_ids)
+        self._evaluator = (
+            Evaluator(config, self._prompts, eval_problems(config)) if config.eval_file is not None else None
+        )
+        self._scorer = Scorer(config, policy, encoder, ranks.device)
+        self.queue = RunQueue(connect(config.resolved_redis_url), config.run)
+        self._sender = WeightSender(config, self.queue, policy, config.host)
+        self.version = PolicyVersion(0, 0)
+        self._state = RunState(0, 0, 0)
+        self._unsaved: list[PromptId] = []  # applied since the last durable checkpoint
+        self._collected = Collected()
+        self._source: GroupSource | None = None
+        self._last_look = 0.0
+        self._started = time.monotonic()
+        self._stop = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+
+    def prepare(self, state: RunState | None) -> None:
+        """Become the run's one learner, bring queue and servers to `state`, and prove that both engines agree."""
+        incarnation = self.queue.become_writer()
+        self._state = state or self._state
+        self.version = PolicyVersion(incarnation, self._state.version_number)
+        self._source = GroupSource(self._config, self.queue, self._prompts, reconcile(self.queue, state, self._prompts))
+        if state is not None:
+            self.files.rewind(state.step)
+        outputs.serve_metrics(self._config.host, self._config.learner_metrics_port)
+        self.files.status("loading", "waiting for rollout servers")
+        self._sender.wait_for_servers(self._config.rollout_replicas, _SERVERS_SECONDS, self._check_stop)
+        self.files.status("parity", "comparing log-probabilities with the rollout servers")
+        self._send(self._parity_gate)
+        if state is None and self._config.eval_at_start:
+            self._evaluate("before", 0)
+        self._started = time.monotonic()
+
+    def next_plan(self, step: int) -> StepPlan:
+        """Collect the groups of one step; a plan that says stop when we were told to."""
+        assert self._source is not None
+        self.files.status("training", f"step {step + 1} of {self._config.num_steps}")
+        try:
+            self._check_stop()
+            self._collected = self._source.collect(self.version, self._while_waiting)
+        except StopRequestedError:
+            return StepPlan(step, (), stop=True)
+        self._unsaved += [group.prompt.id for group in self._collected.groups]
+        return StepPlan(step, tuple(self._collected.groups))
+
+    def after_step(self, plan: StepPlan, report: dict[str, float], phases: dict[str, float], seconds: float) -> None:
+        """Send the new version, and write down what the step was."""
+        started = time.monotonic()
+        lags, sampled_by = self._collected.lags, self.version
+        result = None
+        if report:
+            self.version = PolicyVersion(sampled_by.incarnation, sampled_by.number + 1)
+            result = self._send(self._probe if self.version.number % self._config.probe_every == 0 else None)
+        took = {**phases, "wait": self._collected.wait_seconds, "weight_update": time.monotonic() - started}
+        record = step_record(self._config, plan, self._collected, report, took, seconds + took["weight_update"])
+        record["policy_version"] = str(self.version)
+        record["probe_max_abs_dlogp"] = result.probe_max_abs_dlogp if result else None
+        self.files.append("metrics", [record])
+        self.files.append("completions", completion_records(self._config, plan, lags))
+        ledger = self.queue.ledger()
+        outputs.export(record, ledger)
+        log.info(
+            "step",
+            step=plan.step + 1,
+            version=str(self.version),
+            reward=round(record["reward_mean"] or 0.0, 3),
+            groups=len(plan.groups),
+            pending=ledger.pending,
+            seconds=round(record["seconds"], 2),
+        )
+        done = plan.step + 1
+        if self._config.eval_every and done % self._config.eval_every == 0 and done < self._config.num_steps:
+            self._evaluate("step", done)
+
+    def state_at(self, step: int) -> RunState:
+        """What a checkpoint after `step` optimizer steps must remember."""
+        assert self._source is not None
+        ledger = self.queue.ledger().as_dict()
+        contained = tuple(self._unsaved)
+        outstanding = self.queue.pending_ids() - set(contained)
+        return replace(
+            self._state,
+            step=step,
+            version_number=self.version.number,
+            next_position=self._source.next_position,
+            contained=contained,
+            outstanding=tuple(sorted(outstanding)),
+            ledger={**ledger, "trained": ledger["trained"] + len(contained)},
+            seconds=self._state.seconds + time.monotonic() - self._started,
+        )
+
+    def commit_checkpoint(self, state: RunState) -> None:
+        """Make it durable, then acknowledge what it contains: in this order, so a crash between loses nothing."""
+        # A learner that has been superseded is refused here, before the checkpoint gets its name.
+        self._checkpoints.finish(state, self.queue.ensure_current)
+        self.queue.acknowledge(list(state.contained))
+        self._unsaved.clear()
+        self.files.write("ledger", self.queue.ledger().as_dict())
+
+    def finish(self) -> None:
+        """After the last step: the closing evaluation and the final accounts."""
+        if self._config.eval_at_end:
+            self._evaluate("after", self._config.num_steps)
+        self.files.write("ledger", self.queue.ledger().as_dict())
+        self.files.status("done")
+
+    def _send(self, probe: Any) -> UpdateResult:
+        result = self._sender.update(self.version, probe)
+        self._state = replace(self._state, num_weight_updates=self._state.num_weight_updates + 1)
+        self.files.write("weight_updates", {"count": self._state.num_weight_updates})
+        outputs.WEIGHT_UPDATES.inc()
+        return result
+
+    def _parity_gate(self, client: RolloutClient) -> float:
+        """The gate before the first step and after each resume: many prompts, and planted perturbations."""
+        groups = client.generate_many(
+            self._parity_prompts(self._config.parity_prompts), timeout=_GENERATE_SECONDS, probe=True
+        )
+        report = gate(self._scorer, self._policy, groups, self._config.bound(self._config.dtype))
+        self._record_parity(report, client)
+        return report.max_abs_dlogp
+
+    def _probe(self, client: RolloutClient) -> float:
+        """After each update: one fixed prompt with its image."""
+        groups = client.generate_many(self._parity_prompts(1), timeout=_GENERATE_SECONDS, probe=True)
+        report = self._scorer.compare(groups)
+        bound = self._config.bound(self._config.dtype)
+        if not report.mean_abs_dlogp <= bound:
+            raise WeightUpdateError(
+                f"{client.address} received version {self.version}, but its log-probabilities are "
+                f"{report.mean_abs_dlogp:.2e} from the learner's (bound {bound:.0e})"
+            )
+        return report.max_abs_dlogp
+
+    def _parity_prompts(self, count: int) -> list[Prompt]:
+        temperature = self._config.temperature_at(self._state.step, self._config.num_steps)
+        prompts = []
+        for index, problem in enumerate(self._problems[:count]):
+            sampling = replace(self._prompts.sampling(temperature, index), ignore_eos=True, top_p=1.0)
+            prompts.append(self._prompts.make(PromptId(f"{self._config.run}/parity", index), problem, sampling, 1))
+        return prompts
+
+    def _record_parity(self, report: ParityReport, client: RolloutClient) -> None:
+        log.info(
+            "parity gate passed",
+            server=client.address,
+            mean=f"{report.mean_abs_dlogp:.1e}",
+            max=f"{report.max_abs_dlogp:.1e}",
+        )
+        entry = {
+            "step": self._state.step,
+            "incarnation": self.version.incarnation,
+            "max_abs_dlogp": report.max_abs_dlogp,
+            "mean_abs_dlogp": report.mean_abs_dlogp,
+            "num_tokens": report.num_tokens,
+            "bound": self._config.bound(self._config.dtype),
+        }
+        self.files.write("parity", [*self.files.read("parity", []), entry])
+
+    def _evaluate(self, name: str, step: int) -> None:
+        if self._evaluator is None:
+            return
+        self.files.status("evaluating", f"{name}: held-out problems")
+        temperature = self._config.temperature_at(max(0, step - 1), self._config.num_steps)
+        for result in self._evaluator.run(self._sender.clients(), temperature):
+            log.info("held-out", when=name, mode=result.mode, n=result.num_problems, accuracy=round(result.accuracy, 4))
+            line = {
+                "name": name,
+                "step": step,
+                "task": self._config.task,
+                "mode": result.mode,
+                "n": result.num_problems,
+                "accuracy": result.accuracy,
+                "temperature": result.temperature,
+                "seconds": result.seconds,
+            }
+            self.files.append("evaluations", [line])
+
+    def _while_waiting(self) -> None:
+        """A rollout server that joined late, or missed an update, gets the current version before it serves."""
+        self._check_stop()
+        if time.monotonic() - self._last_look < _LATE_SERVER_SECONDS:
+            return
+        self._last_look = time.monotonic()
+        behind = self._sender.behind(self.version)
+        if behind:
+            log.info("bringing rollout servers up to date", servers=[member.server_id for member in behind])
+            self._send(self._probe)
+
+    def _check_stop(self) -> None:
+        if self._stop:
+            raise StopRequestedError
+
+    def _on_signal(self, *_: object) -> None:
+        self._stop = True
+
+
+def connect(url: str) -> redis.Redis:
+    """A client that has reached its Redis.
+
+    Raises:
+        ConfigurationError: nothing answers there, or not as a Redis that lets us in.
+    """
+    try:
+        client = redis.Redis.from_url(url)
+        client.ping()
+    except (redis.RedisError, ValueError) as error:
+        where = url.rpartition("@")[2]  # never a password in a message
+        raise ConfigurationError(f"Redis at {where}: {error}; start it, or set redis_url") from None
+    return client

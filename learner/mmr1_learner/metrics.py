@@ -1,0 +1,115 @@
+"""What a run leaves behind while it goes: JSON Lines for people and reports, gauges for Prometheus.
+
+Lines are appended and flushed one at a time, so a run that is cut keeps all but perhaps its last line. Rank 0 only.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import Counter, Gauge, start_http_server
+
+from mmr1.streams import Ledger
+
+GAUGES = {
+    name: Gauge(f"mmr1_learner_{name}", text)
+    for name, text in {
+        "step": "optimizer steps done",
+        "reward_mean": "mean reward of the last step's rollouts",
+        "loss": "loss of the last step",
+        "kl_k3": "k3 estimate of the divergence from the reference, per token",
+        "entropy": "entropy of the policy in nats, per token",
+        "temperature": "sampling temperature",
+        "lag_mean": "policy lag of the last step's groups, in updates",
+        "lag_max": "largest policy lag in the last step",
+        "grad_norm": "gradient norm before clipping",
+        "mismatch_kl": "divergence between sampler and learner, per token",
+        "tokens_per_second": "completion tokens trained on per second",
+        "probe_max_abs_dlogp": "largest |delta log p| of the last weight update's probe",
+    }.items()
+}
+LEDGER = Gauge("mmr1_ledger_groups", "groups by state", ["state"])
+LEDGER_BALANCED = Gauge("mmr1_ledger_balanced", "1 while fed = trained + dropped + dead + pending")
+WEIGHT_UPDATES = Counter("mmr1_learner_weight_updates_total", "committed weight updates")
+
+
+class RunFiles:
+    """The files of one run's folder that the learner writes."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def append(self, name: str, records: Iterable[dict[str, Any]]) -> None:
+        """Append JSON objects to `name`.jsonl. Numbers that JSON lacks become null."""
+        with (self._folder / f"{name}.jsonl").open("a") as file:
+            for record in records:
+                file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
+
+    def rewind(self, step: int) -> None:
+        """Forget lines of optimizer steps that the checkpoint a run goes on from does not contain."""
+        for name in ("metrics", "completions", "evaluations"):
+            path = self._folder / f"{name}.jsonl"
+            if path.exists():
+                kept = [line for line in path.read_text().splitlines() if _step_of(line, default=step + 1) <= step]
+                _replace(path, "".join(f"{line}\n" for line in kept))
+
+    def write(self, name: str, document: Any) -> None:
+        """Write `name`.json as a whole; a reader sees the old or the new one."""
+        _replace(self._folder / f"{name}.json", json.dumps(_finite(document), indent=1, allow_nan=False))
+
+    def read(self, name: str, default: Any) -> Any:
+        path = self._folder / f"{name}.json"
+        return json.loads(path.read_text()) if path.exists() else default
+
+    def status(self, phase: str, detail: str = "") -> None:
+        """What the learner is doing now, for the live panel."""
+        self.write("status", {"phase": phase, "detail": detail})
+
+
+def serve_metrics(host: str, port: int) -> None:
+    start_http_server(port, addr=host)
+
+
+def export(metrics: dict[str, Any], ledger: Ledger) -> None:
+    """Set the gauges."""
+    for name, gauge in GAUGES.items():
+        if metrics.get(name) is not None:
+            gauge.set(metrics[name])
+    for state, count in (
+        ("fed", ledger.fed),
+        ("trained", ledger.trained),
+        ("dropped", sum(ledger.dropped.values())),
+        ("dead", sum(ledger.dead.values())),
+        ("pending", ledger.pending),
+    ):
+        LEDGER.labels(state).set(count)
+    LEDGER_BALANCED.set(ledger.balanced)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def _step_of(line: str, default: int) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError):
+        return default
+
+
+def _replace(path: Path, text: str) -> None:
+    aside = path.with_suffix(path.suffix + ".writing")
+    aside.write_text(text)
+    os.replace(aside, path)

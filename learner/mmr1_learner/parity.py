@@ -1,0 +1,121 @@
+"""Do sampler and learner compute the same model? Asked before the first step, after each resume and each update.
+
+The learner scores what a rollout server sampled and compares log-probabilities token by token. That sees what no
+checksum of weights can: a stale packed copy, a stale cache, another preprocessing. A planted perturbation must be seen
+too, or the comparison proves nothing and training does not start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from mmr1.config import RunConfig
+from mmr1.errors import ConfigurationError
+from mmr1.images import ImageStore
+from mmr1.records import Group
+from mmr1_learner.model import Policy, PromptEncoder
+from mmr1_learner.rows import Completion, EncodedPrompt, Row, pack
+
+# Large enough to move log-probabilities well past any bound for the dtype, small enough to be a plausible fault.
+_PERTURBATION = 1.5
+
+
+class ParityError(ConfigurationError):
+    """Sampler and learner disagree: training would learn from another model's samples."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParityReport:
+    """|delta log p| over completion tokens, in nats."""
+
+    max_abs_dlogp: float
+    mean_abs_dlogp: float
+    num_tokens: int
+
+
+class Scorer:
+    """The learner's own log-probabilities of groups that a server sampled."""
+
+    def __init__(self, config: RunConfig, policy: Policy, encoder: PromptEncoder, device: torch.device) -> None:
+        self._config = config
+        self._policy = policy
+        self._encoder = encoder
+        self._device = device
+        self._store = ImageStore(config.resolved_image_root)
+
+    def encode(self, group: Group) -> EncodedPrompt:
+        """The group's prompt as this side sees it.
+
+        Raises:
+            ParityError: the engine saw other tokens: another tokenizer, template or image preprocessing.
+        """
+        prompt = self._encoder.encode(group.prompt.text, [self._store.open(image) for image in group.prompt.images])
+        if prompt.token_ids != group.prompt_token_ids:
+            raise ParityError(
+                f"prompt {group.prompt.id}: {group.server_id} saw {len(group.prompt_token_ids)} tokens, the learner "
+                f"{len(prompt.token_ids)}; both must load the same model folder with the same min_pixels and max_pixels"
+            )
+        return prompt
+
+    def compare(self, groups: Sequence[Group]) -> ParityReport:
+        """Score every completion of `groups` and compare with what the server reported."""
+        total, worst, count = 0.0, 0.0, 0
+        was_training = self._policy.training
+        self._policy.eval()
+        with torch.no_grad():
+            for group in groups:
+                completions = tuple(
+                    Completion(rollout.token_ids, rollout.logprobs, 0.0, 0.0) for rollout in group.rollouts
+                )
+                sampling = group.prompt.sampling
+                row = Row(self.encode(group), completions, sampling.temperature, sampling.forbidden_token_ids)
+                batch = pack([row], self._encoder.image_token_id, self._encoder.pad_token_id)
+                batch = batch.to(self._device, self._policy.hf.dtype)
+                gap = (self._policy(batch).logprobs - batch.rollout_logprobs).abs()
+                total, worst, count = total + float(gap.sum()), max(worst, float(gap.max())), count + gap.numel()
+        self._policy.train(was_training)
+        return ParityReport(worst, total / max(1, count), count)
+
+
+def gate(scorer: Scorer, policy: Policy, groups: Sequence[Group], bound: float) -> ParityReport:
+    """The parity gate.
+
+    Raises:
+        ParityError: mean |delta log p| is above `bound`, or a planted perturbation of either tower goes unseen.
+    """
+    report = scorer.compare(groups)
+    if not report.mean_abs_dlogp <= bound:
+        raise ParityError(
+            f"parity gate: mean |delta log p| {report.mean_abs_dlogp:.2e} (max {report.max_abs_dlogp:.2e}) over "
+            f"{report.num_tokens} tokens is above {bound:.0e}: the rollout server and the learner do not compute the "
+            "same model; load the same checkpoint and dtype on both sides"
+        )
+    for tower in ("visual", "language_model"):
+        with perturbed(policy, tower) as name:
+            seen = scorer.compare(groups).mean_abs_dlogp
+        if seen <= bound:
+            raise ParityError(
+                f"parity gate: a planted change of {name} moves log-probabilities by {seen:.2e}, within the bound "
+                f"{bound:.0e}: the gate could not see a real fault; lower parity_bound or raise parity_prompts"
+            )
+    return report
+
+
+@contextmanager
+def perturbed(policy: Policy, tower: str) -> Iterator[str]:
+    """Scale the last matrix of one tower's first block for a while; yields its name, restores it exactly."""
+    name, parameter = next(
+        (name, parameter)
+        for name, parameter in policy.hf.named_parameters()
+        if (tower in name and parameter.ndim == 2 and "down_proj" in name) or (tower in name and "linear_fc2" in name)
+    )
+    original = parameter.data.clone()
+    parameter.data.mul_(_PERTURBATION)
+    try:
+        yield name
+    finally:
+        parameter.data.copy_(original)

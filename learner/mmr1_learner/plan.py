@@ -1,0 +1,112 @@
+"""One optimizer step's work, cut over ranks and forwards so that every rank does the same number of forwards.
+
+Rank 0 shares the step's groups as bytes; every rank cuts them the same way. A rank that comes up short runs dummies: a
+real row with weight 0, image included, so that it enters every collective of both towers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mmr1.config import RunConfig
+from mmr1.records import Group
+from mmr1.wire import decode_group, encode_group
+from mmr1_learner.loss import group_advantages
+from mmr1_learner.source import reward_of
+
+_LENGTH = struct.Struct("<I")
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """What rank 0 tells the others: the step's groups, or that there is nothing more to do."""
+
+    step: int
+    groups: tuple[Group, ...]
+    stop: bool = False
+
+    def encode(self) -> bytes:
+        header = json.dumps({"step": self.step, "stop": self.stop, "num_groups": len(self.groups)}).encode()
+        parts = [header, *(encode_group(group) for group in self.groups)]
+        return b"".join(_LENGTH.pack(len(part)) + part for part in parts)
+
+    @classmethod
+    def decode(cls, data: bytes) -> StepPlan:
+        parts, offset = [], 0
+        while offset < len(data):
+            (length,) = _LENGTH.unpack_from(data, offset)
+            offset += _LENGTH.size
+            parts.append(data[offset : offset + length])
+            offset += length
+        header = json.loads(parts[0])
+        return cls(header["step"], tuple(decode_group(part) for part in parts[1:]), header["stop"])
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One rollout that takes part in the loss: where it is, its advantage, and its tokens' weight."""
+
+    group: int
+    rollout: int
+    advantage: float
+    weight: float
+
+
+Forward = tuple[Sample, ...]
+
+
+def cut(plan: StepPlan, config: RunConfig, world_size: int) -> list[list[list[Forward]]]:
+    """forwards[rank][update] is the list of forwards that `rank` runs in optimizer step `update` of this batch.
+
+    Samples without a reward take no part: no statistic, no term, no denominator. Each token's weight is
+    1 / (its completion's length x the sequences of the same update), over all ranks.
+    """
+    samples = _samples(plan, config)
+    updates = [_share(samples, index, config.num_updates_per_batch) for index in range(config.num_updates_per_batch)]
+    forwards: list[list[list[Forward]]] = [[] for _ in range(world_size)]
+    for update in updates:
+        weighted = [Sample(s.group, s.rollout, s.advantage, s.weight / len(update)) for s in update]
+        per_forward = config.per_device_batch_size
+        num_forwards = math.ceil(len(weighted) / (per_forward * world_size))
+        # Even shares: no rank idles while another runs a full forward.
+        size = math.ceil(len(weighted) / (world_size * num_forwards)) if weighted else 0
+        for rank in range(world_size):
+            runs = []
+            for turn in range(num_forwards):
+                start = (turn * world_size + rank) * size
+                chunk = tuple(weighted[start : start + size])
+                runs.append(chunk or (Sample(weighted[0].group, weighted[0].rollout, 0.0, 0.0),))
+            forwards[rank].append(runs)
+    return forwards
+
+
+def _share(samples: list[Sample], index: int, parts: int) -> list[Sample]:
+    size = math.ceil(len(samples) / parts)
+    return samples[index * size : (index + 1) * size]
+
+
+def _samples(plan: StepPlan, config: RunConfig) -> list[Sample]:
+    rewards = [[reward_of(group, index) for index in range(len(group.rollouts))] for group in plan.groups]
+    if config.reward_shuffle:
+        rewards = _shuffled(rewards, random.Random(f"{config.seed}/{plan.step}"))
+    samples = []
+    for group_index, group in enumerate(plan.groups):
+        advantages = group_advantages(rewards[group_index])
+        for index, advantage in enumerate(advantages or ()):
+            length = len(group.rollouts[index].token_ids)
+            if advantage is not None and length:
+                samples.append(Sample(group_index, index, advantage, 1.0 / length))
+    return samples
+
+
+def _shuffled(rewards: Sequence[Sequence[float | None]], rng: random.Random) -> list[list[float | None]]:
+    """The control: the batch's rewards, dealt out at random to the samples that had one."""
+    deck = [reward for group in rewards for reward in group if reward is not None]
+    rng.shuffle(deck)
+    dealt = iter(deck)
+    return [[None if reward is None else next(dealt) for reward in group] for group in rewards]

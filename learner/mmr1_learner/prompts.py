@@ -1,0 +1,83 @@
+"""Problems to prompts: the data order, the templates, and how completions are to be drawn.
+
+Deterministic: the same run, position and attempt always give the same prompt, so a place that Redis has forgotten can
+be fed again. Knows nothing of queues.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from mmr1.chat_template import ChatTemplate
+from mmr1.config import RunConfig
+from mmr1.dataset import DataOrder
+from mmr1.images import ImageStore
+from mmr1.records import Problem, Prompt, PromptId, RewardSpec, Sampling
+from mmr1.templates import Templates, render
+
+
+class PromptFactory:
+    """Makes the prompts of one run."""
+
+    def __init__(self, config: RunConfig, problems: Sequence[Problem], forbidden_token_ids: tuple[int, ...]) -> None:
+        self._config = config
+        self._problems = problems
+        self._order = DataOrder(len(problems), config.seed)
+        self._store = ImageStore(config.resolved_image_root)
+        self._templates = Templates.from_config(config)
+        self._chat_template = ChatTemplate.load(config.model)
+        self._forbidden = forbidden_token_ids
+
+    def training(self, id_: PromptId) -> Prompt:
+        """The prompt of one attempt at one position, at the temperature of the step that the position belongs to."""
+        config = self._config
+        problem = self._problems[self._order.index(id_.position)]
+        step = id_.position // config.prompts_per_step
+        sampling = self.sampling(
+            config.temperature_at(step, config.num_steps), _seed(config.seed, "train", id_.position, id_.attempt)
+        )
+        return self.make(id_, problem, sampling, config.num_generations, config.reward_specs)
+
+    def sampling(self, temperature: float, seed: int | None) -> Sampling:
+        """The run's way of drawing completions, at a temperature."""
+        config = self._config
+        return Sampling(
+            temperature=temperature,
+            max_completion_length=config.max_completion_length,
+            top_p=config.top_p if temperature else 1.0,
+            seed=seed,
+            forbidden_token_ids=self._forbidden,
+            stop=tuple(config.stop),
+        )
+
+    def make(
+        self,
+        id_: PromptId,
+        problem: Problem,
+        sampling: Sampling,
+        num_generations: int,
+        rewards: tuple[RewardSpec, ...] = (),
+    ) -> Prompt:
+        return Prompt(
+            id=id_,
+            text=render(problem, self._templates, self._chat_template),
+            images=tuple(self._store.ref(image) for image in problem.images),
+            task=problem.task,
+            problem=problem.problem,
+            solution=problem.solution,
+            num_generations=num_generations,
+            sampling=sampling,
+            rewards=rewards,
+        )
+
+
+def _seed(*parts: object) -> int:
+    """A 31-bit seed that depends on every part; numpy's and torch's generators both take it."""
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=4).digest()
+    return int.from_bytes(digest) >> 1
+
+
+def evaluation_seed(config: RunConfig, position: int) -> int:
+    """The seed of one held-out problem's sampled completion."""
+    return _seed(config.seed, "eval", position)

@@ -1,0 +1,74 @@
+"""The learner's ranks: who we are, and the few things ranks tell each other.
+
+Bytes and numbers only; nothing is pickled. Every collective has a deadline, so a dead rank is an error, not a hang.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+# Longer than any weight update or evaluation, during which the other ranks wait for rank 0.
+COLLECTIVE_DEADLINE = timedelta(minutes=30)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process among the learner's ranks."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def share(self, data: bytes | None) -> bytes:
+        """Rank 0's bytes, on every rank."""
+        if self.world_size == 1:
+            assert data is not None
+            return data
+        size = torch.tensor([len(data) if data is not None else 0], dtype=torch.long, device=self.device)
+        dist.broadcast(size, 0)
+        buffer = torch.empty(int(size), dtype=torch.uint8, device=self.device)
+        if data is not None and self.is_first:
+            buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8).to(self.device)
+        if int(size):
+            dist.broadcast(buffer, 0)
+        return buffer.cpu().numpy().tobytes()
+
+    def sum(self, values: dict[str, float]) -> dict[str, float]:
+        """Each value summed over the ranks; every rank must pass the same names."""
+        if self.world_size == 1 or not values:
+            return dict(values)
+        names = sorted(values)
+        totals = torch.tensor([values[name] for name in names], dtype=torch.float64, device=self.device)
+        dist.all_reduce(totals)
+        return dict(zip(names, totals.tolist(), strict=True))
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        if self.world_size > 1:
+            dist.all_reduce(torch.zeros(1, device=self.device))
+
+
+def join_ranks() -> Ranks:
+    """Meet the other ranks: RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT as torchrun and `mmr1 up` set them."""
+    import deepspeed
+
+    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1")):
+        os.environ.setdefault(name, value)
+    cuda = torch.cuda.is_available()
+    local_rank = int(os.environ["LOCAL_RANK"])
+    if cuda:
+        torch.cuda.set_device(local_rank)
+    deepspeed.init_distributed(
+        dist_backend="nccl" if cuda else "gloo", timeout=COLLECTIVE_DEADLINE, verbose=False, auto_mpi_discovery=False
+    )
+    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    return Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), device)

@@ -1,0 +1,49 @@
+"""After a start: bring the queue and the newest durable checkpoint to one story.
+
+The checkpoint decides. What it contains and Redis still holds is acknowledged; what it knows as outstanding and Redis
+has forgotten is fed again, an emptied Redis included; what was fed after it stays, and is trained by this learner.
+"""
+
+from __future__ import annotations
+
+import structlog
+
+from mmr1.records import PromptId
+from mmr1.streams import RunQueue
+from mmr1_learner.checkpoint import RunState, ledger_at
+from mmr1_learner.prompts import PromptFactory
+
+log = structlog.get_logger()
+
+FORGOTTEN = "forgotten"
+
+
+def reconcile(queue: RunQueue, state: RunState | None, prompts: PromptFactory) -> int:
+    """Make the queue agree with `state`. Returns the next position to feed."""
+    if state is None:
+        return queue.ledger().next_position
+    restored = queue.restore(ledger_at(state))
+    acknowledged = queue.acknowledge(list(state.contained))
+    pending = queue.pending_ids()
+    missing = [id_ for id_ in state.outstanding if id_ not in pending and not _superseded(id_, pending)]
+    for id_ in missing:
+        queue.feed(prompts.training(id_), force=True)
+    # Fed before the checkpoint, and neither outstanding nor contained then: Redis has forgotten how it ended.
+    known = set(state.outstanding)
+    stale = [id_ for id_ in pending if id_.position < state.next_position and id_ not in known and id_.attempt == 0]
+    for id_ in stale:
+        queue.drop(id_, FORGOTTEN)
+    log.info(
+        "queue reconciled",
+        checkpoint_step=state.step,
+        acknowledged=acknowledged,
+        fed_again=len(missing),
+        dropped=len(stale),
+        redis_was_empty=restored,
+    )
+    return max(state.next_position, queue.ledger().next_position)
+
+
+def _superseded(id_: PromptId, pending: set[PromptId]) -> bool:
+    """Whether a later attempt at the same place is on its way already."""
+    return any(other.position == id_.position and other.attempt > id_.attempt for other in pending)

@@ -1,0 +1,130 @@
+"""Rank 0's end of the queue: keeps prompts fed, and collects the groups of one optimizer step.
+
+Back-pressure lives here and nowhere else: at most (max_off_policy_steps + 1) x prompts_per_step groups are fed and not
+yet applied. It decides which groups a step is made of; it does not know what a step does with them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from mmr1.config import RunConfig
+from mmr1.records import Group, PolicyVersion, PromptId
+from mmr1.streams import Ledger, RunQueue
+from mmr1_learner.loss import group_advantages
+from mmr1_learner.prompts import PromptFactory
+
+_POLL_SECONDS = 0.005
+
+
+@dataclass
+class Collected:
+    """The groups of one step, and what became of the others."""
+
+    groups: list[Group] = field(default_factory=list)
+    lags: list[int] = field(default_factory=list)
+    dropped: Counter[str] = field(default_factory=Counter)
+    num_dead: int = 0
+    wait_seconds: float = 0.0
+
+    @property
+    def num_closed(self) -> int:
+        """Places of the step that are decided. A stale group's place is fed again, so it does not count."""
+        return len(self.groups) + self.num_dead + sum(n for reason, n in self.dropped.items() if reason != "stale")
+
+
+def reward_of(group: Group, index: int) -> float | None:
+    score = group.rollouts[index].score
+    return None if score is None else score.reward
+
+
+def policy_lag(group: Group, version: PolicyVersion) -> int:
+    """Distance in steps between the learner's version and the oldest that sampled this group.
+
+    A group of an earlier incarnation may carry a number that this learner has not reached again: still a distance.
+    """
+    return abs(version.number - group.oldest_version.number)
+
+
+class GroupSource:
+    """Feeds and collects for one learner."""
+
+    def __init__(self, config: RunConfig, queue: RunQueue, prompts: PromptFactory, next_position: int = 0) -> None:
+        self._config = config
+        self._queue = queue
+        self._prompts = prompts
+        self._end = config.num_steps * config.prompts_per_step
+        self.next_position = next_position
+        self._seen_dead = sum(queue.ledger().dead.values())
+        self._pending: list[Group] = []  # read and not needed for the step that was closing
+
+    def prompt_id(self, position: int, attempt: int = 0) -> PromptId:
+        return PromptId(self._config.run, position, attempt)
+
+    def feed(self) -> Ledger:
+        """Top the queue up to the bound. Returns the accounts as they were before."""
+        ledger = self._queue.ledger()
+        bound = (self._config.max_off_policy_steps + 1) * self._config.prompts_per_step
+        for _ in range(max(0, bound - ledger.unapplied)):
+            if self.next_position >= self._end:
+                break
+            self._queue.feed(self._prompts.training(self.prompt_id(self.next_position)))
+            self.next_position += 1
+        return ledger
+
+    def collect(self, version: PolicyVersion, tick: Callable[[], None]) -> Collected:
+        """Wait for one step's groups. `tick` is called while waiting: late servers, stop requests.
+
+        A step closes when the groups it applies, those dropped for good and those dead make up `prompts_per_step`.
+        """
+        collected = Collected()
+        started = time.monotonic()
+        while True:
+            ledger = self.feed()
+            self._note_dead(ledger, collected)
+            wanted = self._config.prompts_per_step - collected.num_closed
+            if wanted <= 0:
+                break
+            groups, self._pending = self._pending[:wanted], self._pending[wanted:]
+            groups = groups or self._queue.read(wanted)
+            for group in groups:
+                self._sort(group, version, collected)
+            if not groups:
+                tick()
+                time.sleep(_POLL_SECONDS)
+        self._queue.mark_applied([group.prompt.id for group in collected.groups])
+        collected.wait_seconds = time.monotonic() - started
+        return collected
+
+    def _note_dead(self, ledger: Ledger, collected: Collected) -> None:
+        dead = sum(ledger.dead.values())
+        collected.num_dead += dead - self._seen_dead
+        self._seen_dead = dead
+
+    def _sort(self, group: Group, version: PolicyVersion, collected: Collected) -> None:
+        """Into the step, or out of the run with a reason."""
+        lag = policy_lag(group, version)
+        id_ = group.prompt.id
+        if lag > self._config.max_off_policy_steps and group.oldest_version.incarnation == version.incarnation:
+            self._queue.drop(id_, "stale", self._prompts.training(id_.next_attempt()))
+            collected.dropped["stale"] += 1
+        elif reason := self._useless(group):
+            self._queue.drop(id_, reason)
+            collected.dropped[reason] += 1
+        else:
+            collected.groups.append(group)
+            collected.lags.append(lag)
+
+    def _useless(self, group: Group) -> str | None:
+        """Why this group has no gradient, or None."""
+        rewards = [reward_of(group, index) for index in range(len(group.rollouts))]
+        advantages = group_advantages(rewards)
+        if advantages is None:
+            return "unscored"
+        has_other_terms = bool(self._config.kl) and self._config.k3_weight > 0
+        if not has_other_terms and len({reward for reward in rewards if reward is not None}) == 1:
+            return "no_variance"
+        return None

@@ -1,0 +1,98 @@
+"""What one optimizer step leaves on record: a line of metrics, and one line for each completion."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from mmr1.config import RunConfig
+from mmr1.records import Group
+from mmr1_learner.loss import group_advantages
+from mmr1_learner.plan import StepPlan
+from mmr1_learner.source import Collected, reward_of
+
+
+def step_record(
+    config: RunConfig,
+    plan: StepPlan,
+    collected: Collected,
+    report: dict[str, float],
+    phases: dict[str, float],
+    seconds: float,
+) -> dict[str, Any]:
+    """The step's line in metrics.jsonl; None where the step had nothing to measure."""
+    scores = [rollout.score for group in plan.groups for rollout in group.rollouts if rollout.score is not None]
+    rewards = [score.reward for score in scores if score.reward is not None]
+    components: dict[str, list[float]] = {}
+    for score in scores:
+        for name, value in score.components.items():
+            components.setdefault(name, []).append(value)
+    lengths = [len(rollout.token_ids) for group in plan.groups for rollout in group.rollouts]
+    return {
+        "step": plan.step + 1,
+        "num_steps": config.num_steps,
+        "time": time.time(),
+        "seconds": seconds,
+        "reward_mean": statistics.fmean(rewards) if rewards else None,
+        "reward_std": statistics.pstdev(rewards) if rewards else None,
+        "components": {name: statistics.fmean(values) for name, values in components.items()},
+        "temperature": config.temperature_at(plan.step, config.num_steps),
+        "lag_mean": statistics.fmean(collected.lags) if collected.lags else None,
+        "lag_max": max(collected.lags, default=None),
+        "completion_length_mean": statistics.fmean(lengths) if lengths else None,
+        "tokens_per_second": report.get("num_tokens", 0.0) / seconds if seconds else None,
+        "num_groups": len(plan.groups),
+        "num_rollouts": sum(len(group.rollouts) for group in plan.groups),
+        "outcomes": dict(Counter(score.outcome.value for score in scores)),
+        "dropped": dict(collected.dropped),
+        "phases": phases,
+        **{name: report.get(name) for name in _REPORTED},
+    }
+
+
+_REPORTED = (
+    "loss",
+    "policy_loss",
+    "kl_k3",
+    "entropy",
+    "clip_fraction",
+    "tis_truncated_fraction",
+    "mismatch_kl",
+    "grad_norm",
+    "learning_rate",
+)
+
+
+def completion_records(config: RunConfig, plan: StepPlan, lags: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """A line in completions.jsonl for each rollout of the step."""
+    for group, lag in zip(plan.groups, lags, strict=True):
+        advantages = _advantages(group)
+        for index, rollout in enumerate(group.rollouts):
+            score = rollout.score
+            yield {
+                "step": plan.step + 1,
+                "prompt_id": str(group.prompt.id),
+                "task": group.prompt.task,
+                "problem": group.prompt.problem,
+                "prompt": group.prompt.text,
+                "images": [image.path for image in group.prompt.images],
+                "solution": group.prompt.solution,
+                "completion": rollout.text,
+                "reward": score.reward if score else None,
+                "components": score.components if score else {},
+                "outcome": score.outcome.value if score else None,
+                "detail": score.detail if score else "",
+                "policy_version": str(rollout.oldest_version),
+                "policy_lag": lag,
+                "finish_reason": rollout.finish_reason.value,
+                "advantage": advantages[index],
+                "server": group.server_id,
+            }
+
+
+def _advantages(group: Group) -> list[float | None]:
+    rewards = [reward_of(group, index) for index in range(len(group.rollouts))]
+    return group_advantages(rewards) or [None] * len(rewards)

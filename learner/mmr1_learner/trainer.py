@@ -1,0 +1,222 @@
+"""One optimizer step: a plan's groups to rows, forwards, gradients, and DeepSpeed's step.
+
+The same code runs on every rank with the rank's own share of the plan. It knows nothing of queues, rollout servers or
+checkpoints' meaning; it hands out its engine for the last.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import deepspeed
+import torch
+from torch import Tensor
+
+from mmr1.config import RunConfig
+from mmr1.images import ImageStore
+from mmr1_learner.loss import LossReport, TokenBatch, TokenStats, compute_loss
+from mmr1_learner.model import Policy, PromptEncoder
+from mmr1_learner.plan import Forward, Sample, StepPlan, cut
+from mmr1_learner.ranks import Ranks
+from mmr1_learner.rows import Completion, EncodedPrompt, Row, RowBatch, pack
+
+
+class NonFiniteLossError(Exception):
+    """The loss or the gradient is NaN or infinite. Names the groups of the forward."""
+
+
+class Trainer:
+    """Policy, reference and optimizer of one rank."""
+
+    def __init__(
+        self, config: RunConfig, ranks: Ranks, policy: Policy, encoder: PromptEncoder, reference: Policy | None
+    ) -> None:
+        self._config = config
+        self._ranks = ranks
+        self._encoder = encoder
+        self._reference = reference.to(ranks.device) if reference is not None else None
+        self._store = ImageStore(config.resolved_image_root)
+        self.phases: dict[str, float] = defaultdict(float)  # seconds of the last step, by what they went into
+        self._optimizer = torch.optim.AdamW(
+            [parameter for parameter in policy.parameters() if parameter.requires_grad],
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+        )
+        self.engine, *_ = deepspeed.initialize(
+            model=policy, optimizer=self._optimizer, config=deepspeed_config(config), dist_init_required=False
+        )
+
+    @property
+    def policy(self) -> Policy:
+        module: Policy = self.engine.module
+        return module
+
+    def step(self, plan: StepPlan) -> dict[str, float]:
+        """Run one batch. Returns sums and means over all ranks; empty when there was nothing to train.
+
+        Raises:
+            NonFiniteLossError: before the optimizer moves.
+        """
+        self.phases.clear()
+        updates = cut(plan, self._config, self._ranks.world_size)[self._ranks.rank]
+        if not any(updates):
+            return {}
+        rate = learning_rate(self._config, plan.step)
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = rate
+        with self._timed("encode"):
+            prompts = self._encode(plan, updates)
+        batches = [[self._pack(plan, forward, prompts) for forward in update] for update in updates]
+        old = self._old_logprobs(batches)
+        report, norms = LossReport(), []
+        for update, update_batches in enumerate(batches):
+            if update_batches:
+                norms.append(self._optimize(plan, update_batches, old[update], updates[update], report))
+        totals = self._ranks.sum(report.sums)
+        return {**_means(totals), "grad_norm": max(norms), "learning_rate": rate}
+
+    def _optimize(
+        self,
+        plan: StepPlan,
+        batches: list[RowBatch],
+        old: list[Tensor] | None,
+        forwards: list[Forward],
+        report: LossReport,
+    ) -> float:
+        """Forwards and backwards of one optimizer step. Returns the gradient's norm before clipping."""
+        for index, batch in enumerate(batches):
+            self.engine.set_gradient_accumulation_boundary(index == len(batches) - 1)
+            with self._timed("reference"):
+                ref = self._reference_logprobs(batch)
+            with self._timed("forward"):
+                stats: TokenStats = self.engine(batch)
+                tokens = TokenBatch(
+                    rollout_logprobs=batch.rollout_logprobs,
+                    old_logprobs=old[index] if old else None,
+                    ref_logprobs=ref,
+                    advantages=batch.advantages,
+                    weights=batch.weights,
+                    sequences=batch.sequences,
+                    num_sequences=batch.num_sequences,
+                )
+                loss, part = compute_loss(stats, tokens, self._config)
+            report.merge(part)
+            if not torch.isfinite(loss):
+                ids = sorted({str(plan.groups[sample.group].prompt.id) for sample in forwards[index]})
+                raise NonFiniteLossError(f"step {plan.step}: loss {loss.item()} from groups {', '.join(ids)}")
+            with self._timed("backward"):
+                # DeepSpeed averages over ranks; the weights already divide by the sequences of all ranks.
+                self.engine.backward(loss * self._ranks.world_size)
+        unpartitioned = self._grad_norm() if self._config.zero_stage == 0 else None
+        with self._timed("optimizer"):
+            self.engine.step()
+        norm = float(self.engine.get_global_grad_norm() or 0.0) if unpartitioned is None else unpartitioned
+        if not math.isfinite(norm):
+            raise NonFiniteLossError(f"step {plan.step}: gradient norm {norm}")
+        return norm
+
+    def _grad_norm(self) -> float:
+        """Of whole gradients, already averaged over ranks. Without ZeRO, DeepSpeed clips but does not report it."""
+        grads = [parameter.grad for parameter in self.policy.parameters() if parameter.grad is not None]
+        return float(torch.nn.utils.get_total_norm(grads))
+
+    def _old_logprobs(self, batches: list[list[RowBatch]]) -> list[list[Tensor] | None]:
+        """lp_old of every token, needed only when more than one update is made of one batch."""
+        if len(batches) == 1:
+            return [None]
+        with torch.no_grad(), self._timed("old_logprobs"):
+            return [[self.policy(batch).logprobs for batch in update] for update in batches]
+
+    def _reference_logprobs(self, batch: RowBatch) -> Tensor | None:
+        if self._reference is None:
+            return None
+        with torch.no_grad():
+            logprobs: Tensor = self._reference(batch).logprobs
+            return logprobs
+
+    def _encode(self, plan: StepPlan, updates: list[list[Forward]]) -> dict[int, EncodedPrompt]:
+        """The prompts of this rank's share, each once."""
+        needed = {sample.group for update in updates for forward in update for sample in forward}
+        prompts = {}
+        for index in sorted(needed):
+            prompt = plan.groups[index].prompt
+            prompts[index] = self._encoder.encode(prompt.text, [self._store.open(image) for image in prompt.images])
+        return prompts
+
+    def _pack(self, plan: StepPlan, forward: Forward, prompts: dict[int, EncodedPrompt]) -> RowBatch:
+        by_group: dict[int, list[Completion]] = {}
+        for sample in forward:
+            by_group.setdefault(sample.group, []).append(_completion(plan, sample))
+        rows = []
+        for index, completions in by_group.items():
+            sampling = plan.groups[index].prompt.sampling
+            rows.append(Row(prompts[index], tuple(completions), sampling.temperature, sampling.forbidden_token_ids))
+        batch = pack(rows, self._encoder.image_token_id, self._encoder.pad_token_id)
+        return batch.to(self._ranks.device, self.policy.hf.dtype)
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self.phases[phase] += time.monotonic() - started
+
+
+def _completion(plan: StepPlan, sample: Sample) -> Completion:
+    rollout = plan.groups[sample.group].rollouts[sample.rollout]
+    return Completion(rollout.token_ids, rollout.logprobs, sample.advantage, sample.weight)
+
+
+def _means(totals: dict[str, float]) -> dict[str, float]:
+    """Per-token means of what was summed over tokens; losses are sums already."""
+    tokens = max(1.0, totals.get("num_tokens", 0.0))
+    return {
+        "loss": totals["loss"],
+        "policy_loss": totals["policy_loss"],
+        "num_tokens": totals["num_tokens"],
+        "entropy": totals["entropy"] / tokens,
+        "kl_k3": totals.get("kl_k3", math.nan) / tokens,
+        "clip_fraction": totals["clipped_tokens"] / tokens,
+        "tis_truncated_fraction": totals.get("truncated_tokens", 0.0) / tokens,
+        "mismatch_kl": totals["mismatch_kl"] / tokens,
+    }
+
+
+def learning_rate(config: RunConfig, step: int) -> float:
+    """The rate of optimizer step `step`, from 0: linear warm-up, then the schedule down to 0 at the run's end."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, config.num_steps - config.warmup_steps)
+    if config.lr_scheduler == "linear":
+        return config.learning_rate * (1 - progress)
+    if config.lr_scheduler == "cosine":
+        return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+    return config.learning_rate
+
+
+def deepspeed_config(config: RunConfig) -> dict[str, Any]:
+    """DeepSpeed's configuration, derived from the run's.
+
+    Accumulation is ours (forwards differ between ranks and steps), so DeepSpeed is told of none and its boundary is set
+    by hand.
+    """
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.max_grad_norm,
+        "bf16": {"enabled": config.dtype == "bfloat16"},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+        "zero_optimization": {
+            "stage": config.zero_stage,
+            "overlap_comm": False,
+            "contiguous_gradients": True,
+            "reduce_bucket_size": 50_000_000,
+            "allgather_bucket_size": 50_000_000,
+        },
+    }
