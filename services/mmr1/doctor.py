@@ -90,9 +90,7 @@ def machine() -> list[Finding]:
             f"{ENOUGH_MEMORY_GIB:.0f} GiB or more are advised",
             needed=False,
         ),
-        Finding(
-            "AVX2", cuda or "avx2" in _cpu_flags(), "yes" if "avx2" in _cpu_flags() else "no", "vLLM on a CPU needs it"
-        ),
+        Finding("AVX2", cuda or avx2, "yes" if avx2 else "no", "vLLM on a CPU needs it"),
         Finding("CUDA", True, "a device" if cuda else "none: everything runs on the CPU"),
     ]
 

@@ -1,0 +1,58 @@
+"""What each program is called with, and in which environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mmr1.config import RunConfig, load_config, save_config
+from mmr1.local.plan import child_environment, plan
+
+REQUIRED = ["--model", "m", "--train_file", "t.json", "--num_steps", "1", "--per_device_batch_size", "8"]
+
+
+def config(*arguments: str) -> RunConfig:
+    return load_config(None, [*REQUIRED, *arguments])
+
+
+def test_a_gang_of_ranks_shares_one_meeting_point() -> None:
+    learner = plan(config("--learner_processes", "2", "--learner_master_port", "4321"), {}).learner
+    assert [process.name for process in learner.processes] == ["learner-0", "learner-1"]
+    for rank, process in enumerate(learner.processes):
+        assert process.command[-4:] == ["-m", "mmr1_learner.train", "--config", "runs/run/config.yaml"]
+        shown = {name: process.environment[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT")}
+        assert shown == {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_PORT": "4321"}
+
+
+def test_every_rollout_server_has_ports_of_its_own() -> None:
+    ports = ("--rollout_port", "500", "--learner_metrics_port", "900")
+    rollouts = plan(config("--rollout_replicas", "2", *ports), {}).rollouts
+    assert [spec.name for spec in rollouts] == ["rollout-0", "rollout-1"]
+    assert [spec.processes[0].command[-4:] for spec in rollouts] == [
+        ["--port", "500", "--metrics-port", "901"],
+        ["--port", "501", "--metrics-port", "902"],
+    ]
+
+
+def test_existing_services_are_not_started() -> None:
+    both = plan(config("--redis_url", "redis://elsewhere/0", "--reward_url", "http://elsewhere"), {})
+    assert both.redis is None and both.reward is None
+
+
+def test_children_do_not_resolve_options_a_second_time(tmp_path: Path, monkeypatch) -> None:
+    """MMR1_NUM_STEPS would win over the command line in every child's config.yaml."""
+    monkeypatch.setenv("MMR1_NUM_STEPS", "5")
+    resolved = config("--num_steps", "10")
+    assert resolved.num_steps == 10
+    environment = child_environment(resolved, {"MMR1_NUM_STEPS": "5", "MMR1_LOG_JSON": "1", "HOME": "/h"})
+    assert "MMR1_NUM_STEPS" not in environment
+    assert environment["MMR1_LOG_JSON"] == "1" and environment["HOME"] == "/h"
+    monkeypatch.delenv("MMR1_NUM_STEPS")
+    save_config(resolved, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml").num_steps == 10
+
+
+def test_a_password_travels_in_the_environment(tmp_path: Path) -> None:
+    secret = config("--redis_url", "redis://:secret@elsewhere/0")
+    save_config(secret, tmp_path / "config.yaml")
+    assert "secret" not in (tmp_path / "config.yaml").read_text()
+    assert child_environment(secret, {})["MMR1_REDIS_URL"] == "redis://:secret@elsewhere/0"
