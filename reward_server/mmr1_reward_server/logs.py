@@ -1,4 +1,4 @@
-"""Structured log lines on standard output: key=value, or JSON with MMR1_LOG_JSON=1. It knows nothing of who logs what."""
+"""Structured log lines on standard output: key=value, or JSON with MMR1_LOG_JSON=1. It decides not what is logged."""
 
 from __future__ import annotations
 
