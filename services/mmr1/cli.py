@@ -70,9 +70,14 @@ def _up(argv: list[str]) -> int:
     config_path = None if argv[0].startswith("--") else Path(argv[0])
     if config_path is None:
         raise ConfigurationError("mmr1 up needs a configuration file first: mmr1 up CONFIG [--option value ...]")
-    from mmr1.local.stack import up
+    from mmr1.config import load_config
 
-    return up(config_path, argv[1:])
+    config = load_config(config_path, argv[1:])  # before the rest is imported: a misspelt option shows at once
+    from rich.console import Console
+
+    from mmr1.local.stack import run_stack
+
+    return run_stack(config, Console())
 
 
 def _ledger(argv: list[str]) -> int:

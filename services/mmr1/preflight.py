@@ -19,6 +19,7 @@ from mmr1.config import RunConfig
 from mmr1.dataset import eval_problems, train_problems
 from mmr1.errors import ConfigurationError
 from mmr1.local.ports import ports_of, require_free
+from mmr1.templates import Templates
 
 MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
@@ -31,6 +32,7 @@ def check(config: RunConfig) -> None:
     """Run every check, cheapest first. Raises ConfigurationError at the first that fails."""
     folder = check_model(config.model)
     check_space(config, folder)
+    Templates.from_config(config)
     require_free(ports_of(config))
     if config.redis_url is not None:
         check_redis(config.redis_url)

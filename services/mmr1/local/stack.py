@@ -1,15 +1,14 @@
-"""`mmr1 up`: from options to a running stack and an exit code. The order of things is here; each thing is elsewhere."""
+"""`mmr1 up`: from a configuration to a running stack and an exit code. Knows the order of things; each is elsewhere."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from pathlib import Path
 
 from rich.console import Console
 
-from mmr1.config import RunConfig, load_config, save_config
+from mmr1.config import RunConfig, save_config
 from mmr1.local.logs import MergedLog
 from mmr1.local.plan import CONFIG_NAME, Plan, plan
 from mmr1.local.ports import free_port
@@ -18,11 +17,6 @@ from mmr1.local.supervisor import supervise
 from mmr1.preflight import check
 
 Companion = Callable[[], Awaitable[None]]
-
-
-def up(config_path: Path, arguments: Sequence[str]) -> int:
-    """`mmr1 up CONFIG [--option value ...]`. Returns the exit code; raises ConfigurationError."""
-    return run_stack(load_config(config_path, arguments), Console())
 
 
 def run_stack(config: RunConfig, console: Console, *, quiet: bool = False, companion: Companion | None = None) -> int:

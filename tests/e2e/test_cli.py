@@ -1,0 +1,79 @@
+"""The `mmr1` command as people call it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def mmr1(*arguments: str, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "mmr1", *arguments], cwd=cwd, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_help_is_quick_and_names_every_command() -> None:
+    seconds = []
+    for _ in range(3):
+        started = time.monotonic()
+        result = mmr1("--help")
+        seconds.append(time.monotonic() - started)
+    assert result.returncode == 0
+    for command in ("up", "demo", "doctor", "data", "ledger", "report"):
+        assert f"\n  {command} " in result.stdout
+    assert min(seconds) < 0.5
+
+
+def test_up_help_lists_every_option() -> None:
+    from mmr1.config import RunConfig
+
+    result = mmr1("up", "--help")
+    assert result.returncode == 0
+    for name in RunConfig.model_fields:
+        assert f"--{name} (" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["upp"], "unknown command 'upp'"),
+        (["up", "--num_steps", "3"], "needs a configuration file"),
+        (["up", "missing.yaml"], "configuration missing.yaml"),
+        (["ledger"], "mmr1 ledger: the following arguments are required: run"),
+        (["ledger", "run", "--redis-url", "redis://127.0.0.1:1/0"], "Connection refused"),
+        (["demo", "painting"], "invalid choice: 'painting'"),
+        (["report", "missing"], "missing"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(arguments: list[str], words: str) -> None:
+    result = mmr1(*arguments)
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) == 1, result.stderr
+    assert result.stderr.startswith("mmr1: error: ") and words in result.stderr
+
+
+def test_ledger_of_a_run_that_redis_does_not_know(redis_url: str) -> None:
+    result = mmr1("ledger", "nobody", "--redis-url", redis_url)
+    assert result.returncode == 0
+    assert '"balanced": true' in result.stdout
+
+
+def test_the_demo_needs_the_repository(tmp_path: Path) -> None:
+    result = mmr1("demo", "counting", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "repository's root" in result.stderr
+
+
+@pytest.mark.engine
+def test_doctor_finds_everything_here() -> None:
+    result = mmr1("doctor")
+    assert result.returncode == 0, result.stdout
+    for name in ("torch", "vllm", "deepspeed", "redis-server", "g++"):
+        assert name in result.stdout
+    assert "everything that is needed is here" in result.stdout
