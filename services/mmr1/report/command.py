@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from mmr1.errors import CONFIGURATION_ERROR, ConfigurationError
+from mmr1.lifecycle import CommandParser
 from mmr1.report.page import page
 from mmr1.report.picture import draw
 from mmr1.report.result import RunResult, summarise
@@ -40,12 +40,12 @@ def build(run_dir: Path) -> RunResult:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns the process's exit code."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="mmr1 report", description="Write result.json, reward.png and report.html of a run, and print its table."
     )
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the run's folder, for example runs/demo")
-    arguments = parser.parse_args(argv)
     try:
+        arguments = parser.parse_args(argv)
         print_table(build(arguments.run_dir))
     except ConfigurationError as error:
         print(f"mmr1: error: {error}", file=sys.stderr)
