@@ -60,23 +60,23 @@ install_locked() {
   local torch=() index=()
   if [ "$device" = cpu ]; then
     torch=("$(sed -n 's/^torch==.*/&+cpu/p' "$locked")")
-    if ! pip install -q --dry-run --no-deps "${torch[@]}" >/dev/null 2>&1; then
+    if ! pip install -qq --dry-run --no-deps "${torch[@]}" >/dev/null 2>&1; then
       say "pip's index offers no ${torch[0]}: adding $torch_index"
       index=(--extra-index-url "$torch_index")
     fi
   fi
   say "installing $(grep -c == "$locked") packages"
   grep -vE '^(deepspeed==|#|$)' "$locked" >"$venv/locked.txt"
-  pip install -q --no-deps "${index[@]}" -r "$venv/locked.txt" "${torch[@]}"
+  pip install -qq --no-deps "${index[@]}" -r "$venv/locked.txt" "${torch[@]}"
   say "installing DeepSpeed"
-  DS_BUILD_OPS=0 DS_ACCELERATOR=$device pip install -q --no-deps --no-build-isolation "$(grep '^deepspeed==' "$locked")"
+  DS_BUILD_OPS=0 DS_ACCELERATOR=$device pip install -qq --no-deps --no-build-isolation "$(grep '^deepspeed==' "$locked")"
 }
 
 install_ours() {
   local editable=() distribution site
   for distribution in "${distributions[@]}"; do editable+=(-e "./$distribution"); done
   say "installing ${distributions[*]}"
-  pip install -q --no-deps --no-build-isolation "${editable[@]}"
+  pip install -qq --no-deps --no-build-isolation "${editable[@]}"
   site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
   if [ "$device" = cpu ]; then
     cp scripts/mmr1_torchvision_cpu.py "$site/"

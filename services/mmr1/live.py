@@ -17,7 +17,6 @@ from typing import Any
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
@@ -25,6 +24,7 @@ POLL_SECONDS = 0.25
 LINES_PER_RUN = 20  # off a terminal
 BARS = "▁▂▃▄▅▆▇█"
 SPARK_WIDTH = 60
+BAR_WIDTH = 72
 PHASES = {
     "loading": "loading the model on both sides",
     "parity": "comparing both engines' log-probabilities",
@@ -123,7 +123,7 @@ def summary(step: dict[str, Any]) -> str:
 
 def panel(state: RunState, title: str) -> Panel:
     """The whole run in a few lines."""
-    return Panel(Group(*_rows(state)), title=title, title_align="left", border_style="cyan", width=84)
+    return Panel(Group(*_rows(state)), title=title, title_align="left", border_style="cyan", width=78)
 
 
 def sparkline(values: list[float], width: int = SPARK_WIDTH) -> str:
@@ -143,7 +143,8 @@ def _rows(state: RunState) -> list[RenderableType]:
     if not state.steps:
         return rows
     step = state.latest
-    rows.append(ProgressBar(total=step["num_steps"], completed=step["step"], width=78))
+    done = BAR_WIDTH * step["step"] // step["num_steps"]
+    rows.append(Text("━" * done, style="green").append("━" * (BAR_WIDTH - done), style="bright_black"))
     grid = Table.grid(padding=(0, 2))
     figures = [("step", f"{step['step']}/{step['num_steps']}"), *_figures(step)]
     for _ in range(8):
