@@ -11,10 +11,10 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from tests.unit.local.processes import alive, wait_until_dead
 
 from mmr1.local.guard import Guard
 from mmr1.local.process import ChildProcess
+from tests.unit.local.processes import alive, wait_until_dead
 
 # Prints the pid of a grandchild that ignores SIGTERM and keeps the output pipe open.
 STUBBORN_GRANDCHILD = """

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.unit.local.processes import wait_until_dead
 
 from mmr1.errors import ConfigurationError
 from mmr1.local import service as service_module
 from mmr1.local.guard import Guard
 from mmr1.local.logs import MergedLog
 from mmr1.local.service import ProcessSpec, Service, ServiceFailedError, ServiceSpec
+from tests.unit.local.processes import wait_until_dead
 
 Program = Callable[..., ProcessSpec]
 

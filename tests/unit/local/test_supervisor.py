@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.unit.local.processes import wait_until_dead
 
 from mmr1.config import RunConfig, load_config
 from mmr1.errors import ConfigurationError
@@ -22,6 +21,7 @@ from mmr1.local.ports import free_port, require_free
 from mmr1.local.readiness import grpc_serving, http_ready
 from mmr1.local.service import ProcessSpec, ServiceSpec
 from mmr1.local.supervisor import supervise
+from tests.unit.local.processes import wait_until_dead
 
 Program = Callable[..., ProcessSpec]
 
