@@ -20,6 +20,7 @@ from mmr1.local.readiness import Probe, wait_until
 FIRST_DELAY_SECONDS = 1.0
 LONGEST_DELAY_SECONDS = 30.0
 LATECOMER_SECONDS = 1.0  # in which the rank that caused a failure may still report after the rank that noticed it
+SURVIVOR_SECONDS = 3.0  # for the ranks that a failed one leaves behind: they wait for it in a collective
 SHOWN_LINES = 5
 OWN_PREFIX = "mmr1: error: "
 
@@ -136,11 +137,11 @@ class Service:
             self.is_ready.clear()
             failure.cancel()
             readiness.cancel()
-        await self._stop_all()
+        await self._stop_all(min(SURVIVOR_SECONDS, self.spec.stop_deadline_seconds))
         return cause
 
-    def _stop_all(self) -> asyncio.Future[list[int]]:
-        return asyncio.gather(*(child.stop(self.spec.stop_deadline_seconds) for child in self._running.values()))
+    def _stop_all(self, deadline_seconds: float) -> asyncio.Future[list[int]]:
+        return asyncio.gather(*(child.stop(deadline_seconds) for child in self._running.values()))
 
     def _start(self, process: ProcessSpec) -> ChildProcess:
         def keep(line: str) -> None:
