@@ -67,16 +67,16 @@ install_locked() {
   fi
   say "installing $(grep -c == "$locked") packages"
   grep -vE '^(deepspeed==|#|$)' "$locked" >"$venv/locked.txt"
-  pip install -qq --no-deps "${index[@]}" -r "$venv/locked.txt" "${torch[@]}"
+  pip install -qq --no-deps --no-compile "${index[@]}" -r "$venv/locked.txt" "${torch[@]}"
   say "installing DeepSpeed"
-  DS_BUILD_OPS=0 DS_ACCELERATOR=$device pip install -qq --no-deps --no-build-isolation "$(grep '^deepspeed==' "$locked")"
+  DS_BUILD_OPS=0 DS_ACCELERATOR=$device pip install -qq --no-deps --no-compile --no-build-isolation "$(grep '^deepspeed==' "$locked")"
 }
 
 install_ours() {
   local editable=() distribution site
   for distribution in "${distributions[@]}"; do editable+=(-e "./$distribution"); done
   say "installing ${distributions[*]}"
-  pip install -qq --no-deps --no-build-isolation "${editable[@]}"
+  pip install -qq --no-deps --no-compile --no-build-isolation "${editable[@]}"
   site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
   if [ "$device" = cpu ]; then
     cp scripts/mmr1_torchvision_cpu.py "$site/"
