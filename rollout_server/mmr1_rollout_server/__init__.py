@@ -1,0 +1,1 @@
+"""The rollout server: vLLM behind gRPC, fed by the prompt stream, kept at the learner's weights."""

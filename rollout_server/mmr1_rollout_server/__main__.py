@@ -1,0 +1,42 @@
+"""`python -m mmr1_rollout_server`: read the configuration, check what can be checked, then start. Imports no engine."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+
+from mmr1.config import load_config
+from mmr1.lifecycle import run_command
+from mmr1.telemetry import configure_logging
+from mmr1_rollout_server import environment, preflight
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one server; returns its exit code: 0 told to stop, 2 configuration, else a failure."""
+    parser = argparse.ArgumentParser(prog="python -m mmr1_rollout_server", description=__doc__)
+    parser.add_argument("--config", required=True, help="the run's resolved configuration (YAML)")
+    parser.add_argument("--server-id", required=True, help="the name of this server within the run")
+    parser.add_argument("--port", type=int, required=True, help="gRPC")
+    parser.add_argument("--metrics-port", type=int, required=True, help="Prometheus")
+    arguments = parser.parse_args(argv)
+
+    configure_logging(arguments.server_id)
+    config = load_config(arguments.config)
+    preflight.check(config, arguments.server_id, arguments.port, arguments.metrics_port)
+    environment.apply(config)
+
+    from mmr1_rollout_server.server import Server
+
+    async def serve() -> int:
+        return await Server(config, arguments.server_id, arguments.port, arguments.metrics_port).run()
+
+    return asyncio.run(serve())
+
+
+if __name__ == "__main__":
+    exit_code = run_command(main)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)  # a thread that still loads the engine would keep the interpreter from ending

@@ -1,0 +1,118 @@
+"""From a sampled group to a scored one: one item per rollout and reward, summed by weight.
+
+A component without a result leaves its sample without one: a failed judge is not a bad answer. This file knows nothing
+of streams or of how scores are made.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import replace
+
+import structlog
+
+from mmr1.records import Group, Outcome, Prompt, Rollout, Score
+from mmr1_reward_server.api import Item, Result
+from mmr1_reward_server.client import RewardClient, RewardServerError
+
+_log = structlog.get_logger(__name__)
+
+
+class RewardOutageError(Exception):
+    """The reward server is out of reach: nobody's answer was judged, so nothing is to be concluded from it."""
+
+
+class Scorer:
+    """Asks one reward server.
+
+    Args:
+        client: for scoring.
+        prober: for asking, after a failure, whether the server is there at all; its deadline is short.
+    """
+
+    def __init__(self, client: RewardClient, prober: RewardClient) -> None:
+        self._client = client
+        self._prober = prober
+
+    async def score(self, group: Group, image_size: tuple[int, int] | None) -> Group:
+        """The group with a score on each rollout. `image_size`: width and height of the first image in pixels.
+
+        Raises:
+            RewardOutageError: the server is out of reach. Any other failure of its is the samples' outcome.
+        """
+        begun = time.monotonic()
+        items = items_of(group, image_size)
+        if not items:
+            return group
+        try:
+            results = await self._client.score_or_raise(items)
+        except RewardServerError as error:
+            if not await self.reachable():
+                raise RewardOutageError(str(error)) from error
+            _log.warning("scoring_failed", prompt=str(group.prompt.id), reason=str(error))
+            outcome = error.outcome
+            results = [Result(id=item.id, outcome=outcome, reward=None, detail=str(error)) for item in items]
+        num_rewards = len(group.prompt.rewards)
+        scored = tuple(
+            replace(rollout, score=combine(group.prompt, results[i * num_rewards : (i + 1) * num_rewards]))
+            for i, rollout in enumerate(group.rollouts)
+        )
+        return replace(group, rollouts=scored, score_seconds=time.monotonic() - begun)
+
+    async def reachable(self) -> bool:
+        try:
+            await self._prober.tasks()
+        except RewardServerError:
+            return False
+        return True
+
+
+def items_of(group: Group, image_size: tuple[int, int] | None) -> list[Item]:
+    """Rollout by rollout, within each in the order of the prompt's rewards."""
+    return [
+        _item(group.prompt, i, rollout, j, image_size)
+        for i, rollout in enumerate(group.rollouts)
+        for j in _rewards(group)
+    ]
+
+
+def combine(prompt: Prompt, results: list[Result]) -> Score:
+    """One sample's score from its components, in the order of the prompt's rewards."""
+    components = {
+        name: result.reward for name, result in zip(names_of(prompt), results, strict=True) if result.reward is not None
+    }
+    details = "; ".join(result.detail for result in results if result.detail)
+    for outcome in (Outcome.VERIFIER_ERROR, Outcome.TIMEOUT):
+        if any(result.outcome.value == outcome.value for result in results):
+            return Score(outcome, None, components, details)
+    reward = sum(spec.weight * (result.reward or 0.0) for spec, result in zip(prompt.rewards, results, strict=True))
+    invalid = any(result.outcome.value == Outcome.INVALID_OUTPUT.value for result in results)
+    return Score(Outcome.INVALID_OUTPUT if invalid else Outcome.OK, reward, components, details)
+
+
+def names_of(prompt: Prompt) -> list[str]:
+    """The rewards' names; a task used more than once is numbered, so that no component hides another."""
+    total = Counter(spec.task for spec in prompt.rewards)
+    seen: Counter[str] = Counter()
+    names = []
+    for spec in prompt.rewards:
+        seen[spec.task] += 1
+        names.append(spec.task if total[spec.task] == 1 else f"{spec.task}-{seen[spec.task]}")
+    return names
+
+
+def _rewards(group: Group) -> range:
+    return range(len(group.prompt.rewards))
+
+
+def _item(prompt: Prompt, i: int, rollout: Rollout, j: int, image_size: tuple[int, int] | None) -> Item:
+    spec = prompt.rewards[j]
+    return Item(
+        id=f"{prompt.id}/{i}/{j}",
+        task=spec.task,
+        response=rollout.text,
+        solution=prompt.solution,
+        params=spec.params,
+        image_size=image_size,
+    )

@@ -1,0 +1,54 @@
+"""What the server's state machine asks of an engine during a weight update. Types only: no torch, no vllm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from mmr1.records import TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class TransferPlan:
+    """Who meets where, and what will be sent: `tensors` in the order of their broadcast."""
+
+    transport: str
+    master_address: str
+    master_port: int
+    store_prefix: str
+    rank: int
+    world_size: int
+    tensors: tuple[TensorSpec, ...]
+    bucket_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class WriteReport:
+    """What an update wrote. `unwritten` names the engine's parameters that still hold old values."""
+
+    num_parameters: int
+    unwritten: tuple[str, ...]
+    num_packed_copies_refreshed: int
+
+    @property
+    def num_parameters_written(self) -> int:
+        return self.num_parameters - len(self.unwritten)
+
+
+class WeightReceiver(Protocol):
+    """The engine's side of an update. Each call raises WeightUpdateError when it fails."""
+
+    async def init_transfer(self, plan: TransferPlan, deadline_seconds: float) -> None:
+        """Join the group that `plan` describes, leaving an earlier one."""
+
+    async def start_update(self) -> None:
+        """Make the model ready to be overwritten. Nothing may be running."""
+
+    async def receive_update(self, deadline_seconds: float) -> list[tuple[str, int]]:
+        """Take every tensor of the plan; returns (name, fingerprint) in order of arrival."""
+
+    async def finish_update(self) -> WriteReport:
+        """Complete the model and forget everything computed with old weights."""
+
+    async def abort_update(self) -> None:
+        """Give up an update between two calls; the model is then neither old nor new."""

@@ -1,0 +1,255 @@
+"""What runs inside vLLM's worker process during a weight update: receive, fingerprint, load, account.
+
+vLLM imports this file in every worker (`worker_extension_cls`) before it builds its weight transfer engine, and so
+finds the backend registered at the end. It knows tensors and the engine's model. It does not know versions, learners,
+or who may update: the server's `weights.py` does.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch._C._distributed_c10d import BroadcastOptions, PrefixStore, ProcessGroupGloo, TCPStore
+from vllm.config import set_current_vllm_config
+from vllm.distributed.weight_transfer import WeightTransferEngineFactory
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+from vllm.platforms import current_platform
+
+from mmr1.records import TensorSpec
+from mmr1.weight_plan import buckets, fingerprint, tensor_bytes
+from mmr1_rollout_server import orphan_guard
+
+BACKEND = "mmr1"
+TRANSPORTS = ("gloo",)
+
+# Its "Failed to load weights" names every module without a checkpoint tensor (rotary tables, a tied head) at every
+# update. `UpdateReport` is exact about what was not written, and the server refuses the update for it.
+logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
+
+
+@dataclass
+class InitInfo(WeightTransferInitInfo):  # type: ignore[misc]  # vllm is untyped here
+    """Who takes part, and the manifest: `tensors` as [name, dtype, shape] in the order of their broadcast."""
+
+    transport: str
+    master_address: str
+    master_port: int
+    store_prefix: str
+    rank: int
+    world_size: int
+    tensors: list[Any]
+    bucket_bytes: int
+    deadline_seconds: float
+
+
+@dataclass
+class UpdateInfo(WeightTransferUpdateInfo):  # type: ignore[misc]
+    """One full update; what it consists of was said at initialisation."""
+
+    deadline_seconds: float
+
+
+@dataclass
+class UpdateReport:
+    """What one update did to the model. `unwritten` names the parameters that hold old values, in whole or in part."""
+
+    fingerprints: list[tuple[str, int]] = field(default_factory=list)
+    num_parameters: int = 0
+    unwritten: list[str] = field(default_factory=list)
+    num_packed_copies_refreshed: int = 0
+
+
+class GlooGroup:
+    """A process group beside torch.distributed's own: no global state, and every wait has an end."""
+
+    def __init__(self, info: InitInfo) -> None:
+        limit = timedelta(seconds=info.deadline_seconds)
+        store = TCPStore(
+            info.master_address,
+            info.master_port,
+            info.world_size,
+            is_master=False,
+            timeout=limit,
+            wait_for_workers=False,
+        )
+        self._store = PrefixStore(info.store_prefix, store)
+        self._group = ProcessGroupGloo(self._store, info.rank, info.world_size, limit)
+
+    def receive(self, buffer: torch.Tensor, deadline_seconds: float) -> None:
+        """Fill `buffer` (flat uint8) from rank 0. Raises RuntimeError when the sender is gone or the time is over."""
+        limit = timedelta(seconds=deadline_seconds)
+        self._group.set_timeout(limit)
+        options = BroadcastOptions()
+        options.rootRank, options.rootTensor = 0, 0
+        self._group.broadcast([buffer], options).wait(limit)  # type: ignore[attr-defined]
+
+    def close(self) -> None:
+        self._group.abort()
+
+
+class BucketEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
+    """vLLM's weight transfer engine for one flat broadcast per bucket.
+
+    Loading goes through vLLM's layerwise reload, which packs fused and quantised layers anew. After a failure the
+    kernels have their old tensors back, layers already complete excepted: the model is usable by no one but the next
+    full update.
+    """
+
+    init_info_cls = InitInfo
+    update_info_cls = UpdateInfo
+
+    group: GlooGroup | None = None
+    tensors: tuple[TensorSpec, ...] = ()
+    bucket_bytes = 0
+    report = UpdateReport()
+
+    def init_transfer_engine(self, init_info: InitInfo) -> None:
+        self.shutdown()
+        self.tensors = tuple(TensorSpec(name, dtype, tuple(shape)) for name, dtype, shape in init_info.tensors)
+        self.bucket_bytes = init_info.bucket_bytes
+        if init_info.transport not in TRANSPORTS:
+            raise ValueError(f"transport {init_info.transport!r} is not one of {', '.join(TRANSPORTS)}")
+        self.group = GlooGroup(init_info)
+
+    def start_weight_update(self) -> None:
+        with set_current_vllm_config(self.vllm_config):
+            self._expected = {name for name, _ in self.model.named_parameters()}  # a tied tensor counts once
+            self._loaded: set[str] = set()
+            self.report = UpdateReport(num_parameters=len(self._expected))
+            initialize_layerwise_reload(self.model)
+
+    def update_weights(self, update_info: Any) -> None:
+        # The base class would synchronise an accelerator, and raises where there is none.
+        self.receive_weights(self.parse_update_info(update_info))
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
+
+    def receive_weights(self, update_info: UpdateInfo) -> None:
+        if self.group is None:
+            raise RuntimeError("no transfer group: initialise first")
+        try:
+            with set_current_vllm_config(self.vllm_config), torch.device(self.device):
+                end = time.monotonic() + update_info.deadline_seconds
+                for bucket in buckets(self.tensors, self.bucket_bytes):
+                    self._receive_bucket(self.group, bucket, max(0.001, end - time.monotonic()))
+        except BaseException:
+            self.abort()
+            self.shutdown()
+            raise
+
+    def _receive_bucket(self, group: GlooGroup, bucket: Sequence[TensorSpec], deadline_seconds: float) -> None:
+        sizes = [tensor_bytes(spec) for spec in bucket]
+        flat = torch.empty(sum(sizes), dtype=torch.uint8, device=self.device)  # [bytes of the bucket]
+        group.receive(flat, deadline_seconds)
+        weights = []
+        for spec, data in zip(bucket, torch.split(flat, sizes), strict=True):
+            self.report.fingerprints.append((spec.name, fingerprint(data.cpu().numpy().data)))
+            # A clone, because the layerwise reload keeps the tensors of a layer until the layer is complete.
+            weights.append((spec.name, data.clone().view(getattr(torch, spec.dtype)).view(spec.shape)))
+        self._loaded |= self.model.load_weights(iter(weights)) or set()
+
+    def finish_weight_update(self) -> None:
+        with set_current_vllm_config(self.vllm_config), torch.device(self.device):
+            self.report.unwritten = sorted((self._expected - self._loaded) | self._incomplete())
+            finalize_layerwise_reload(self.model, self.model_config)
+            self.report.num_packed_copies_refreshed = refresh_packed_copies(self.model)
+
+    def _incomplete(self) -> set[str]:
+        """Parameters of layers that have not received all their elements: one third of a fused qkv is not a qkv."""
+        names = set()
+        for prefix, layer in self.model.named_modules():
+            info = get_layerwise_info(layer)
+            # A complete layer has been processed by now, and its info reset.
+            if info.can_load() and 0 < info.load_numel < num_checkpoint_elements(layer):
+                names |= {f"{prefix}.{name}" for name in layer._parameters} & self._expected
+        return names
+
+    def abort(self) -> None:
+        """Give up an update that has begun: drop what layers have buffered and put their tensors back."""
+        with set_current_vllm_config(self.vllm_config), torch.device(self.device):
+            for layer in self.model.modules():
+                info = get_layerwise_info(layer)
+                if info.can_load():
+                    info.loaded_weights.clear()
+                    info.load_numel = 0
+            finalize_layerwise_reload(self.model, self.model_config)
+
+    def shutdown(self) -> None:
+        if self.group is not None:
+            self.group.close()
+            self.group = None
+
+    @staticmethod
+    def trainer_send_weights(iterator: Any, trainer_args: Any) -> None:
+        """Abstract in vLLM 0.26. The learner sends with its own code, which needs no vLLM."""
+        raise NotImplementedError("the learner's side of this backend is not part of vLLM")
+
+
+class WorkerExtension:
+    """Methods that vLLM adds to its worker, called by `collective_rpc`: what its four verbs cannot answer."""
+
+    weight_transfer_engine: Any
+    _weight_update_active: bool
+
+    def mmr1_update_report(self) -> dict[str, Any]:
+        """The report of the last update, as plain lists and numbers."""
+        report = self.weight_transfer_engine.report
+        return {
+            "fingerprints": [[name, str(digest)] for name, digest in report.fingerprints],
+            "num_parameters": report.num_parameters,
+            "unwritten": report.unwritten,
+            "num_packed_copies_refreshed": report.num_packed_copies_refreshed,
+        }
+
+    def mmr1_abort_update(self) -> bool:
+        """End an update whose next verb never came. False: none was under way."""
+        if not self._weight_update_active:
+            return False
+        self._weight_update_active = False
+        self.weight_transfer_engine.abort()
+        self.weight_transfer_engine.shutdown()
+        return True
+
+
+def num_checkpoint_elements(layer: torch.nn.Module) -> int:
+    """Elements of the layer's parameters that a checkpoint holds: vLLM rounds the rows of a vocabulary up."""
+    num_elements = sum(tensor.numel() for tensor in layer._parameters.values() if tensor is not None)
+    padded = getattr(layer, "num_embeddings_padded", None)
+    return num_elements if padded is None else num_elements - int((padded - layer.org_vocab_size) * layer.embedding_dim)
+
+
+def refresh_packed_copies(model: torch.nn.Module) -> int:
+    """Pack again what the CPU backend keeps beside `weight`; returns how many copies.
+
+    Embeddings and the language head keep both. The layerwise reload packs a layer again when one of its checkpoint
+    tensors arrives, and a tied head has none: it would keep the old copy while its `weight` reads new.
+    """
+    if not current_platform.is_cpu():
+        return 0
+    from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+
+    num_copies = 0
+    for layer in model.modules():
+        weight = getattr(layer, "weight", None)
+        if hasattr(layer, "cpu_linear") and weight is not None and weight.ndim == 2 and weight.numel():
+            dispatch_cpu_unquantized_gemm(layer, remove_weight=False)
+            num_copies += 1
+    return num_copies
+
+
+if BACKEND not in WeightTransferEngineFactory._registry:
+    WeightTransferEngineFactory.register_engine(BACKEND, BucketEngine)
+
+orphan_guard.guard()  # this file is the first of ours that runs in the engine's processes

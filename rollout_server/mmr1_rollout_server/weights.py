@@ -1,0 +1,342 @@
+"""Which policy version this server holds, and whether it may sample: the server's side of a weight update.
+
+    STARTING -> ACCEPTS_WEIGHTS -> UPDATING -> PAUSED -> SERVES        (Start, Update and Finish, Resume)
+    UPDATING -> BROKEN when a phase fails or its deadline passes; only a full update leads out of it.
+
+Verbs run one at a time. Each is refused, with nothing changed, when it is out of order, of an older learner or of
+another run. This file knows nothing of gRPC or vllm; the engine is what `transfer.WeightReceiver` says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from enum import Enum
+from typing import TypeVar
+
+import structlog
+
+from mmr1.errors import WeightUpdateError
+from mmr1.records import PolicyVersion
+from mmr1_rollout_server.admission import Admission
+from mmr1_rollout_server.errors import DeadlinePassedError, NotServingError, VerbRefusedError
+from mmr1_rollout_server.transfer import TransferPlan, WeightReceiver, WriteReport
+
+# The transfer group gives up at the deadline by itself; an engine silent for this much longer is stuck in it.
+STUCK_SECONDS = 10.0
+
+_log = structlog.get_logger(__name__)
+_T = TypeVar("_T")
+
+
+class State(Enum):
+    """What this server can do. Values are what leases and logs show."""
+
+    STARTING = "starting"
+    ACCEPTS_WEIGHTS = "accepts_weights"
+    UPDATING = "updating"
+    PAUSED = "paused"
+    SERVES = "serves"
+    BROKEN = "broken"
+    DRAINING = "draining"
+
+
+class Phase(Enum):
+    """How far the update under way has come."""
+
+    NONE = "no update"
+    STARTED = "StartWeightUpdate"
+    RECEIVED = "UpdateWeights"
+    FINISHED = "FinishWeightUpdate"
+
+
+# States in which every verb is out of order, with the reason.
+_CLOSED = {State.STARTING: "the engine is still loading", State.DRAINING: "this server is shutting down"}
+
+
+class Policy:
+    """The policy this server holds.
+
+    Args:
+        run: verbs of other runs are refused.
+        on_change: called after each change of state or version.
+        on_stuck: called with a reason when the engine does not come back; the process must end.
+    """
+
+    def __init__(
+        self,
+        run: str,
+        *,
+        on_change: Callable[[], None],
+        on_stuck: Callable[[str], None],
+        stuck_seconds: float = STUCK_SECONDS,
+    ) -> None:
+        self.state = State.STARTING
+        self.detail = "the engine is loading"
+        self.version: PolicyVersion | None = None  # committed
+        self.admission = Admission()
+        self._run = run
+        self._on_change = on_change
+        self._on_stuck = on_stuck
+        self._stuck_seconds = stuck_seconds
+        self._engine: WeightReceiver | None = None
+        self._incarnation = 0
+        self._group_ready = False
+        self._phase = Phase.NONE
+        self._pending: PolicyVersion | None = None
+        self._lock = asyncio.Lock()
+        self._watchdog: asyncio.Task[None] | None = None
+
+    # -- sampling ------------------------------------------------------------------------------------------------
+
+    @property
+    def serves(self) -> bool:
+        return self.state is State.SERVES
+
+    @contextmanager
+    def sampling(self, *, probe: bool = False) -> Iterator[PolicyVersion]:
+        """Count one prompt as running; yields the version it is sampled under.
+
+        A probe is admitted also while paused: with it the learner proves an update before it opens admission.
+
+        Raises:
+            NotServingError: closed.
+        """
+        finished = self.state is State.PAUSED and self._phase is Phase.FINISHED
+        version = self._pending if finished else self.version
+        if version is None or not (self.serves or (probe and self.state is State.PAUSED)):
+            raise NotServingError(f"this server is {self.state.value}: {self.detail or 'admission is closed'}")
+        with self.admission.enter():
+            yield version
+
+    def engine_ready(self, engine: WeightReceiver) -> None:
+        self._engine = engine
+        self._become(State.ACCEPTS_WEIGHTS, "holds no version of this run's learner yet")
+
+    def drain(self) -> None:
+        """Close admission for good."""
+        self._become(State.DRAINING, "this server is shutting down")
+
+    # -- the verbs -----------------------------------------------------------------------------------------------
+
+    async def pause(self, run: str, incarnation: int, deadline_seconds: float) -> float:
+        """Close admission and wait until nothing runs; returns the seconds waited.
+
+        Raises:
+            VerbRefusedError, DeadlinePassedError: admission is as before.
+        """
+        async with self._verb("Pause", run, incarnation):
+            if self.state is State.PAUSED:
+                return 0.0
+            self._require("Pause", self.serves)
+            return await self._close_admission(deadline_seconds, "paused by the learner")
+
+    async def resume(self, run: str, incarnation: int, version: PolicyVersion) -> None:
+        """Commit `version`, which must be what the engine holds, and open admission."""
+        async with self._verb("Resume", run, incarnation):
+            self._require("Resume", self.state is State.PAUSED)
+            held = self._pending if self._phase is Phase.FINISHED else self.version
+            if version != held:
+                raise VerbRefusedError(f"Resume names version {version}, but this server holds {held}")
+            self._forget_update()
+            self.version = version
+            self._become(State.SERVES, "")
+
+    async def init_transfer(self, run: str, incarnation: int, plan: TransferPlan, deadline_seconds: float) -> None:
+        """Join the transfer group. The first verb of a new learner: from here on older ones are refused.
+
+        Raises:
+            VerbRefusedError: nothing changed.
+            WeightUpdateError: the group did not form in time; the weights are untouched.
+        """
+        async with self._verb("InitWeightTransfer", run, incarnation, is_init=True, wait_seconds=deadline_seconds):
+            if self._phase in (Phase.STARTED, Phase.RECEIVED):
+                await self._break(f"the update to {self._pending} was given up for a new transfer group")
+            if incarnation > self._incarnation:
+                self._incarnation = incarnation
+                if self.state in (State.SERVES, State.PAUSED):
+                    self._forget_update()
+                    self._become(State.ACCEPTS_WEIGHTS, f"waits for the first version of incarnation {incarnation}")
+            self._group_ready = False
+            await self._bounded(
+                self._receiver.init_transfer(plan, deadline_seconds), deadline_seconds, "joining the group"
+            )
+            self._group_ready = True
+
+    async def start(self, run: str, incarnation: int, version: PolicyVersion, deadline_seconds: float) -> float:
+        """Close admission, wait until nothing runs, make the model writable; returns the seconds waited.
+
+        Raises:
+            VerbRefusedError, DeadlinePassedError: nothing changed, admission is as before.
+            WeightUpdateError: this server is broken now.
+        """
+        async with self._verb("StartWeightUpdate", run, incarnation):
+            self._require("StartWeightUpdate", self.state is not State.UPDATING)
+            if not self._group_ready:
+                raise VerbRefusedError("StartWeightUpdate without a transfer group; send InitWeightTransfer first")
+            if version.incarnation != incarnation or (self.version and version <= self.version):
+                raise VerbRefusedError(
+                    f"version {version} cannot follow {self.version} under incarnation {incarnation}: versions grow"
+                )
+            waited = await self._close_admission(deadline_seconds, f"updating to {version}", State.UPDATING)
+            self._pending = version
+            async with self._breaking():
+                await self._bounded(self._receiver.start_update(), deadline_seconds, "starting the update")
+            self._advance(Phase.STARTED, deadline_seconds)
+            return waited
+
+    async def update(
+        self, run: str, incarnation: int, version: PolicyVersion, deadline_seconds: float
+    ) -> list[tuple[str, int]]:
+        """Receive every tensor; returns (name, fingerprint) in order of arrival.
+
+        Raises:
+            VerbRefusedError: nothing changed.
+            WeightUpdateError: this server is broken now.
+        """
+        async with self._verb("UpdateWeights", run, incarnation):
+            self._require_phase("UpdateWeights", Phase.STARTED, version)
+            async with self._breaking():
+                receiving = self._receiver.receive_update(deadline_seconds)
+                fingerprints = await self._bounded(receiving, deadline_seconds, "receiving the weights")
+            self._advance(Phase.RECEIVED, deadline_seconds)
+            return fingerprints
+
+    async def finish(self, run: str, incarnation: int, version: PolicyVersion, deadline_seconds: float) -> WriteReport:
+        """Complete the model. Probes are answered from here on, prompts after Resume.
+
+        Raises:
+            VerbRefusedError: nothing changed.
+            WeightUpdateError: this server is broken now, for instance because parameters kept old values.
+        """
+        async with self._verb("FinishWeightUpdate", run, incarnation):
+            self._require_phase("FinishWeightUpdate", Phase.RECEIVED, version)
+            async with self._breaking():
+                report = await self._bounded(self._receiver.finish_update(), deadline_seconds, "finishing the update")
+                if report.unwritten:
+                    raise WeightUpdateError(
+                        f"{len(report.unwritten)} of {report.num_parameters} parameters were not written: "
+                        f"{', '.join(report.unwritten[:5])}"
+                    )
+            self._stop_watchdog()
+            self._phase = Phase.FINISHED
+            self._become(State.PAUSED, f"holds {version}, which the learner has not resumed")
+            return report
+
+    # -- order ---------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _verb(
+        self, name: str, run: str, incarnation: int, *, is_init: bool = False, wait_seconds: float = 0.0
+    ) -> AsyncIterator[None]:
+        """Refuse who may not speak; then hold the lock. Init waits for a verb of the learner it replaces."""
+        self._check_writer(name, run, incarnation, is_init=is_init)
+        if self._lock.locked() and not is_init:
+            raise VerbRefusedError(f"{name} while another verb is being carried out")
+        try:
+            async with asyncio.timeout(wait_seconds) if is_init else asyncio.timeout(None):
+                await self._lock.acquire()
+        except TimeoutError:
+            raise VerbRefusedError(f"{name} while another verb is being carried out") from None
+        try:
+            self._check_writer(name, run, incarnation, is_init=is_init)
+            yield
+        finally:
+            self._lock.release()
+
+    def _check_writer(self, name: str, run: str, incarnation: int, *, is_init: bool) -> None:
+        if run != self._run:
+            raise VerbRefusedError(f"{name} of run {run!r}, but this server belongs to run {self._run!r}")
+        if incarnation < self._incarnation:
+            raise VerbRefusedError(f"{name} of incarnation {incarnation}, superseded by {self._incarnation}")
+        if incarnation > self._incarnation and not is_init:
+            raise VerbRefusedError(f"{name} of incarnation {incarnation}, which has not sent InitWeightTransfer")
+        if self.state in _CLOSED:
+            raise VerbRefusedError(f"{name}: {_CLOSED[self.state]}")
+
+    def _require(self, verb: str, allowed: bool) -> None:
+        if not allowed:
+            raise VerbRefusedError(f"{verb} does not follow {self.state.value} ({self._phase.value})")
+
+    def _require_phase(self, verb: str, phase: Phase, version: PolicyVersion) -> None:
+        self._require(verb, self.state is State.UPDATING and self._phase is phase)
+        if version != self._pending:
+            raise VerbRefusedError(f"{verb} of version {version} during the update to {self._pending}")
+
+    # -- deadlines and failures ----------------------------------------------------------------------------------
+
+    @property
+    def _receiver(self) -> WeightReceiver:
+        if self._engine is None:
+            raise VerbRefusedError("the engine is still loading")
+        return self._engine
+
+    async def _close_admission(self, deadline_seconds: float, why: str, state: State = State.PAUSED) -> float:
+        before = self.state, self.detail
+        self._become(state, why)
+        try:
+            return await self.admission.wait_idle(deadline_seconds)
+        except DeadlinePassedError:
+            if self.state is state:
+                self._become(*before)
+            raise
+
+    async def _bounded(self, call: Awaitable[_T], deadline_seconds: float, doing: str) -> _T:
+        """The engine's own deadline comes first; this one ends the process, because nothing else frees the engine."""
+        try:
+            async with asyncio.timeout(deadline_seconds + self._stuck_seconds):
+                return await call
+        except TimeoutError:
+            reason = (
+                f"{doing}: the engine is stuck {self._stuck_seconds:g} s past its deadline of {deadline_seconds:g} s"
+            )
+            self._on_stuck(reason)
+            raise WeightUpdateError(reason) from None
+
+    @asynccontextmanager
+    async def _breaking(self) -> AsyncIterator[None]:
+        try:
+            yield
+        except Exception as error:
+            await self._break(str(error))
+            raise
+
+    async def _break(self, reason: str) -> None:
+        """Serve nothing until a full update has completed. A group that failed is never used again."""
+        _log.error("weight_update_failed", version=str(self._pending), reason=reason)
+        self._forget_update()
+        self._group_ready = False
+        self.version = None
+        if self.state is not State.DRAINING:
+            self._become(State.BROKEN, reason)
+        await self._bounded(self._receiver.abort_update(), self._stuck_seconds, "aborting the update")
+
+    def _advance(self, phase: Phase, deadline_seconds: float) -> None:
+        self._stop_watchdog()
+        self._phase = phase
+        self._watchdog = asyncio.create_task(self._watch(phase, self._pending, deadline_seconds))
+
+    async def _watch(self, phase: Phase, version: PolicyVersion | None, deadline_seconds: float) -> None:
+        """The learner may die between two verbs; then nobody is left to say that the update failed."""
+        await asyncio.sleep(deadline_seconds)
+        async with self._lock:
+            if self._phase is phase and self._pending == version:
+                self._watchdog = None  # this task; it must not cancel itself
+                await self._break(f"nothing followed {phase.value} to {version} within {deadline_seconds:g} s")
+
+    def _forget_update(self) -> None:
+        self._stop_watchdog()
+        self._phase, self._pending = Phase.NONE, None
+
+    def _stop_watchdog(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+            self._watchdog = None
+
+    def _become(self, state: State, detail: str) -> None:
+        if self.state is State.DRAINING and state is not State.DRAINING:
+            return  # nothing leads out of draining
+        self.state, self.detail = state, detail
+        _log.info("state", state=state.value, version=str(self.version), detail=detail)
+        self._on_change()

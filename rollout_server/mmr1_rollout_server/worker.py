@@ -1,0 +1,246 @@
+"""The way of a prompt through this server: taken from the stream, sampled, scored, published; or given back, or dead.
+
+Three loops beside it keep the lease, the claims on held prompts, and the pace. Everything that decides about an entry
+is a script in Redis; this file decides when to call which. It knows nothing of weights beyond "may sample now".
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import structlog
+from PIL import Image
+from redis.exceptions import RedisError
+
+from mmr1.config import RunConfig
+from mmr1.errors import ConfigurationError
+from mmr1.images import ImageError, ImageStore
+from mmr1.records import Group, Prompt
+from mmr1.streams import Delivery, PromptConsumer
+from mmr1.wire import SchemaVersionError
+from mmr1_rollout_server.errors import EngineDiedError, NotServingError, PromptError
+from mmr1_rollout_server.metrics import Metrics
+from mmr1_rollout_server.scoring import RewardOutageError, Scorer
+from mmr1_rollout_server.weights import Policy
+
+if TYPE_CHECKING:
+    from mmr1_rollout_server.engine import Engine  # imports vllm
+
+POLL_SECONDS = 0.05
+RETRY_SECONDS = 1.0
+
+_log = structlog.get_logger(__name__)
+_T = TypeVar("_T")
+
+
+class PromptWorker:
+    """Takes prompts while the policy serves, at most `max_concurrent_prompts` at once."""
+
+    def __init__(
+        self,
+        consumer: PromptConsumer,
+        images: ImageStore,
+        engine: Engine,
+        policy: Policy,
+        scorer: Scorer,
+        metrics: Metrics,
+        config: RunConfig,
+        address: str,
+    ) -> None:
+        self._consumer = consumer
+        self._images = images
+        self._engine = engine
+        self._policy = policy
+        self._scorer = scorer
+        self._metrics = metrics
+        self._config = config
+        self._address = address
+        self._held: dict[str, Delivery] = {}
+        self._running: set[asyncio.Task[None]] = set()
+        self._suspects: list[Delivery] = []  # a holder of these has died: each runs alone, so that it ends nothing else
+        self._reward_is_out = False
+        self._state_changed = asyncio.Event()
+        self._left = asyncio.Event()
+
+    def state_changed(self) -> None:
+        """The lease is renewed at once, so that the learner sees the new state."""
+        self._state_changed.set()
+
+    async def run(self, stop: asyncio.Event, drain_seconds: float) -> None:
+        """Work until `stop`, then finish what runs within `drain_seconds` and give the rest back."""
+        await self._insist(self._consumer.prepare)
+        # redis-py swallows about half of the cancellations that reach it within a command, so loops are told to end.
+        background = [asyncio.create_task(loop()) for loop in (self._keep_lease, self._keep_claims)]
+        try:
+            await self._take_until(stop)
+        finally:
+            await self._drain(drain_seconds)
+            self._left.set()
+            self._state_changed.set()
+            await asyncio.wait(background, timeout=RETRY_SECONDS)
+            await self._quietly(self._register(lease_seconds=0))
+
+    # -- loops ---------------------------------------------------------------------------------------------------
+
+    async def _keep_lease(self) -> None:
+        while not self._left.is_set():
+            self._state_changed.clear()
+            try:
+                await self._register(self._config.lease_seconds)
+            except RedisError as error:
+                _log.warning("redis_unreachable", doing="renewing the lease", reason=str(error))
+            await _wait_for(self._state_changed, self._config.lease_seconds / 3)
+
+    async def _register(self, lease_seconds: float) -> None:
+        await self._consumer.register(self._address, self._policy.state.value, self._policy.version, lease_seconds)
+
+    async def _keep_claims(self) -> None:
+        while not self._left.is_set():
+            await _wait_for(self._left, self._config.claim_idle_seconds / 4)
+            try:
+                kept = await self._consumer.heartbeat(list(self._held.values()))
+            except RedisError as error:
+                _log.warning("redis_unreachable", doing="keeping claims", reason=str(error))
+                continue
+            for entry_id in set(self._held) - kept:
+                _log.warning("claim_lost", entry=entry_id)
+
+    async def _take_until(self, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            if self._suspects and not self._running:
+                await self._run_alone(self._suspects.pop(0), stop)
+            elif not await self._take_some():
+                await _wait_for(stop, POLL_SECONDS)
+
+    async def _take_some(self) -> bool:
+        """Take as many as there is room for; False when there was nothing to do."""
+        room = self._config.max_concurrent_prompts - len(self._held)
+        version = self._policy.version
+        if not self._policy.serves or version is None or room <= 0 or self._suspects:
+            return False
+        if self._reward_is_out:
+            self._reward_is_out = not await self._scorer.reachable()
+            return False
+        try:
+            deliveries = await self._consumer.take(room, version, self._config.max_off_policy_steps)
+        except SchemaVersionError as error:
+            raise ConfigurationError(str(error)) from error
+        except RedisError as error:
+            _log.warning("redis_unreachable", doing="taking prompts", reason=str(error))
+            return False
+        for delivery in deliveries:
+            self._held[delivery.entry_id] = delivery
+            if delivery.num_deliveries > 1:
+                self._suspects.append(delivery)
+            else:
+                self._start(delivery)
+        return bool(deliveries)
+
+    async def _run_alone(self, suspect: Delivery, stop: asyncio.Event) -> None:
+        _log.info("runs_alone", prompt=str(suspect.prompt.id), num_deliveries=suspect.num_deliveries)
+        stopped = asyncio.create_task(stop.wait())
+        await asyncio.wait({self._start(suspect), stopped}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+
+    # -- one prompt ----------------------------------------------------------------------------------------------
+
+    def _start(self, delivery: Delivery) -> asyncio.Task[None]:
+        task = asyncio.create_task(self._carry(delivery), name=f"prompt {delivery.prompt.id}")
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("prompt_failed", task=task.get_name(), reason=f"{type(error).__name__}: {error}")
+
+    async def _carry(self, delivery: Delivery) -> None:
+        """One prompt to its end. Every way out but the engine's death says so to Redis."""
+        try:
+            group = await self._sample_and_score(delivery.prompt)
+            published = await self._insist(lambda: self._consumer.publish(delivery, group))
+            self._count(delivery, "published" if published else "fenced")
+        except ImageError as error:
+            await self._bury(delivery, "image_unreadable", str(error))
+        except PromptError as error:
+            await self._bury(delivery, "prompt_refused", str(error))
+        except RewardOutageError as error:
+            _log.warning("reward_server_unreachable", reason=str(error))
+            self._reward_is_out = True
+            await self._give_back(delivery)
+        except NotServingError:
+            await self._give_back(delivery)
+        except asyncio.CancelledError:
+            await asyncio.shield(self._give_back(delivery))
+            raise
+        except EngineDiedError as error:
+            # Not given back: this prompt may be what killed the engine. Whoever claims it counts this death.
+            _log.error("engine_died", prompt=str(delivery.prompt.id), reason=str(error))
+        finally:
+            self._held.pop(delivery.entry_id, None)
+
+    async def _sample_and_score(self, prompt: Prompt) -> Group:
+        images = await asyncio.to_thread(self._open_images, prompt)
+        with self._policy.sampling() as version:
+            group = await self._engine.generate(prompt, images, version)
+        self._metrics.count_tokens(group)
+        scored = await self._scorer.score(group, images[0].size if images else None)
+        self._metrics.score_seconds.observe(scored.score_seconds)
+        return scored
+
+    def _open_images(self, prompt: Prompt) -> list[Image.Image]:
+        return [self._images.open(image) for image in prompt.images]
+
+    async def _bury(self, delivery: Delivery, reason: str, detail: str) -> None:
+        _log.error("prompt_dead", prompt=str(delivery.prompt.id), reason=reason, detail=detail)
+        await self._insist(lambda: self._consumer.dead(delivery, reason, detail))
+        self._count(delivery, "dead")
+
+    async def _give_back(self, delivery: Delivery) -> None:
+        await self._insist(lambda: self._consumer.give_back(delivery))
+        self._count(delivery, "given_back")
+
+    async def _insist(self, call: Callable[[], Awaitable[_T]]) -> _T:
+        """Redis comes back or this process ends; meanwhile the prompt stays ours, or is claimed by another."""
+        while True:
+            try:
+                return await call()
+            except RedisError as error:
+                _log.warning("redis_unreachable", reason=str(error))
+                await asyncio.sleep(RETRY_SECONDS)
+
+    def _count(self, delivery: Delivery, end: str) -> None:
+        self._metrics.prompts.labels(end).inc()
+        _log.debug("prompt_ended", prompt=str(delivery.prompt.id), end=end)
+
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    async def _drain(self, drain_seconds: float) -> None:
+        if self._running and not self._engine.is_dead:
+            await asyncio.wait(self._running, timeout=drain_seconds)
+        for task in self._running:
+            task.cancel()
+        if self._running:
+            await asyncio.wait(self._running, timeout=RETRY_SECONDS * 3)
+        for delivery in self._suspects:
+            await self._quietly(self._consumer.give_back(delivery))
+
+    async def _quietly(self, call: Coroutine[Any, Any, object]) -> None:
+        """At the end an unreachable Redis changes nothing: leases and claims run out by themselves."""
+        task = asyncio.create_task(call)
+        await asyncio.wait({task}, timeout=RETRY_SECONDS)
+        if not task.done():
+            _log.warning("redis_unreachable", doing="leaving", reason="no answer")
+        elif (error := task.exception()) is not None:
+            _log.warning("redis_unreachable", doing="leaving", reason=str(error))
+
+
+async def _wait_for(event: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return
