@@ -99,12 +99,13 @@ class PromptWorker:
     async def _keep_claims(self) -> None:
         while not self._left.is_set():
             await _wait_for(self._left, self._config.claim_idle_seconds / 4)
+            held = dict(self._held)
             try:
-                kept = await self._consumer.heartbeat(list(self._held.values()))
+                kept = await self._consumer.heartbeat(list(held.values()))
             except RedisError as error:
                 _log.warning("redis_unreachable", doing="keeping claims", reason=str(error))
                 continue
-            for entry_id in set(self._held) - kept:
+            for entry_id in held.keys() & self._held.keys() - kept:
                 _log.warning("claim_lost", entry=entry_id)
 
     async def _take_until(self, stop: asyncio.Event) -> None:

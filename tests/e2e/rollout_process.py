@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -18,7 +19,7 @@ import psutil
 import torch
 import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from torch.distributed import BroadcastOptions, PrefixStore, ProcessGroupGloo, TCPStore
+from torch.distributed import BroadcastOptions, DistStoreError, PrefixStore, ProcessGroupGloo, TCPStore
 
 from mmr1.records import PolicyVersion, TensorSpec
 from mmr1.rollout_client import RolloutClient, WeightGroup
@@ -93,7 +94,8 @@ class Sender:
         self.group: Any = None
 
     def join(self) -> None:
-        self.group = ProcessGroupGloo(PrefixStore(self.prefix, self.store), 0, self.world_size, self.limit)
+        with contextlib.suppress(DistStoreError):  # nobody came: the server refused
+            self.group = ProcessGroupGloo(PrefixStore(self.prefix, self.store), 0, self.world_size, self.limit)
 
     def send(self, weights: dict[str, torch.Tensor], specs: list[TensorSpec], num_buckets: int | None = None) -> None:
         """Broadcast the manifest, or only its first `num_buckets` buckets."""
