@@ -40,7 +40,7 @@ def load_config(path: Path | str | None, arguments: Sequence[str] = ()) -> RunCo
     class _Sources(RunConfig):
         @classmethod
         def settings_customise_sources(
-            cls, settings_cls: type[BaseSettings], **_: Any
+            cls, settings_cls: type[BaseSettings], *_: PydanticBaseSettingsSource, **__: PydanticBaseSettingsSource
         ) -> tuple[PydanticBaseSettingsSource, ...]:
             return (
                 InitSettingsSource(settings_cls, init_kwargs=options),

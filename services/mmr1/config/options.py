@@ -68,7 +68,7 @@ class ObjectiveOptions(BaseModel):
     )
     objective: Literal["grpo"] = Field("grpo", description="what is optimised")
     kl: Annotated[list[Literal["k3"]], NoDecode] = Field(
-        default_factory=lambda: ["k3"], description="which divergences from the reference enter the loss; empty = none"
+        default=["k3"], description="which divergences from the reference enter the loss; empty = none"
     )
     k3_weight: float = Field(0.2, ge=0, description="of the k3 term in the loss")
     k3_adaptive_factor: float = Field(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from redis import Redis
 from redis.exceptions import ResponseError
@@ -108,7 +108,8 @@ class RunQueue:
     def pending_ids(self) -> set[PromptId]:
         """Every id that is fed, ready or applied."""
         pending = set()
-        for field in self._redis.hkeys(self._scripts.key("items")):  # type: ignore[union-attr]
+        fields = cast("list[bytes]", self._redis.hkeys(self._scripts.key("items")))
+        for field in fields:
             position, _, attempt = field.decode().partition("/")
             pending.add(PromptId(self._run, int(position), int(attempt)))
         return pending
