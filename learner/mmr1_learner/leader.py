@@ -21,6 +21,7 @@ from mmr1.rollout_client import RolloutClient
 from mmr1.streams import RunQueue
 from mmr1_learner import metrics as outputs
 from mmr1_learner.checkpoint import Checkpoints, RunState
+from mmr1_learner.errors import StopRequestedError
 from mmr1_learner.evaluate import Evaluator
 from mmr1_learner.model import Policy, PromptEncoder
 from mmr1_learner.parity import ParityReport, Scorer, gate
@@ -30,17 +31,12 @@ from mmr1_learner.ranks import Ranks
 from mmr1_learner.resume import reconcile
 from mmr1_learner.source import Collected, GroupSource
 from mmr1_learner.step_records import completion_records, step_record
-from mmr1_learner.weights import UpdateResult, WeightSender
+from mmr1_learner.weights import SERVERS_SECONDS, UpdateResult, WeightSender
 
 log = structlog.get_logger()
 
-_SERVERS_SECONDS = 300.0
 _GENERATE_SECONDS = 300.0
 _LATE_SERVER_SECONDS = 2.0  # between looks for rollout servers that joined late or missed an update
-
-
-class StopRequestedError(Exception):
-    """SIGTERM or Ctrl-C: finish what is being done and go."""
 
 
 class Leader:
@@ -78,11 +74,10 @@ class Leader:
         self._state = state or self._state
         self.version = PolicyVersion(incarnation, self._state.version_number)
         self._source = GroupSource(self._config, self.queue, self._prompts, reconcile(self.queue, state, self._prompts))
-        if state is not None:
-            self.files.rewind(state.step)
+        self.files.rewind(state.step if state else -1)
         outputs.serve_metrics(self._config.host, self._config.learner_metrics_port)
         self.files.status("loading", "waiting for rollout servers")
-        self._sender.wait_for_servers(self._config.rollout_replicas, _SERVERS_SECONDS, self._check_stop)
+        self._sender.wait_for_servers(self._config.rollout_replicas, SERVERS_SECONDS, self._check_stop)
         self.files.status("parity", "comparing log-probabilities with the rollout servers")
         self._send(self._parity_gate)
         if state is None and self._config.eval_at_start:
@@ -109,8 +104,9 @@ class Leader:
         if report:
             self.version = PolicyVersion(sampled_by.incarnation, sampled_by.number + 1)
             result = self._send(self._probe if self.version.number % self._config.probe_every == 0 else None)
-        took = {**phases, "wait": self._collected.wait_seconds, "weight_update": time.monotonic() - started}
-        record = step_record(self._config, plan, self._collected, report, took, seconds + took["weight_update"])
+        took = {"wait": self._collected.wait_seconds, **phases, "weight_update": time.monotonic() - started}
+        seconds += took["wait"] + took["weight_update"]
+        record = step_record(self._config, plan, self._collected, report, took, seconds)
         record["policy_version"] = str(self.version)
         record["probe_max_abs_dlogp"] = result.probe_max_abs_dlogp if result else None
         self.files.append("metrics", [record])
@@ -157,13 +153,13 @@ class Leader:
 
     def finish(self) -> None:
         """After the last step: the closing evaluation and the final accounts."""
-        if self._config.eval_at_end:
+        if self._config.eval_at_end and not self.files.has("evaluations", name="after"):
             self._evaluate("after", self._config.num_steps)
         self.files.write("ledger", self.queue.ledger().as_dict())
         self.files.status("done")
 
     def _send(self, probe: Any) -> UpdateResult:
-        result = self._sender.update(self.version, probe)
+        result = self._sender.update(self.version, probe, self._check_stop)
         self._state = replace(self._state, num_weight_updates=self._state.num_weight_updates + 1)
         self.files.write("weight_updates", {"count": self._state.num_weight_updates})
         outputs.WEIGHT_UPDATES.inc()

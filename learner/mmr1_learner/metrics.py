@@ -51,8 +51,17 @@ class RunFiles:
             for record in records:
                 file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
 
+    def has(self, file: str, **fields: Any) -> bool:
+        """Whether `file`.jsonl holds a line with these values."""
+        path = self._folder / f"{file}.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return any(all(json.loads(line).get(key) == value for key, value in fields.items()) for line in lines)
+
     def rewind(self, step: int) -> None:
-        """Forget lines of optimizer steps that the checkpoint a run goes on from does not contain."""
+        """Forget lines of optimizer steps that the checkpoint a run goes on from does not contain.
+
+        `step` is the checkpoint's; -1 when there is none: all lines are of a life that left nothing durable.
+        """
         for name in ("metrics", "completions", "evaluations"):
             path = self._folder / f"{name}.jsonl"
             if path.exists():

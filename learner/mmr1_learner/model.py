@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -28,6 +29,8 @@ SUPPORTED_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 class Policy(nn.Module):
     """The trained model. `forward` scores the completion tokens of a RowBatch."""
+
+    hf: Any
 
     def __init__(self, hf: nn.Module) -> None:
         super().__init__()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,7 +70,7 @@ class RowBatch:
 
     def to(self, device: torch.device, dtype: torch.dtype) -> RowBatch:
         """Move to `device`; pixels become `dtype`."""
-        moved = {}
+        moved: dict[str, Any] = {}
         for spec in fields(self):
             value = getattr(self, spec.name)
             if isinstance(value, Tensor):
@@ -165,9 +166,9 @@ class _Tokens:
         columns["sequences"] += [self._num_sequences] * count
         self._num_sequences += 1
 
-    def tensors(self) -> dict[str, Tensor | int]:
+    def tensors(self) -> dict[str, Any]:
         integers = {"predictors", "targets", "sequences"}
-        made: dict[str, Tensor | int] = {
+        made: dict[str, Any] = {
             name: torch.tensor(values, dtype=torch.long if name in integers else torch.float32)
             for name, values in self._columns.items()
         }

@@ -18,6 +18,7 @@ import structlog
 from mmr1.config import RunConfig, load_config
 from mmr1.lifecycle import run_command
 from mmr1.telemetry import configure_logging
+from mmr1_learner.errors import StopRequestedError
 
 log = structlog.get_logger()
 
@@ -25,7 +26,7 @@ log = structlog.get_logger()
 def train(config: RunConfig) -> None:
     """Run to `num_steps`, going on from the newest durable checkpoint when there is one."""
     from mmr1_learner.checkpoint import Checkpoints
-    from mmr1_learner.leader import Leader, StopRequestedError
+    from mmr1_learner.leader import Leader
     from mmr1_learner.model import PromptEncoder, load_policy
     from mmr1_learner.plan import StepPlan
     from mmr1_learner.ranks import join_ranks
@@ -71,10 +72,7 @@ def train(config: RunConfig) -> None:
         if step % config.checkpoint_every == 0 or step == config.num_steps:
             save(step)
     if leader:
-        try:
-            leader.finish()
-        except StopRequestedError:
-            return
+        leader.finish()
         trainer.policy.hf.save_pretrained(config.run_dir / "model")
         encoder.processor.save_pretrained(config.run_dir / "model")
     ranks.barrier()
@@ -88,7 +86,11 @@ def main(argv: list[str] | None = None) -> int:
     _set_environment(config)
     rank = os.environ.get("RANK", "0")
     configure_logging(f"learner-{rank}")
-    train(config)
+    try:
+        train(config)
+    except StopRequestedError:
+        log.info("stopped while waiting; the newest checkpoint is where the run goes on")
+        return 128 + signal.SIGTERM
     return 0
 
 

@@ -19,15 +19,12 @@ from torch import Tensor
 
 from mmr1.config import RunConfig
 from mmr1.images import ImageStore
+from mmr1_learner.errors import NonFiniteLossError
 from mmr1_learner.loss import LossReport, TokenBatch, TokenStats, compute_loss
 from mmr1_learner.model import Policy, PromptEncoder
 from mmr1_learner.plan import Forward, Sample, StepPlan, cut
 from mmr1_learner.ranks import Ranks
 from mmr1_learner.rows import Completion, EncodedPrompt, Row, RowBatch, pack
-
-
-class NonFiniteLossError(Exception):
-    """The loss or the gradient is NaN or infinite. Names the groups of the forward."""
 
 
 class Trainer:
@@ -60,7 +57,7 @@ class Trainer:
         """Run one batch. Returns sums and means over all ranks; empty when there was nothing to train.
 
         Raises:
-            NonFiniteLossError: before the optimizer moves.
+            NonFiniteLossError: this rank must not go on; what it holds now is not to be kept.
         """
         self.phases.clear()
         updates = cut(plan, self._config, self._ranks.world_size)[self._ranks.rank]

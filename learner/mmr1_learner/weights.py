@@ -13,11 +13,17 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import grpc
 import structlog
 import torch
-from torch.distributed import BroadcastOptions, PrefixStore, ProcessGroupGloo, TCPStore
+from torch.distributed import (  # type: ignore[attr-defined]
+    BroadcastOptions,
+    PrefixStore,
+    ProcessGroupGloo,
+    TCPStore,
+)
 
 from mmr1.config import RunConfig
 from mmr1.errors import WeightUpdateError
@@ -33,6 +39,7 @@ log = structlog.get_logger()
 Probe = Callable[[RolloutClient], float]
 
 _ATTEMPTS = 4
+SERVERS_SECONDS = 300.0  # an engine that is started anew takes a minute or two to load
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +59,7 @@ class _Collective:
         self._limit = timedelta(seconds=deadline_seconds)
         self._world_size = world_size
         self.store = TCPStore(host, 0, world_size, is_master=True, timeout=self._limit, wait_for_workers=False)
-        self._group: ProcessGroupGloo | None = None
+        self._group: Any = None
 
     def join(self) -> None:
         """Meet the servers, which join at the same time."""
@@ -109,20 +116,18 @@ class WeightSender:
         """Lease holders that do not hold `version`: newly started ones, or ones that missed an update."""
         return [member for member in self._queue.members() if member.version != version]
 
-    def update(self, version: PolicyVersion, probe: Probe | None) -> UpdateResult:
+    def update(self, version: PolicyVersion, probe: Probe | None, tick: Callable[[], None]) -> UpdateResult:
         """Bring all lease holders to `version`, or raise.
 
         A try that fails is repeated with a fresh group of those that still hold a lease: a dead server's lease runs out
-        meanwhile.
+        meanwhile. When none is left, the update waits for one to come back; `tick` is called meanwhile.
 
         Raises:
-            WeightUpdateError: it did not succeed in several tries, or no server is left. Nothing serves then.
+            WeightUpdateError: it did not succeed in several tries, or no server came back. Nothing serves then.
         """
         for attempt in range(1, _ATTEMPTS + 1):
-            members = self._queue.members()
+            members = self.wait_for_servers(1, SERVERS_SECONDS, tick)
             try:
-                if not members:
-                    raise WeightUpdateError("no rollout server has a lease")
                 return self._try_update(version, tuple(members), probe)
             except (grpc.RpcError, RuntimeError, WeightUpdateError, TimeoutError) as error:
                 reason = _reason(error)
@@ -191,7 +196,7 @@ class WeightSender:
             parts = []
             for spec in bucket:
                 data = tensors[spec.name].detach().cpu().contiguous().view(-1).view(torch.uint8)
-                sent[spec.name] = fingerprint(memoryview(data.numpy()))
+                sent[spec.name] = fingerprint(data.numpy().data)
                 parts.append(data)
             self._collective.send(torch.cat(parts))
         return sent

@@ -29,7 +29,7 @@ from vllm.platforms import current_platform
 
 from mmr1.records import TensorSpec
 from mmr1.weight_plan import buckets, fingerprint, tensor_bytes
-from mmr1_rollout_server import orphan_guard
+from mmr1_rollout_server import cpu_generator, orphan_guard
 
 BACKEND = "mmr1"
 TRANSPORTS = ("gloo",)
@@ -252,4 +252,5 @@ def refresh_packed_copies(model: torch.nn.Module) -> int:
 if BACKEND not in WeightTransferEngineFactory._registry:
     WeightTransferEngineFactory.register_engine(BACKEND, BucketEngine)
 
+cpu_generator.install()
 orphan_guard.guard()  # this file is the first of ours that runs in the engine's processes

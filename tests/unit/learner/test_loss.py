@@ -120,7 +120,9 @@ def test_the_clip_acts_only_once_the_policy_has_moved(tmp_path: Any) -> None:
         "num_sequences": len(LENGTHS),
     }
     _, first = compute_loss(stats, TokenBatch(old_logprobs=None, **fields), options)
-    _, later = compute_loss(stats, TokenBatch(old_logprobs=stats.logprobs - 0.5 * p["advantages"].float(), **fields), options)
+    _, later = compute_loss(
+        stats, TokenBatch(old_logprobs=stats.logprobs - 0.5 * p["advantages"].float(), **fields), options
+    )
     assert first.sums["clipped_tokens"] == 0
     assert later.sums["clipped_tokens"] > 0
 

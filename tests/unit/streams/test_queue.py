@@ -25,7 +25,11 @@ def queue(redis_url: str) -> RunQueue:
 
 
 def with_consumers(
-    redis_url: str, body: Callable[..., Awaitable[None]], *names: str, claim_idle_seconds: float = 60, max_deliveries: int = 3
+    redis_url: str,
+    body: Callable[..., Awaitable[None]],
+    *names: str,
+    claim_idle_seconds: float = 60,
+    max_deliveries: int = 3,
 ) -> None:
     async def run() -> None:
         client = redis.asyncio.Redis.from_url(redis_url)
@@ -111,7 +115,9 @@ def test_a_dead_holders_prompt_moves_and_the_old_holder_is_fenced(queue: RunQueu
     check(queue, num_groups=1, num_prompts=0)
 
 
-def test_a_prompt_whose_holders_keep_dying_is_dead_and_giving_back_counts_nothing(queue: RunQueue, redis_url: str) -> None:
+def test_a_prompt_whose_holders_keep_dying_is_dead_and_giving_back_counts_nothing(
+    queue: RunQueue, redis_url: str
+) -> None:
     queue.feed(make_prompt())
 
     async def serve(a: PromptConsumer, b: PromptConsumer) -> None:
