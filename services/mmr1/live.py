@@ -106,7 +106,7 @@ async def _lines(follower: RunFollower, console: Console) -> None:
 
 def _say_new(follower: RunFollower, console: Console, said: str) -> str:
     new = follower.look()
-    now = _phase_text(follower.state)
+    now = PHASES.get(follower.state.phase, follower.state.phase)
     if now != said:
         console.print(now, soft_wrap=True, markup=False)
     for step in new:
@@ -163,8 +163,8 @@ def _rows(state: RunState) -> list[RenderableType]:
 
 
 def _phase_text(state: RunState) -> str:
-    text = PHASES.get(state.phase, state.phase)
-    return f"{text}: {state.detail}" if state.detail else text
+    """The learner's own words where it has any; steps have a row of their own."""
+    return state.detail if state.detail and state.phase != "training" else PHASES.get(state.phase, state.phase)
 
 
 def _figures(step: dict[str, Any]) -> list[tuple[str, str]]:

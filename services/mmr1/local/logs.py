@@ -5,6 +5,7 @@ Knows lines and names. It neither starts processes nor judges what they say.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from pathlib import Path
 from types import TracebackType
@@ -54,13 +55,13 @@ class MergedLog:
 
     def say(self, text: str) -> None:
         """The supervisor's own news; quiet runs keep it in the file."""
-        self._keep(OWN_NAME, text)
+        self._keep(OWN_NAME, f"{time.strftime('%H:%M:%S')} {text}")
         if not self._quiet:
             self._print(OWN_NAME, text)
 
     def warn(self, text: str) -> None:
         """The supervisor's own news that a person must see."""
-        self._keep(OWN_NAME, text)
+        self._keep(OWN_NAME, f"{time.strftime('%H:%M:%S')} {text}")
         self._print(OWN_NAME, text, style="bold yellow")
 
     def tail(self, name: str) -> list[str]:
