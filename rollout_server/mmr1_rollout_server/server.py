@@ -101,7 +101,7 @@ class Server:
         return _end_children(ENGINE_DIED if died else 0)
 
     async def _listen(self) -> None:
-        add_RolloutServiceServicer_to_server(self.servicer, self.grpc)  # type: ignore[no-untyped-call]
+        add_RolloutServiceServicer_to_server(self.servicer, self.grpc)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self.grpc)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self.grpc)
         try:

@@ -72,7 +72,12 @@ class UpdateReport:
 
 
 class GlooGroup:
-    """A process group beside torch.distributed's own: no global state, and every wait has an end."""
+    """A process group beside torch.distributed's own: no global state, and every wait has an end.
+
+    Buffers are in the host's memory; loading copies them to where the model is.
+    """
+
+    device = torch.device("cpu")
 
     def __init__(self, info: InitInfo) -> None:
         limit = timedelta(seconds=info.deadline_seconds)
@@ -151,7 +156,7 @@ class BucketEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[
 
     def _receive_bucket(self, group: GlooGroup, bucket: Sequence[TensorSpec], deadline_seconds: float) -> None:
         sizes = [tensor_bytes(spec) for spec in bucket]
-        flat = torch.empty(sum(sizes), dtype=torch.uint8, device=self.device)  # [bytes of the bucket]
+        flat = torch.empty(sum(sizes), dtype=torch.uint8, device=group.device)  # [bytes of the bucket]
         group.receive(flat, deadline_seconds)
         weights = []
         for spec, data in zip(bucket, torch.split(flat, sizes), strict=True):
