@@ -85,7 +85,7 @@ def test_entropy_is_that_of_the_tempered_distribution(policy_and_encoder: tuple[
     row = Row(encoder.encode(TEXT.format(images=""), []), (completion((30, 31)),), 0.5, encoder.forbidden_token_ids)
     with torch.no_grad():
         stats = policy(pack([row], encoder.image_token_id, encoder.pad_token_id))
-        ids = torch.tensor([row.prompt.token_ids + (30, 31)])
+        ids = torch.tensor([(*row.prompt.token_ids, 30, 31)])
         logits = policy.hf(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0, -3:-1]
         logits[:, list(row.forbidden_token_ids)] -= 100.0
     expected = torch.distributions.Categorical(logits=logits / 0.5).entropy()

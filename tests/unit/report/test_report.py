@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from PIL import Image
 from rich.console import Console
-from tests.unit.report.synthetic import completion, write_lines, write_run
 
 from mmr1.errors import ConfigurationError
 from mmr1.report import build, main, print_table
@@ -20,6 +19,7 @@ from mmr1.report.result import interval
 from mmr1.report.run_files import FILES
 from mmr1.report.samples import MAX_ROWS
 from mmr1.report.series import short, smooth, thin, ticks
+from tests.unit.report.synthetic import completion, write_lines, write_run
 
 
 class Page(HTMLParser):

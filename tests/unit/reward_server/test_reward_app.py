@@ -9,12 +9,12 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
-from tests.unit.reward_server.reward_scorers import failing_tasks, item
 
 from mmr1_reward_server import __version__
 from mmr1_reward_server.api import Item, ScoreRequest, ScoreResponse, TaskList
 from mmr1_reward_server.app import create_app
 from mmr1_reward_server.settings import Settings
+from tests.unit.reward_server.reward_scorers import failing_tasks, item
 
 LIMITS = Settings(max_body_bytes=20_000, max_items=8, max_response_chars=100, max_pending_items=8)
 

@@ -9,13 +9,13 @@ from collections.abc import Callable
 
 import httpx
 import pytest
-from tests.unit.reward_server.reward_scorers import item
 
 from mmr1_reward_server.api import Item, Outcome, Result
 from mmr1_reward_server.app import create_app
 from mmr1_reward_server.client import RewardClient, RewardServerError
 from mmr1_reward_server.rewards import builtin_tasks
 from mmr1_reward_server.settings import Settings
+from tests.unit.reward_server.reward_scorers import item
 
 ITEMS = [item("counting", name="a"), item("counting", "<answer>4</answer>", name="b")]
 

@@ -7,11 +7,11 @@ import time
 from typing import Any
 
 import pytest
-from tests.unit.reward_server.reward_scorers import failing_tasks, item
 
 from mmr1_reward_server.api import Outcome
 from mmr1_reward_server.scoring import Overloaded, Scored
 from mmr1_reward_server.threads import ThreadScoring
+from tests.unit.reward_server.reward_scorers import failing_tasks, item
 
 
 def make(**changes: Any) -> ThreadScoring:
