@@ -37,6 +37,7 @@ _PROMPT_FAULTS: tuple[type[Exception], ...] = (getattr(vllm.exceptions, "VLLMCli
 # The learner adds the same number to the same logits before it divides by the temperature, as vLLM's sampler does.
 FORBIDDEN_BIAS = -100.0
 MAX_IMAGES_PER_PROMPT = 8
+ENGINE_EXIT_SECONDS = 15.0  # its processes need five or six to take themselves apart; vLLM's default kills them at five
 WEIGHT_TRANSFER_BACKEND = "mmr1"  # registered by the worker extension, in the worker
 WORKER_EXTENSION = "mmr1_rollout_server.weight_transfer.WorkerExtension"
 
@@ -157,8 +158,11 @@ class Engine:
         reports = await _engine_call("reading the report", self._llm.collective_rpc("mmr1_update_report"))
         return dict(reports[0])
 
-    def shutdown(self) -> None:
-        self._llm.shutdown()
+    async def shutdown(self) -> None:
+        """End the engine's processes. Nothing may be running."""
+        if self._llm.output_handler is not None:
+            self._llm.output_handler.cancel()  # or it reports the end that we ask for as an engine's death
+        await asyncio.to_thread(self._llm.shutdown, ENGINE_EXIT_SECONDS)
 
 
 def engine_arguments(config: RunConfig, server_id: str) -> AsyncEngineArgs:

@@ -6,6 +6,7 @@ It knows which parts there are and in which order they start and end. What they 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import sys
@@ -96,7 +97,7 @@ class Server:
         serving.result()
         await self.grpc.stop(grace=1.0)
         health_loop.cancel()
-        await asyncio.to_thread(engine.shutdown)
+        await engine.shutdown()
         _log.info("stopped", engine_died=died)
         return _end_children(ENGINE_DIED if died else 0)
 
@@ -198,12 +199,21 @@ def _exit_stuck(reason: str) -> None:
 
 
 def _end_children(exit_code: int) -> int:
-    """Kill what the engine has left running, so that this process leaves no orphan. Returns `exit_code`."""
-    children = psutil.Process().children(recursive=True)
+    """Kill what the engine has left running, so that this process leaves no orphan. Returns `exit_code`.
+
+    Python's resource trackers are spared: each ends with the last process it serves, and then frees the shared memory
+    that a killed engine would leave behind for good.
+    """
+    children = [child for child in psutil.Process().children(recursive=True) if not _is_resource_tracker(child)]
     for child in children:
-        try:
+        with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()
-        except psutil.NoSuchProcess:
-            continue
     psutil.wait_procs(children, timeout=5)
     return exit_code
+
+
+def _is_resource_tracker(process: psutil.Process) -> bool:
+    try:
+        return "multiprocessing.resource_tracker" in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return False

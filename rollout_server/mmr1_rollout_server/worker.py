@@ -70,7 +70,6 @@ class PromptWorker:
 
     async def run(self, stop: asyncio.Event, drain_seconds: float) -> None:
         """Work until `stop`, then finish what runs within `drain_seconds` and give the rest back."""
-        await self._insist(self._consumer.prepare)
         # redis-py swallows about half of the cancellations that reach it within a command, so loops are told to end.
         background = [asyncio.create_task(loop()) for loop in (self._keep_lease, self._keep_claims)]
         try:
@@ -108,7 +107,16 @@ class PromptWorker:
             for entry_id in held.keys() & self._held.keys() - kept:
                 _log.warning("claim_lost", entry=entry_id)
 
+    async def _prepare(self, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            try:
+                return await self._consumer.prepare()
+            except RedisError as error:
+                _log.warning("redis_unreachable", doing="joining the run", reason=str(error))
+                await _wait_for(stop, RETRY_SECONDS)
+
     async def _take_until(self, stop: asyncio.Event) -> None:
+        await self._prepare(stop)
         while not stop.is_set():
             if self._suspects and not self._running:
                 await self._run_alone(self._suspects.pop(0), stop)
@@ -132,6 +140,9 @@ class PromptWorker:
             _log.warning("redis_unreachable", doing="taking prompts", reason=str(error))
             return False
         for delivery in deliveries:
+            if delivery.entry_id in self._held:  # heartbeats came too late, and the claim we lost fell to ourselves
+                _log.warning("claimed_from_itself", prompt=str(delivery.prompt.id))
+                continue
             self._held[delivery.entry_id] = delivery
             if delivery.num_deliveries > 1:
                 self._suspects.append(delivery)

@@ -181,6 +181,13 @@ async def test_prompts_become_scored_groups_under_the_committed_version(bench: B
     assert bench.queue.ledger().balanced
 
 
+async def test_without_redis_it_waits_and_can_be_told_to_stop(bench: Bench) -> None:
+    await bench.redis.aclose()
+    bench.redis = Redis(port=1)
+    async with working(bench):
+        await asyncio.sleep(0.3)
+
+
 async def test_the_lease_says_what_the_server_can_do(bench: Bench) -> None:
     async with working(bench):
         [member] = await until(bench.queue.members)
@@ -215,9 +222,7 @@ async def test_held_prompts_are_not_claimed_while_they_run(bench: Bench) -> None
 
 async def test_a_group_that_another_server_claimed_is_discarded(bench: Bench) -> None:
     bench.sampler.release.clear()
-    bench.config = bench.config.model_copy(
-        update={"claim_idle_seconds": 60.0}
-    )  # this worker's heartbeat, not the claim
+    bench.config = bench.config.model_copy(update={"claim_idle_seconds": 60.0})  # heartbeats come too late
     bench.feed(0)
     await bench.serve()
     other = bench.consumer("rollout-1")
@@ -226,10 +231,11 @@ async def test_a_group_that_another_server_claimed_is_discarded(bench: Bench) ->
         await until(lambda: bench.sampler.running)
         await other.register("x", "serves", version, 10.0)
         [claimed] = await until_async(lambda: other.take(1, version, 1))
-        assert claimed.num_deliveries == 2
+        assert claimed.num_deliveries >= 2 and bench.sampler.running == [0]
         bench.sampler.release.set()
         await until(lambda: not bench.sampler.running)
-        await asyncio.sleep(0.3)
+        await other.heartbeat([claimed])
+        await asyncio.sleep(0.2)
         assert bench.queue.ledger().num_groups == 0
 
 
