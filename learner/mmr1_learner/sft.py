@@ -104,14 +104,10 @@ class WarmStart:
         image_processor: Any,
         *,
         num_steps: int,
-        form_steps: int,
         learning_rate: float,
         target_accuracy: float,
     ) -> list[Progress]:
         """Train in place, on the model's device, until held-out greedy accuracy reaches the target or steps run out.
-
-        During the first `form_steps` the answers are dealt out anew among the images of a batch: the model learns how
-        an answer is written, and nothing of counting. What it is later half sure of is then the number alone.
 
         Returns:
             The measurements, one every 10 steps and at the end; at least one.
@@ -128,7 +124,6 @@ class WarmStart:
         )
         held_out = self._held_out_tensors(image_processor)
         optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=WEIGHT_DECAY, betas=BETAS)
-        dealer = torch.Generator().manual_seed(self.seed)
         history: list[Progress] = []
         started, loss = time.monotonic(), None
         for step in range(num_steps + 1):
@@ -146,8 +141,6 @@ class WarmStart:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * min(1.0, (step + 1) / WARMUP_STEPS)
             canvases, counts = next(batches)
-            if step < form_steps:
-                counts = counts[torch.randperm(len(counts), generator=dealer)]
             loss = _step(model, optimizer, encoded, patches(canvases.to(device), image_processor), counts.to(device))
         return history
 

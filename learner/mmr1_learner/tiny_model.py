@@ -203,7 +203,6 @@ def _make(arguments: argparse.Namespace) -> int:
         tokenizer,
         image_processor,
         num_steps=arguments.steps,
-        form_steps=arguments.form_steps,
         learning_rate=arguments.learning_rate,
         target_accuracy=arguments.target_accuracy,
     )
@@ -227,10 +226,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--data", type=Path, default=Path("data/digits/counting"), metavar="DIR", help="from `mmr1 data digits`"
     )
-    parser.add_argument("--steps", type=int, default=800, metavar="N", help="at most")
-    parser.add_argument(
-        "--form-steps", type=int, default=200, metavar="N", help="of these, on shuffled answers: the form alone"
-    )
+    parser.add_argument("--steps", type=int, default=600, metavar="N", help="at most")
     parser.add_argument(
         "--target-accuracy", type=float, default=0.5, metavar="SHARE", help="held-out, greedy: stop there"
     )

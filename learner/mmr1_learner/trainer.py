@@ -42,6 +42,7 @@ class Trainer:
         self._optimizer = torch.optim.AdamW(
             [parameter for parameter in policy.parameters() if parameter.requires_grad],
             lr=config.learning_rate,
+            betas=(config.adam_beta1, config.adam_beta2),
             weight_decay=config.weight_decay,
         )
         self.engine, *_ = deepspeed.initialize(

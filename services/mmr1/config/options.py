@@ -109,6 +109,8 @@ class OptimizerOptions(BaseModel):
         "constant", description="from the warm-up to the end of the run; linear and cosine end at 0"
     )
     warmup_steps: int = Field(0, ge=0, description="optimizer steps in which the learning rate rises")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="decay of AdamW's mean of gradients")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="decay of AdamW's mean of squared gradients")
     weight_decay: float = Field(0.0, ge=0, description="of AdamW")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
     seed: int = Field(0, ge=0, description="of the data order, of sampling and of the shuffles")

@@ -133,7 +133,7 @@ def test_a_step_learns_and_repeats(data: Path) -> None:
         tokenizer = build_tokenizer([QUESTION])
         model = build_model(tokenizer, seed=0)
         start = WarmStart(data, batch_size=4, seed=0, workers=0)
-        options = {"num_steps": 12, "form_steps": 4, "learning_rate": 5e-2, "target_accuracy": 2.0}
+        options = {"num_steps": 12, "learning_rate": 5e-2, "target_accuracy": 2.0}
         history = start.train(model, tokenizer, build_image_processor(), **options)
         return [p.loss for p in history if p.loss is not None], model.lm_head.weight.detach()
 
