@@ -19,6 +19,7 @@ from mmr1.config import RunConfig, load_config
 from mmr1.lifecycle import run_command
 from mmr1.telemetry import configure_logging
 from mmr1_learner.errors import StopRequestedError
+from mmr1_learner.reward_names import check_reward_names
 
 log = structlog.get_logger()
 
@@ -86,6 +87,8 @@ def main(argv: list[str] | None = None) -> int:
     _set_environment(config)
     rank = os.environ.get("RANK", "0")
     configure_logging(f"learner-{rank}")
+    if rank == "0":
+        check_reward_names(config)
     try:
         train(config)
     except StopRequestedError:

@@ -1,0 +1,38 @@
+"""Does the reward server know the run's rewards? Asked before the model loads: found later, every sample is unscored."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+
+from mmr1.config import RunConfig
+from mmr1.errors import ConfigurationError
+from mmr1_reward_server.client import RewardClient, RewardServerError
+
+_ANSWER_SECONDS = 30.0
+
+
+def check_reward_names(config: RunConfig) -> None:
+    """Hold `rewards` and the evaluation's task against GET /v1/tasks.
+
+    Raises:
+        ConfigurationError: the server does not answer, or has no such task; the nearest is named.
+    """
+    offered = asyncio.run(_offered(config.resolved_reward_url))
+    named = {"rewards": [spec.task for spec in config.reward_specs]}
+    if config.eval_file is not None:
+        named["task"] = [config.task]
+    for option, names in named.items():
+        for name in names:
+            if name not in offered:
+                near = difflib.get_close_matches(name, offered, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(sorted(offered))}"
+                raise ConfigurationError(f"option {option!r}: the reward server has no task {name!r}{hint}")
+
+
+async def _offered(url: str) -> set[str]:
+    async with RewardClient(url, _ANSWER_SECONDS) as client:
+        try:
+            return {task.name for task in await client.tasks()}
+        except RewardServerError as error:
+            raise ConfigurationError(f"reward server: {error}; start it, or set reward_url") from None
