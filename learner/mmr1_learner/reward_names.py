@@ -1,4 +1,4 @@
-"""Does the reward server know the run's rewards? Asked before the model loads: found later, every sample is unscored."""
+"""Does the reward server know the run's rewards? Asked before the model loads; later, nothing would be scored."""
 
 from __future__ import annotations
 

@@ -124,11 +124,10 @@ class Trainer:
         return float(torch.nn.utils.get_total_norm(grads))
 
     def _old_logprobs(self, batches: list[list[RowBatch]]) -> list[list[Tensor] | None]:
-        """lp_old of every token, needed only when more than one update is made of one batch."""
-        if len(batches) == 1:
-            return [None]
+        """lp_old of every token. None for the first update: the policy has not moved, so its own forward gives it."""
         with torch.no_grad(), self._timed("old_logprobs"):
-            return [[self.policy(batch).logprobs for batch in update] for update in batches]
+            later = [[self.policy(batch).logprobs for batch in update] for update in batches[1:]]
+        return [None, *later]
 
     def _reference_logprobs(self, batch: RowBatch) -> Tensor | None:
         if self._reference is None:
