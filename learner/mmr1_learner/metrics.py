@@ -28,7 +28,7 @@ GAUGES = {
         "lag_mean": "policy lag of the last step's groups, in updates",
         "lag_max": "largest policy lag in the last step",
         "grad_norm": "gradient norm before clipping",
-        "mismatch_kl": "divergence between sampler and learner, per token",
+        "mismatch_kl": "divergence between the policy that sampled and the learner, per token, lag included",
         "tokens_per_second": "completion tokens trained on per second",
         "probe_max_abs_dlogp": "largest |delta log p| of the last weight update's probe",
     }.items()

@@ -78,7 +78,8 @@ def _importance_weight(
     with torch.no_grad():
         gap = lp_old - lo
         weight = torch.exp(gap)
-        # k3 estimate of KL(sampler || learner): the drift between the two engines and versions.
+        # k3 estimate of KL(sampler || learner): versions that lag and rounding of the engines together. What the
+        # engines alone differ by is measured by the probe after each weight update, at equal versions.
         report.add("mismatch_kl", ((weight - 1 - gap) * live).sum())
         if options.importance_correction == "none":
             return torch.ones_like(weight)

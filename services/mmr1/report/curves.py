@@ -17,7 +17,7 @@ PLAIN = (
     ("Tokens per second", "Completion tokens, by wall time of the step", [("tokens/s", "tokens_per_second")], 6),
 )
 MECHANICS = (
-    ("Sampler against learner", "KL between the engines on the same tokens", [("mismatch KL", "mismatch_kl")], 4),
+    ("Sampler against learner", "KL from the policy that sampled, lag included", [("mismatch KL", "mismatch_kl")], 4),
     ("Proof of each weight update", "Largest |Δ log p| on the probe", [("max |Δ log p|", "probe_max_abs_dlogp")], 2),
     (
         "Clipped and truncated",
