@@ -1,8 +1,8 @@
 """Held-out accuracy, measured through the running rollout servers: greedy, and sampled as in training.
 
 What is measured is what serves: the same engine, weights and reward server as the run's. Accuracy is the share of
-problems whose one completion is exactly right by the task's exact score; a problem whose judge failed is an error of
-the evaluation, not a wrong answer.
+problems whose one completion is exactly right by the task's exact score. A problem that cannot be judged is an error,
+not a wrong answer.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from mmr1.config import RunConfig
+from mmr1.errors import ConfigurationError
 from mmr1.records import Group, Problem, Prompt, PromptId
 from mmr1.rollout_client import RolloutClient
 from mmr1_learner.prompts import PromptFactory, evaluation_seed
@@ -22,10 +23,6 @@ from mmr1_reward_server.client import RewardClient
 
 _CALL_SECONDS = 600.0
 _ITEMS_PER_REQUEST = 256
-
-
-class EvaluationError(Exception):
-    """Some held-out completions could not be scored, so there is no accuracy to report."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +48,8 @@ class Evaluator:
         """Greedy, then sampled at `temperature`.
 
         Raises:
-            EvaluationError: a completion has no score.
+            ConfigurationError: a row cannot be scored: its solution or task is not what the reward server takes.
+            RewardServerError: the reward server does not answer.
         """
         return [self._one(clients, "greedy", 0.0), self._one(clients, "sampled", temperature)]
 
@@ -82,9 +80,12 @@ class Evaluator:
         correct = 0
         async with RewardClient(self._config.resolved_reward_url, self._config.reward_deadline_seconds) as client:
             for start in range(0, len(items), _ITEMS_PER_REQUEST):
-                for result in await client.score(items[start : start + _ITEMS_PER_REQUEST]):
+                for result in await client.score_or_raise(items[start : start + _ITEMS_PER_REQUEST]):
                     if result.reward is None:
-                        raise EvaluationError(f"held-out problem {result.id}: {result.outcome.value}: {result.detail}")
+                        position = self._problems[int(result.id)].position
+                        raise ConfigurationError(
+                            f"{self._config.eval_file}: row {position + 1} cannot be scored: {result.detail}"
+                        )
                     correct += result.reward == 1.0
         return correct
 

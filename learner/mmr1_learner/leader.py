@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 import time
+import uuid
 from dataclasses import replace
 from typing import Any
 
@@ -36,6 +37,8 @@ from mmr1_learner.weights import SERVERS_SECONDS, UpdateResult, WeightSender
 log = structlog.get_logger()
 
 _GENERATE_SECONDS = 300.0
+_MAX_UNSCORED_STEPS = 3
+_REDIS_SECONDS = 60.0
 _LATE_SERVER_SECONDS = 2.0  # between looks for rollout servers that joined late or missed an update
 
 
@@ -62,6 +65,7 @@ class Leader:
         self._unsaved: list[PromptId] = []  # applied since the last durable checkpoint
         self._collected = Collected()
         self._source: GroupSource | None = None
+        self._unscored_steps = 0
         self._last_look = 0.0
         self._started = time.monotonic()
         self._stop = False
@@ -70,7 +74,7 @@ class Leader:
 
     def prepare(self, state: RunState | None) -> None:
         """Become the run's one learner, bring queue and servers to `state`, and prove that both engines agree."""
-        incarnation = self.queue.become_writer()
+        incarnation = self._become_writer()
         self._state = state or self._state
         self.version = PolicyVersion(incarnation, self._state.version_number)
         self._source = GroupSource(self._config, self.queue, self._prompts, reconcile(self.queue, state, self._prompts))
@@ -84,6 +88,14 @@ class Leader:
             self._evaluate("before", 0)
         self._started = time.monotonic()
 
+    def _become_writer(self) -> int:
+        """The next incarnation. The run folder remembers whose run it is and the last incarnation, if Redis forgets."""
+        identity = self.files.read("run", {"run_id": uuid.uuid4().hex, "incarnation": 0})
+        self.files.write("run", identity)
+        incarnation = self.queue.become_writer(identity["run_id"], identity["incarnation"])
+        self.files.write("run", {**identity, "incarnation": incarnation})
+        return incarnation
+
     def next_plan(self, step: int) -> StepPlan:
         """Collect the groups of one step; a plan that says stop when we were told to."""
         assert self._source is not None
@@ -93,8 +105,20 @@ class Leader:
             self._collected = self._source.collect(self.version, self._while_waiting)
         except StopRequestedError:
             return StepPlan(step, (), stop=True)
+        self._refuse_unscored(step)
         self._unsaved += [group.prompt.id for group in self._collected.groups]
         return StepPlan(step, tuple(self._collected.groups))
+
+    def _refuse_unscored(self, step: int) -> None:
+        """A run in which nothing can be scored must not end as a success that trained nothing."""
+        assert self._source is not None
+        nothing = not self._collected.groups and self._collected.dropped["unscored"] > 0
+        self._unscored_steps = self._unscored_steps + 1 if nothing else 0
+        if self._unscored_steps == _MAX_UNSCORED_STEPS:
+            raise ConfigurationError(
+                f"step {step + 1}: no completion of {_MAX_UNSCORED_STEPS} steps could be scored; the reward server "
+                f"says: {self._source.last_unscored}"
+            )
 
     def after_step(self, plan: StepPlan, report: dict[str, float], phases: dict[str, float], seconds: float) -> None:
         """Send the new version, and write down what the step was."""
@@ -103,7 +127,7 @@ class Leader:
         result = None
         if report:
             self.version = PolicyVersion(sampled_by.incarnation, sampled_by.number + 1)
-            result = self._send(self._probe if self.version.number % self._config.probe_every == 0 else None)
+            result = self._send(self._probe)
         took = {"wait": self._collected.wait_seconds, **phases, "weight_update": time.monotonic() - started}
         seconds += took["wait"] + took["weight_update"]
         record = step_record(self._config, plan, self._collected, report, took, seconds)
@@ -129,9 +153,10 @@ class Leader:
     def state_at(self, step: int) -> RunState:
         """What a checkpoint after `step` optimizer steps must remember."""
         assert self._source is not None
-        ledger = self.queue.ledger().as_dict()
+        accounts, pending = self.queue.snapshot()
+        ledger = accounts.as_dict()
         contained = tuple(self._unsaved)
-        outstanding = self.queue.pending_ids() - set(contained)
+        outstanding = pending - set(contained)
         return replace(
             self._state,
             step=step,
@@ -250,15 +275,19 @@ class Leader:
 
 
 def connect(url: str) -> redis.Redis:
-    """A client that has reached its Redis.
+    """A client that has reached its Redis, which may still be starting: a minute is waited for it.
 
     Raises:
-        ConfigurationError: nothing answers there, or not as a Redis that lets us in.
+        redis.RedisError: nothing answers, or not as a Redis that lets us in. A restart may mend it.
     """
-    try:
-        client = redis.Redis.from_url(url)
-        client.ping()
-    except (redis.RedisError, ValueError) as error:
-        where = url.rpartition("@")[2]  # never a password in a message
-        raise ConfigurationError(f"Redis at {where}: {error}; start it, or set redis_url") from None
-    return client
+    client = redis.Redis.from_url(url)
+    deadline = time.monotonic() + _REDIS_SECONDS
+    while True:
+        try:
+            client.ping()
+            return client
+        except redis.ConnectionError as error:
+            if time.monotonic() > deadline:
+                raise
+            log.warning("waiting for Redis", at=url.rpartition("@")[2], reason=str(error))  # never a password
+            time.sleep(1.0)

@@ -11,11 +11,16 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import structlog
+
 from mmr1.config import RunConfig
+from mmr1.images import ImageError, ImageStore
 from mmr1.records import Group, PolicyVersion, PromptId
 from mmr1.streams import Ledger, RunQueue
 from mmr1_learner.loss import group_advantages
 from mmr1_learner.prompts import PromptFactory
+
+log = structlog.get_logger()
 
 _POLL_SECONDS = 0.005
 
@@ -41,6 +46,12 @@ def reward_of(group: Group, index: int) -> float | None:
     return None if score is None else score.reward
 
 
+def _complaint(group: Group) -> str:
+    """What the reward server said of the first rollout that it could not score."""
+    scores = [rollout.score for rollout in group.rollouts if rollout.score is not None]
+    return next((score.detail for score in scores if score.reward is None), "")
+
+
 def policy_lag(group: Group, version: PolicyVersion) -> int:
     """Distance in steps between the learner's version and the oldest that sampled this group.
 
@@ -59,7 +70,8 @@ class GroupSource:
         self._end = config.num_steps * config.prompts_per_step
         self.next_position = next_position
         self._seen_dead = sum(queue.ledger().dead.values())
-        self._pending: list[Group] = []  # read and not needed for the step that was closing
+        self.last_unscored = ""  # what the reward server said of the last group that could not be scored
+        self._store = ImageStore(config.resolved_image_root)
 
     def prompt_id(self, position: int, attempt: int = 0) -> PromptId:
         return PromptId(self._config.run, position, attempt)
@@ -88,8 +100,11 @@ class GroupSource:
             wanted = self._config.prompts_per_step - collected.num_closed
             if wanted <= 0:
                 break
-            groups, self._pending = self._pending[:wanted], self._pending[wanted:]
-            groups = groups or self._queue.read(wanted)
+            if self.next_position >= self._end and self._queue.ledger().unapplied == len(collected.groups):
+                # Places that an earlier life closed and whose step no checkpoint contains: others take their part.
+                self._end += wanted
+                continue
+            groups = self._queue.read(wanted)
             for group in groups:
                 self._sort(group, version, collected)
             if not groups:
@@ -119,10 +134,17 @@ class GroupSource:
             collected.lags.append(lag)
 
     def _useless(self, group: Group) -> str | None:
-        """Why this group has no gradient, or None."""
+        """Why this group has no gradient, or cannot be trained on, or None."""
+        try:
+            for image in group.prompt.images:
+                self._store.open(image)
+        except ImageError as error:
+            log.warning("group dropped", prompt=str(group.prompt.id), reason="image", detail=str(error))
+            return "image"
         rewards = [reward_of(group, index) for index in range(len(group.rollouts))]
         advantages = group_advantages(rewards)
         if advantages is None:
+            self.last_unscored = _complaint(group)
             return "unscored"
         has_other_terms = bool(self._config.kl) and self._config.k3_weight > 0
         if not has_other_terms and len({reward for reward in rewards if reward is not None}) == 1:

@@ -16,6 +16,7 @@ from pathlib import Path
 import structlog
 
 from mmr1.config import RunConfig, load_config
+from mmr1.errors import ConfigurationError, StaleWriterError
 from mmr1.lifecycle import run_command
 from mmr1.telemetry import configure_logging
 from mmr1_learner.errors import StopRequestedError
@@ -40,7 +41,9 @@ def train(config: RunConfig) -> None:
     checkpoints = Checkpoints(config.run_dir / "checkpoints", config.keep_last)
     found = checkpoints.newest()
     if found:
-        trainer.engine.load_checkpoint(str(found[0]), tag="engine")
+        loaded, _ = trainer.engine.load_checkpoint(str(found[0]), tag="engine")
+        if loaded is None:
+            raise RuntimeError(f"DeepSpeed loaded nothing from {found[0]}: going on would train the base weights")
     step = found[1].step if found else 0
     leader = Leader(config, ranks, trainer.policy, encoder, checkpoints) if ranks.is_first else None
     if leader:
@@ -91,6 +94,9 @@ def main(argv: list[str] | None = None) -> int:
         check_reward_names(config)
     try:
         train(config)
+    except StaleWriterError as error:
+        # Restarting would take the run back from the learner that has taken it over.
+        raise ConfigurationError(f"another learner has taken over run {config.run!r}: {error}") from None
     except StopRequestedError:
         log.info("stopped while waiting; the newest checkpoint is where the run goes on")
         return 128 + signal.SIGTERM

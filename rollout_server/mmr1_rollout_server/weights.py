@@ -175,9 +175,9 @@ class Policy:
             self._require("StartWeightUpdate", self.state is not State.UPDATING)
             if not self._group_ready:
                 raise VerbRefusedError("StartWeightUpdate without a transfer group; send InitWeightTransfer first")
-            if version.incarnation != incarnation or (self.version and version <= self.version):
+            if version.incarnation != incarnation or (self.version and version < self.version):
                 raise VerbRefusedError(
-                    f"version {version} cannot follow {self.version} under incarnation {incarnation}: versions grow"
+                    f"version {version} cannot follow {self.version} under {incarnation}: versions never go back"
                 )
             waited = await self._close_admission(deadline_seconds, f"updating to {version}", State.UPDATING)
             self._pending = version

@@ -6,7 +6,8 @@ Precedence: command line, then MMR1_* in the environment, then the file, then de
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pydantic_settings import (
     EnvSettingsSource,
     InitSettingsSource,
     PydanticBaseSettingsSource,
+    SettingsError,
 )
 
 from mmr1.config.options import RunConfig
@@ -36,6 +38,7 @@ def load_config(path: Path | str | None, arguments: Sequence[str] = ()) -> RunCo
     document = _read_yaml(Path(path)) if path is not None else {}
     _check_names(document, f"{path}")
     options = _parse_arguments(arguments)
+    _check_environment(os.environ)
 
     class _Sources(RunConfig):
         @classmethod
@@ -53,6 +56,8 @@ def load_config(path: Path | str | None, arguments: Sequence[str] = ()) -> RunCo
         return RunConfig.model_construct(_fields_set=merged.model_fields_set, **dict(merged))
     except ValidationError as error:
         raise ConfigurationError(_first_problem(error)) from None
+    except SettingsError as error:
+        raise ConfigurationError(f"environment: {error}") from None
 
 
 def save_config(config: RunConfig, path: Path) -> None:
@@ -95,6 +100,18 @@ def _check_names(names: dict[str, Any], where: str) -> None:
             raise ConfigurationError(f"{where}: unknown option {name!r}{hint}")
 
 
+def _check_environment(environment: Mapping[str, str]) -> None:
+    """A misspelt MMR1_<OPTION> would be ignored without a word. Other MMR1_ variables are left alone."""
+    for variable in environment:
+        name = variable.lower().removeprefix("mmr1_")
+        if variable.upper().startswith("MMR1_") and name not in RunConfig.model_fields:
+            near = difflib.get_close_matches(name, RunConfig.model_fields, n=1, cutoff=0.85)
+            if near:
+                raise ConfigurationError(
+                    f"environment: unknown option {variable}; did you mean MMR1_{near[0].upper()}?"
+                )
+
+
 def _parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
     """`--name value ...` and `--name=value` to a mapping; a name without a value is a true switch."""
     options: dict[str, list[str]] = {}
@@ -118,6 +135,8 @@ def _shape(name: str, values: list[str]) -> Any:
         return values
     if len(values) > 1:
         raise ConfigurationError(f"command line: --{name} takes one value, got {len(values)}: {' '.join(values)}")
+    if not values and RunConfig.model_fields[name].annotation is not bool:
+        raise ConfigurationError(f"command line: --{name} needs a value")
     return values[0] if values else True
 
 

@@ -6,6 +6,7 @@ This file holds facts about single options and about how they fit together. It o
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -51,7 +52,13 @@ class SamplingOptions(BaseModel):
     top_p: float = Field(1.0, gt=0, le=1.0, description="sampling; parity is exact at 1")
     max_prompt_length: int = Field(1024, gt=0, description="tokens, image tokens included")
     max_completion_length: int = Field(64, gt=0, description="tokens")
-    stop: list[str] = Field(default_factory=list, description="strings that end a completion")
+    stop: Annotated[list[str], NoDecode] = Field(default_factory=list, description="strings that end a completion")
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one(cls, value: object) -> object:
+        """A single string, from the environment, is one stop string: it may hold spaces."""
+        return [value] if isinstance(value, str) else value
 
     def temperature_at(self, step: int, num_steps: int) -> float:
         """The sampling temperature of optimizer step `step` (from 0) of `num_steps`."""
@@ -103,7 +110,7 @@ class ObjectiveOptions(BaseModel):
 
 
 class OptimizerOptions(BaseModel):
-    num_steps: int = Field(gt=0, description="optimizer steps of the whole run")
+    num_steps: int = Field(gt=0, description="steps of the whole run: batches, each with its weight update")
     learning_rate: float = Field(1e-6, gt=0, description="of AdamW, after warm-up")
     lr_scheduler: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="from the warm-up to the end of the run; linear and cosine end at 0"
@@ -115,7 +122,7 @@ class OptimizerOptions(BaseModel):
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
     seed: int = Field(0, ge=0, description="of the data order, of sampling and of the shuffles")
     per_device_batch_size: int = Field(gt=0, description="generations per device and forward, not prompts")
-    gradient_accumulation_steps: int = Field(1, gt=0, description="forwards per optimizer step")
+    gradient_accumulation_steps: int = Field(1, gt=0, description="forwards per step and device")
     gradient_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass: less memory, more time"
     )
@@ -160,7 +167,6 @@ class ParityOptions(BaseModel):
     parity_bound: float | None = Field(
         None, gt=0, description="mean |delta log p|; default 1e-3 in float32, 5e-2 in bfloat16"
     )
-    probe_every: int = Field(1, gt=0, description="weight updates between proofs by log-probabilities")
 
     def bound(self, dtype: str) -> float:
         return self.parity_bound or {"float32": 1e-3, "bfloat16": 5e-2}[dtype]
@@ -215,7 +221,14 @@ class RunConfig(
 ):
     """All options of a run. Unknown keys are errors; relative paths are relative to the working directory."""
 
-    model_config = SettingsConfigDict(extra="forbid", env_prefix="MMR1_", frozen=True, protected_namespaces=())
+    model_config = SettingsConfigDict(
+        extra="forbid", env_prefix="MMR1_", frozen=True, protected_namespaces=(), allow_inf_nan=False
+    )
+
+    @field_validator("model")
+    @classmethod
+    def _home(cls, value: str) -> str:
+        return str(Path(value).expanduser()) if value.startswith("~") else value
 
     @property
     def prompts_per_step(self) -> int:
@@ -246,12 +259,18 @@ class RunConfig(
             raise ValueError("temperature_begin is above temperature_end; swap them or use temperature_func constant")
         if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
             raise ValueError(f"min_pixels {self.min_pixels} is above max_pixels {self.max_pixels}")
+        if self.top_p != 1.0:
+            raise ValueError(f"top_p {self.top_p}: the learner scores the whole distribution; only 1.0 is exact today")
+        if not self.rewards:
+            raise ValueError("rewards is empty; name at least one task of the reward server, as NAME or NAME=WEIGHT")
         for spec in self.rewards:
             name, _, weight = spec.partition("=")
             try:
-                float(weight or "1")
+                finite = math.isfinite(float(weight or "1"))
             except ValueError:
-                raise ValueError(f"rewards: {spec!r} is not NAME or NAME=WEIGHT") from None
+                finite = False
+            if not finite:
+                raise ValueError(f"rewards: {spec!r} is not NAME or NAME=WEIGHT")
             if not name:
                 raise ValueError(f"rewards: {spec!r} has no name")
         return self

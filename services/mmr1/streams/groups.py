@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from redis import Redis
 from redis.exceptions import ResponseError
 
+from mmr1.errors import ConfigurationError
 from mmr1.records import Group, PolicyVersion, Prompt, PromptId
 from mmr1.streams.ledger import Ledger, ledger_from_snapshot
 from mmr1.streams.scripts import Scripts, stale_writer
@@ -40,15 +41,30 @@ class RunQueue:
         self._replayed: str | None = "0-0"  # what an earlier life had claimed is read before anything new
         self.incarnation = 0
 
-    def become_writer(self) -> int:
-        """Take the next incarnation; every older learner is refused from here on."""
+    def become_writer(self, run_id: str = "", last_incarnation: int = 0) -> int:
+        """Take the next incarnation; every older learner is refused from here on.
+
+        Args:
+            run_id: of the run's folder. Redis remembers it with the run's name.
+            last_incarnation: the last one that the folder knows of, in case Redis has forgotten it.
+
+        Raises:
+            ConfigurationError: Redis holds a run of this name that belongs to another folder.
+        """
         for stream, group in (("prompts", "rollout"), ("groups", "learner")):
             try:
                 self._redis.xgroup_create(self._scripts.key(stream), group, id="0", mkstream=True)
             except ResponseError as error:
                 if not str(error).startswith("BUSYGROUP"):
                     raise
-        self.incarnation = int(self._scripts.call("become_writer"))
+        try:
+            self.incarnation = int(self._scripts.call("become_writer", run_id, last_incarnation))
+        except ResponseError as error:
+            if str(error).startswith("FOREIGN"):
+                raise ConfigurationError(
+                    f"Redis holds a run named {self._run!r} of another run folder; give this one another --run name"
+                ) from None
+            raise
         self._replayed = "0-0"
         return self.incarnation
 
@@ -107,12 +123,16 @@ class RunQueue:
 
     def pending_ids(self) -> set[PromptId]:
         """Every id that is fed, ready or applied."""
+        return self.snapshot()[1]
+
+    def snapshot(self) -> tuple[Ledger, set[PromptId]]:
+        """The accounts and every pending id, at one instant."""
+        reply = self._scripts.call("snapshot")
         pending = set()
-        fields = cast("list[bytes]", self._redis.hkeys(self._scripts.key("items")))
-        for field in fields:
+        for field in reply[6]:
             position, _, attempt = field.decode().partition("/")
             pending.add(PromptId(self._run, int(position), int(attempt)))
-        return pending
+        return ledger_from_snapshot(reply), pending
 
     def restore(self, ledger: Ledger) -> bool:
         """Put counters back into a Redis that has forgotten the run. False: it has not."""

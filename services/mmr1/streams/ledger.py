@@ -59,9 +59,8 @@ def read_ledger(redis: Redis, run: str) -> Ledger:
 
 
 def ledger_from_snapshot(reply: list[Any]) -> Ledger:
-    num_prompts, num_groups, num_applied, counters, writer = reply
+    num_prompts, num_groups, num_applied, counters, incarnation, number = reply[:6]
     counts = _pairs(counters)
-    life = _pairs(writer)
     return Ledger(
         fed=counts.get("fed", 0),
         trained=counts.get("trained", 0),
@@ -71,8 +70,8 @@ def ledger_from_snapshot(reply: list[Any]) -> Ledger:
         num_groups=num_groups,
         num_applied=num_applied,
         next_position=counts.get("next_position", 0),
-        incarnation=life.get("incarnation", 0),
-        version_number=life.get("number", 0),
+        incarnation=int(incarnation or 0),
+        version_number=int(number or 0),
     )
 
 

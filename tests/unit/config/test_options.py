@@ -1,0 +1,54 @@
+"""Options that cannot be right are one line, wherever they come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mmr1.config import load_config
+from mmr1.errors import ConfigurationError
+
+REQUIRED = ["--model", "m", "--train_file", "t.json", "--num_steps", "3", "--per_device_batch_size", "8"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--top_p", "0.9"], "only 1.0 is exact"),
+        (["--rewards"], "rewards is empty"),
+        (["--rewards", "counting=nan"], "'counting=nan' is not NAME or NAME=WEIGHT"),
+        (["--learning_rate", "inf"], "finite number"),
+        (["--learning_rate", "--seed", "1"], "--learning_rate needs a value"),
+        (["--num_stepz", "4"], "did you mean 'num_steps'"),
+        (["--seed", "1", "2"], "--seed takes one value"),
+        (["--per_device_batch_size", "12"], "nearest valid per_device_batch_size: 8, 16"),
+        (["--temperature_func", "linear", "--temperature_begin", "2"], "temperature_begin is above temperature_end"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_remedy(arguments: list[str], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        load_config(None, [*REQUIRED, *arguments])
+    assert "\n" not in str(caught.value)
+
+
+def test_the_environment_is_held_to_the_same_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMR1_LEARNING_RAT", "5")
+    with pytest.raises(ConfigurationError, match="did you mean MMR1_LEARNING_RATE"):
+        load_config(None, REQUIRED)
+    monkeypatch.delenv("MMR1_LEARNING_RAT")
+    monkeypatch.setenv("MMR1_STOP", "</answer>")
+    monkeypatch.setenv("MMR1_LOG_JSON", "1")
+    assert load_config(None, REQUIRED).stop == ["</answer>"]
+
+
+def test_command_line_then_environment_then_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "{model: ~/m, train_file: t, num_steps: 3, per_device_batch_size: 8, seed: 1, keep_last: 1, eval_every: 1}"
+    )
+    monkeypatch.setenv("MMR1_SEED", "2")
+    monkeypatch.setenv("MMR1_KEEP_LAST", "2")
+    config = load_config(path, ["--seed", "3"])
+    assert (config.seed, config.keep_last, config.eval_every) == (3, 2, 1)
+    assert config.model == str(Path.home() / "m")
