@@ -131,6 +131,7 @@ def test_a_corrupted_weight_makes_the_learner_refuse_to_train(digits: Path, tmp_
     """Fingerprints agree, for what was sent arrived; only the parity gate can see it. Exit code 2, no step."""
     run_dir = tmp_path / "corrupted"
     given = options(digits, run_dir, learner_processes=1, zero_stage=0, per_device_batch_size=16, redis_url=redis_url)
+    reward = subprocess.Popen([sys.executable, "-m", "mmr1_reward_server", "--port", str(given["reward_port"])])
     server = RolloutServer(tmp_path, **given)
     try:
         server.wait_healthy(WEIGHTS)
@@ -144,6 +145,8 @@ def test_a_corrupted_weight_makes_the_learner_refuse_to_train(digits: Path, tmp_
         )
     finally:
         server.terminate()
+        reward.terminate()
+        reward.wait(30)
     assert "corrupted model.visual" in learner.stdout
     assert learner.returncode == 2, learner.stderr[-3000:]
     (line,) = [line for line in learner.stderr.splitlines() if line.startswith("mmr1: error:")]

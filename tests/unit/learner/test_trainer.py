@@ -73,16 +73,24 @@ def run_step(folder: Path, model: Path, groups: list[Group], **options: Any) -> 
     return result
 
 
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> tuple[list[Group], dict[str, Any], dict]:
+    """Three groups, the options they are trained with, and the step that one rank makes of them in one forward."""
+    folder = tmp_path_factory.mktemp("one")
+    groups = groups_with_images(folder, [56, 84, 112])
+    common = {"image_root": str(folder), "learning_rate": 1e-3, "num_generations": 4}
+    step = run_step(folder / "run", small_model, groups, learner_processes=1, per_device_batch_size=16, **common)
+    return groups, common, step
+
+
 @pytest.mark.parametrize("stage", [0, 1, 2])
-def test_two_uneven_ranks_make_the_step_of_one(tmp_path: Path, small_model: Path, stage: int) -> None:
+def test_two_uneven_ranks_make_the_step_of_one(tmp_path: Path, small_model: Path, one: Any, stage: int) -> None:
     """Three groups over two ranks: forwards differ in rows and images, and the short rank runs a dummy."""
-    groups = groups_with_images(tmp_path, [56, 84, 112])
-    common = {"image_root": str(tmp_path), "learning_rate": 1e-3, "num_generations": 4}
-    one = run_step(tmp_path / "one", small_model, groups, learner_processes=1, per_device_batch_size=16, **common)
+    groups, common, expected = one
     two = run_step(
         tmp_path / "two",
         small_model,
-        groups[:3],
+        groups,
         learner_processes=2,
         per_device_batch_size=2,
         gradient_accumulation_steps=4,
@@ -90,8 +98,8 @@ def test_two_uneven_ranks_make_the_step_of_one(tmp_path: Path, small_model: Path
         **common,
     )
     for name in ("loss", "entropy", "kl_k3", "num_tokens", "grad_norm"):
-        assert two["report"][name] == pytest.approx(one["report"][name], rel=1e-4, abs=1e-7), name
-    for name, parameter in one["parameters"].items():
+        assert two["report"][name] == pytest.approx(expected["report"][name], rel=1e-4, abs=1e-7), name
+    for name, parameter in expected["parameters"].items():
         # Adam turns a gradient's sign into a full step, so parameters with a gradient near zero may differ by one step.
         difference = (two["parameters"][name] - parameter).abs()
         assert difference.mean() < 2e-5, name
