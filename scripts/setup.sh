@@ -84,7 +84,8 @@ install_ours() {
   fi
 }
 
-# DeepSpeed would compile this at its first start, in the middle of a run; it is cached under TORCH_EXTENSIONS_DIR.
+# DeepSpeed would compile this at its first start, in the middle of a run. It is kept in the environment it is for.
+export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$PWD/.venv/torch_extensions}
 compile_collectives() {
   [ "$device" = cpu ] || return 0
   say "compiling DeepSpeed's shared-memory collectives (two minutes, once)"

@@ -6,8 +6,10 @@ Bytes and numbers only; nothing is pickled. Every collective has a deadline, so 
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -59,6 +61,8 @@ class Ranks:
 
 def join_ranks() -> Ranks:
     """Meet the other ranks: RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT as torchrun and `mmr1 up` set them."""
+    # Compiled code names the environment it was compiled for: one shared by two would be compiled anew at every turn.
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
     import deepspeed
 
     for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1")):

@@ -150,7 +150,7 @@ def _program(name: str, path: str | None, remedy: str) -> Finding:
 
 def _shared_memory_collectives() -> Finding:
     """DeepSpeed compiles these at its first start when `make setup` has not."""
-    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions")
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path(sys.prefix) / "torch_extensions")
     built = sorted(root.glob("**/deepspeed_shm_comm.so"))
     detail = str(built[0]) if built else "not compiled: the first run spends two minutes on it"
     return Finding("DeepSpeed's shm_comm", bool(built) or has_cuda(os.environ), detail, SETUP, needed=False)
