@@ -89,6 +89,7 @@ export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$PWD/.venv/torch_extensions}
 compile_collectives() {
   [ "$device" = cpu ] || return 0
   say "compiling DeepSpeed's shared-memory collectives (two minutes, once)"
+  rm -f "$TORCH_EXTENSIONS_DIR"/*/lock # of a compilation that was killed: the next one would wait for it for ever
   PATH="$PWD/$venv/bin:$PATH" DS_ACCELERATOR=cpu "$venv/bin/python" - >"$venv/compile.log" 2>&1 <<'PYTHON' ||
 from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 
