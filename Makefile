@@ -19,7 +19,7 @@ demo: setup  ## the whole stack learns to count digits in a few minutes; results
 	@$(BIN)/mmr1 demo counting $(OPTIONS)
 
 test: setup  ## every test that needs no GPU; TESTS=path and PYTEST='-k name' narrow it
-	@$(TEST_ENVIRONMENT) $(BIN)/python -m pytest $(TESTS) -n 2 --dist loadfile -m "not gpu" $(PYTEST)
+	@$(TEST_ENVIRONMENT) $(BIN)/python -m pytest $(TESTS) -m "not gpu" $(PYTEST)
 
 check: setup  ## style, types, who imports whom, and generated files against their sources
 	$(BIN)/ruff check $(wildcard $(PACKAGES))
