@@ -168,7 +168,7 @@ def test_verbs_out_of_order_are_refused_and_change_nothing(
         (learner.client.update_weights, (following, 5.0)),
         (learner.client.finish_weight_update, (following, 5.0)),
         (learner.client.resume, (version,)),
-        (learner.client.start_weight_update, (version, 5.0)),  # this one it has
+        (learner.client.start_weight_update, (PolicyVersion(learner.incarnation, 0), 5.0)),  # behind what it holds
     ):
         assert refusal(call, *arguments)[0] is grpc.StatusCode.FAILED_PRECONDITION
     assert learner.client.status().state == "serves"
