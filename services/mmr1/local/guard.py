@@ -34,6 +34,7 @@ class Guard:
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.close()
             self._process.wait()
+            self._process = None
 
     def add(self, group: int) -> None:
         self._groups.add(group)
@@ -41,7 +42,8 @@ class Guard:
 
     def remove(self, group: int) -> None:
         self._groups.discard(group)
-        self._tell(f"-{group}\n")
+        if self._process is not None:  # an end that is noticed after the guard's own needs no word
+            self._tell(f"-{group}\n")
 
     def _start(self) -> None:
         self._process = subprocess.Popen(

@@ -154,7 +154,7 @@ async def test_a_learner_that_keeps_failing_ends_the_run(stack: Stack, log: Merg
 async def test_a_killed_service_comes_back_and_the_run_goes_on(
     stack: Stack, log: MergedLog, screen: io.StringIO
 ) -> None:
-    running = asyncio.create_task(supervise(stack.config, stack.plan(learner_seconds=3.0), log))
+    running = asyncio.create_task(supervise(stack.config, stack.plan(learner_seconds=8.0), log))
     await until(log, "learner")
     server, engine = map(int, log.tail("rollout-0")[0].split())
     os.kill(server, signal.SIGKILL)
