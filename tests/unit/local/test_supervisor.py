@@ -52,11 +52,13 @@ server.start()
 server.wait_for_termination()
 """
 
+# Works until the test says that it has seen enough: on a busy machine no number of seconds would do.
 LEARNER = """
 import os, pathlib, sys, time
 pathlib.Path(sys.argv[1], "order").open("a").write("learner\\n")
 print(os.getpid(), flush=True)
-time.sleep({seconds})
+while not pathlib.Path(sys.argv[1], "enough").exists():
+    time.sleep(0.02)
 sys.exit({code})
 """
 
@@ -76,6 +78,7 @@ class Stack:
         )
         (self.config.run_dir / "redis").mkdir(parents=True)
         self._program = program
+        self._enough = folder / "enough"
         self.reward = ServiceSpec(
             "reward",
             (program("reward", REWARD.format(port=reward_port)),),
@@ -87,10 +90,14 @@ class Stack:
             grpc_serving(f"127.0.0.1:{rollout_port}"),
         )
 
-    def plan(self, learner_seconds: float = 0.0, learner_code: int = 0) -> Plan:
-        learner = self._program("learner", LEARNER.format(seconds=learner_seconds, code=learner_code))
+    def plan(self, learner_code: int = 0) -> Plan:
+        learner = self._program("learner", LEARNER.format(code=learner_code))
         redis = plan(self.config).redis
         return Plan(redis, self.reward, (self.rollout,), ServiceSpec("learner", (learner,), finishes=True))
+
+    def end_learner(self) -> None:
+        """The learner, running or yet to start, exits with its code."""
+        self._enough.touch()
 
     def pids(self, log: MergedLog) -> list[int]:
         names = ("reward", "rollout-0", "learner")
@@ -114,14 +121,23 @@ def stack(program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return Stack(program, tmp_path)
 
 
-async def until(log: MergedLog, name: str) -> None:
-    async with asyncio.timeout(20):
-        while not log.tail(name):
+async def until(log: MergedLog, name: str, num_lines: int = 1) -> None:
+    async with asyncio.timeout(60):
+        while len(log.tail(name)) < num_lines:
             await asyncio.sleep(0.02)
 
 
+async def until_all_run(log: MergedLog) -> None:
+    """Rollout servers load while the learner starts, so any of the three may be the last to have printed its ids."""
+    for name in ("reward", "rollout-0", "learner"):
+        await until(log, name)
+
+
 async def test_the_learners_end_is_the_runs_end(stack: Stack, log: MergedLog, tmp_path: Path) -> None:
-    assert await supervise(stack.config, stack.plan(learner_seconds=0.5), log) == 0
+    running = asyncio.create_task(supervise(stack.config, stack.plan(), log))
+    await until_all_run(log)
+    stack.end_learner()
+    assert await running == 0
     assert (tmp_path / "order").read_text().split() == ["reward", "learner"]
     assert len(stack.pids(log)) == 4
     stack.require_nothing_left(log)
@@ -132,20 +148,22 @@ async def test_the_learners_end_is_the_runs_end(stack: Stack, log: MergedLog, tm
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 async def test_a_signal_stops_everything(stack: Stack, log: MergedLog, number: signal.Signals, code: int) -> None:
-    running = asyncio.create_task(supervise(stack.config, stack.plan(learner_seconds=600), log))
-    await until(log, "learner")
+    running = asyncio.create_task(supervise(stack.config, stack.plan(), log))
+    await until_all_run(log)
     os.kill(os.getpid(), number)
     assert await running == code
     stack.require_nothing_left(log)
 
 
 async def test_a_configuration_error_stops_everything(stack: Stack, log: MergedLog) -> None:
+    stack.end_learner()
     with pytest.raises(ConfigurationError, match=r"learner exited with code 2: .*its log: .*learner\.log"):
         await supervise(stack.config, stack.plan(learner_code=2), log)
     stack.require_nothing_left(log)
 
 
 async def test_a_learner_that_keeps_failing_ends_the_run(stack: Stack, log: MergedLog, screen: io.StringIO) -> None:
+    stack.end_learner()
     assert await supervise(stack.config, stack.plan(learner_code=5), log) == 1
     assert "learner failed 2 times (max_restarts 1); last: learner exited with code 5" in screen.getvalue()
     stack.require_nothing_left(log)
@@ -154,11 +172,13 @@ async def test_a_learner_that_keeps_failing_ends_the_run(stack: Stack, log: Merg
 async def test_a_killed_service_comes_back_and_the_run_goes_on(
     stack: Stack, log: MergedLog, screen: io.StringIO
 ) -> None:
-    running = asyncio.create_task(supervise(stack.config, stack.plan(learner_seconds=8.0), log))
-    await until(log, "learner")
-    server, engine = map(int, log.tail("rollout-0")[0].split())
-    os.kill(server, signal.SIGKILL)
+    running = asyncio.create_task(supervise(stack.config, stack.plan(), log))
+    await until_all_run(log)
+    first_server, first_engine = map(int, log.tail("rollout-0")[0].split())
+    os.kill(first_server, signal.SIGKILL)
+    await until(log, "rollout-0", num_lines=2)
+    wait_until_dead([first_server, first_engine])
+    stack.end_learner()
     assert await running == 0
     assert "rollout-0 was ended by signal 9; restart 1 of 1" in screen.getvalue()
-    wait_until_dead([server, engine])
     stack.require_nothing_left(log)
