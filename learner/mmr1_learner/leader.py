@@ -107,7 +107,7 @@ class Leader:
             return StepPlan(step, (), stop=True)
         self._refuse_unscored(step)
         self._unsaved += [group.prompt.id for group in self._collected.groups]
-        return StepPlan(step, tuple(self._collected.groups))
+        return StepPlan(step, tuple(self._collected.groups), version=self.version)
 
     def _refuse_unscored(self, step: int) -> None:
         """A run in which nothing can be scored must not end as a success that trained nothing."""

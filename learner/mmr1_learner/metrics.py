@@ -28,7 +28,8 @@ GAUGES = {
         "lag_mean": "policy lag of the last step's groups, in updates",
         "lag_max": "largest policy lag in the last step",
         "grad_norm": "gradient norm before clipping",
-        "mismatch_kl": "divergence between the policy that sampled and the learner, per token, lag included",
+        "off_policy_kl": "divergence between the policy that sampled and the learner, per token, lag included",
+        "mismatch_kl": "the same over tokens that the current version sampled: what the engines alone differ by",
         "tokens_per_second": "completion tokens trained on per second",
         "probe_max_abs_dlogp": "largest |delta log p| of the last weight update's probe",
     }.items()

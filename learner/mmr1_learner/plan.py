@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mmr1.config import RunConfig
-from mmr1.records import Group
+from mmr1.records import Group, PolicyVersion
 from mmr1.wire import decode_group, encode_group
 from mmr1_learner.loss import group_advantages
 from mmr1_learner.source import reward_of
@@ -24,14 +24,18 @@ _LENGTH = struct.Struct("<I")
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """What rank 0 tells the others: the step's groups, or that there is nothing more to do."""
+    """What rank 0 tells the others: the step's groups, or that there is nothing more to do.
+
+    `version` is the learner's own at this step: what tells its samples from those of an older policy.
+    """
 
     step: int
     groups: tuple[Group, ...]
     stop: bool = False
+    version: PolicyVersion = PolicyVersion(0, 0)
 
     def encode(self) -> bytes:
-        header = json.dumps({"step": self.step, "stop": self.stop, "num_groups": len(self.groups)}).encode()
+        header = json.dumps({"step": self.step, "stop": self.stop, "version": self.version}).encode()
         parts = [header, *(encode_group(group) for group in self.groups)]
         return b"".join(_LENGTH.pack(len(part)) + part for part in parts)
 
@@ -44,7 +48,8 @@ class StepPlan:
             parts.append(data[offset : offset + length])
             offset += length
         header = json.loads(parts[0])
-        return cls(header["step"], tuple(decode_group(part) for part in parts[1:]), header["stop"])
+        groups = tuple(decode_group(part) for part in parts[1:])
+        return cls(header["step"], groups, header["stop"], PolicyVersion(*header["version"]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ class Completion:
     rollout_logprobs: tuple[float, ...]
     advantage: float
     weight: float  # of each of its tokens in the loss; 0 for a dummy
+    on_policy: bool = True  # sampled by the very version that now scores it
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,7 @@ class RowBatch:
     rollout_logprobs: Tensor  # [N]
     advantages: Tensor  # [N]
     weights: Tensor  # [N]
+    on_policy: Tensor  # [N] 1 for tokens of the current version
     sequences: Tensor  # [N] index of the token's completion
     num_sequences: int
 
@@ -149,6 +151,7 @@ class _Tokens:
                 "rollout_logprobs",
                 "advantages",
                 "weights",
+                "on_policy",
                 "sequences",
             )
         }
@@ -163,6 +166,7 @@ class _Tokens:
         columns["rollout_logprobs"] += completion.rollout_logprobs
         columns["advantages"] += [completion.advantage] * count
         columns["weights"] += [completion.weight] * count
+        columns["on_policy"] += [float(completion.on_policy)] * count
         columns["sequences"] += [self._num_sequences] * count
         self._num_sequences += 1
 

@@ -60,6 +60,7 @@ _REPORTED = (
     "entropy",
     "clip_fraction",
     "tis_truncated_fraction",
+    "off_policy_kl",
     "mismatch_kl",
     "grad_norm",
     "learning_rate",

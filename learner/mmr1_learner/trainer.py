@@ -99,6 +99,7 @@ class Trainer:
                     ref_logprobs=ref,
                     advantages=batch.advantages,
                     weights=batch.weights,
+                    on_policy=batch.on_policy,
                     sequences=batch.sequences,
                     num_sequences=batch.num_sequences,
                 )
@@ -165,11 +166,12 @@ class Trainer:
 
 def _completion(plan: StepPlan, sample: Sample) -> Completion:
     rollout = plan.groups[sample.group].rollouts[sample.rollout]
-    return Completion(rollout.token_ids, rollout.logprobs, sample.advantage, sample.weight)
+    on_policy = all(span.version == plan.version for span in rollout.spans)
+    return Completion(rollout.token_ids, rollout.logprobs, sample.advantage, sample.weight, on_policy)
 
 
 def _means(totals: dict[str, float]) -> dict[str, float]:
-    """Per-token means of what was summed over tokens; losses are sums already."""
+    """Per-token means of what was summed over tokens; losses are sums already. NaN: there was nothing to measure."""
     tokens = max(1.0, totals.get("num_tokens", 0.0))
     return {
         "loss": totals["loss"],
@@ -179,7 +181,8 @@ def _means(totals: dict[str, float]) -> dict[str, float]:
         "kl_k3": totals.get("kl_k3", math.nan) / tokens,
         "clip_fraction": totals["clipped_tokens"] / tokens,
         "tis_truncated_fraction": totals.get("truncated_tokens", 0.0) / tokens,
-        "mismatch_kl": totals["mismatch_kl"] / tokens,
+        "off_policy_kl": totals["off_policy_kl"] / tokens,
+        "mismatch_kl": totals["mismatch_kl"] / totals["on_policy_tokens"] if totals["on_policy_tokens"] else math.nan,
     }
 
 

@@ -133,16 +133,13 @@ class PromptWorker:
             self._reward_is_out = not await self._scorer.reachable()
             return False
         try:
-            deliveries = await self._consumer.take(room, version, self._config.max_off_policy_steps)
+            deliveries = await self._consumer.take(room, version, self._config.max_off_policy_steps, self._held)
         except SchemaVersionError as error:
             raise ConfigurationError(str(error)) from error
         except RedisError as error:
             _log.warning("redis_unreachable", doing="taking prompts", reason=str(error))
             return False
         for delivery in deliveries:
-            if delivery.entry_id in self._held:  # heartbeats came too late, and the claim we lost fell to ourselves
-                _log.warning("claimed_from_itself", prompt=str(delivery.prompt.id))
-                continue
             self._held[delivery.entry_id] = delivery
             if delivery.num_deliveries > 1:
                 self._suspects.append(delivery)

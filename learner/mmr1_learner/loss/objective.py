@@ -26,6 +26,7 @@ class TokenBatch:
     ref_logprobs: Tensor | None  # [N] lr
     advantages: Tensor  # [N]
     weights: Tensor  # [N]; 0 for dummy rows
+    on_policy: Tensor  # [N]; 1 where the sampler held the learner's current version
     sequences: Tensor  # [N] index of the token's completion within this forward
     num_sequences: int
 
@@ -50,7 +51,7 @@ def compute_loss(stats: TokenStats, batch: TokenBatch, options: ObjectiveOptions
     live = (batch.weights > 0).float()
     lp = stats.logprobs
     lp_old = lp.detach() if batch.old_logprobs is None else batch.old_logprobs
-    correction = _importance_weight(lp_old, batch.rollout_logprobs, options, live, report)
+    correction = _importance_weight(lp_old, batch, options, live, report)
     ratio = torch.exp(lp - lp_old)
     clipped = torch.clamp(ratio, 1 - options.clip_low, 1 + options.clip_high)
     surrogate = torch.minimum(ratio * batch.advantages, clipped * batch.advantages)
@@ -68,7 +69,7 @@ def compute_loss(stats: TokenStats, batch: TokenBatch, options: ObjectiveOptions
 
 
 def _importance_weight(
-    lp_old: Tensor, lo: Tensor, options: ObjectiveOptions, live: Tensor, report: LossReport
+    lp_old: Tensor, batch: TokenBatch, options: ObjectiveOptions, live: Tensor, report: LossReport
 ) -> Tensor:
     """w = exp(lp_old - lo), truncated at `tis_bound`: what the sampler drew is not quite what the learner scores.
 
@@ -76,11 +77,14 @@ def _importance_weight(
     RL training". No gradient flows through w.
     """
     with torch.no_grad():
-        gap = lp_old - lo
+        gap = lp_old - batch.rollout_logprobs
         weight = torch.exp(gap)
-        # k3 estimate of KL(sampler || learner): versions that lag and rounding of the engines together. What the
-        # engines alone differ by is measured by the probe after each weight update, at equal versions.
-        report.add("mismatch_kl", ((weight - 1 - gap) * live).sum())
+        # k3 estimate of KL(sampler || learner). Over all tokens it holds the lag of versions too; what the engines
+        # alone differ by shows only where both hold the same version.
+        divergence = (weight - 1 - gap) * live
+        report.add("off_policy_kl", divergence.sum())
+        report.add("mismatch_kl", (divergence * batch.on_policy).sum())
+        report.add("on_policy_tokens", (live * batch.on_policy).sum())
         if options.importance_correction == "none":
             return torch.ones_like(weight)
         report.add("truncated_tokens", ((weight > options.tis_bound).float() * live).sum())

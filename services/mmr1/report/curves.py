@@ -17,7 +17,8 @@ PLAIN = (
     ("Tokens per second", "Completion tokens, by wall time of the step", [("tokens/s", "tokens_per_second")], 6),
 )
 MECHANICS = (
-    ("Sampler against learner", "KL from the policy that sampled, lag included", [("mismatch KL", "mismatch_kl")], 4),
+    ("Sampler against learner", "KL from the policy that sampled, lag included", [("KL", "off_policy_kl")], 4),
+    ("Sampler against learner, same version", "KL between the engines alone", [("mismatch KL", "mismatch_kl")], 5),
     ("Proof of each weight update", "Largest |Δ log p| on the probe", [("max |Δ log p|", "probe_max_abs_dlogp")], 2),
     (
         "Clipped and truncated",

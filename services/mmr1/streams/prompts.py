@@ -6,7 +6,7 @@ the entry meanwhile. This file knows nothing of engines or rewards, and decides 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from redis.asyncio import Redis
@@ -52,8 +52,13 @@ class PromptConsumer:
         incarnation, number = version or (0, 0)
         await self._scripts.call("lease", self._server_id, address, state, incarnation, number, lease_seconds)
 
-    async def take(self, count: int, version: PolicyVersion, max_lag: int) -> list[Delivery]:
-        """Up to `count` prompts, those of dead holders first; none without a lease or when too stale."""
+    async def take(
+        self, count: int, version: PolicyVersion, max_lag: int, working_on: Collection[str] = ()
+    ) -> list[Delivery]:
+        """Up to `count` prompts, those of dead holders first; none without a lease or when too stale.
+
+        `working_on`: entries that this process holds, so that late heartbeats do not hand it its own.
+        """
         reply = await self._scripts.call(
             "take",
             self._server_id,
@@ -63,6 +68,7 @@ class PromptConsumer:
             max_lag,
             self._claim_idle_ms,
             self._max_deliveries,
+            *working_on,
         )
         if reply[0] != b"ok":
             return []

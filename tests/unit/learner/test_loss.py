@@ -92,6 +92,7 @@ def test_the_objective_equals_the_naive_one(correction: str, kl: list[str], with
         ref_logprobs=lp + p["noise_ref"].float() if kl else None,
         advantages=p["advantages"].float(),
         weights=p["weights"].float(),
+        on_policy=(p["sequences"] == 1).float(),
         sequences=p["sequences"],
         num_sequences=len(LENGTHS),
     )
@@ -102,6 +103,12 @@ def test_the_objective_equals_the_naive_one(correction: str, kl: list[str], with
     torch.testing.assert_close(hidden.grad.double(), expected_grad, rtol=1e-3, atol=1e-6)
     assert report.sums["num_tokens"] == sum(LENGTHS) - LENGTHS[3]
     assert report.sums["loss"] == pytest.approx(loss.item())
+    live, current = p["weights"] > 0, p["sequences"] == 1
+    gap = (p["noise_old"] if with_old else torch.zeros(())) - p["noise_rollout"]
+    divergence = gap.exp() - 1 - gap
+    assert report.sums["off_policy_kl"] == pytest.approx(float(divergence[live].sum()), rel=1e-4)
+    assert report.sums["mismatch_kl"] == pytest.approx(float(divergence[live & current].sum()), rel=1e-4)
+    assert report.sums["on_policy_tokens"] == LENGTHS[1]
 
 
 def test_the_clip_acts_only_once_the_policy_has_moved(tmp_path: Any) -> None:
@@ -116,6 +123,7 @@ def test_the_clip_acts_only_once_the_policy_has_moved(tmp_path: Any) -> None:
         "ref_logprobs": None,
         "advantages": p["advantages"].float(),
         "weights": p["weights"].float(),
+        "on_policy": torch.ones(len(p["weights"])),
         "sequences": p["sequences"],
         "num_sequences": len(LENGTHS),
     }

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from mmr1.images import ImageStore
-from mmr1.records import Group, Outcome, Rollout, Score
+from mmr1.records import Group, Outcome, PolicyVersion, Rollout, Score
 from mmr1_learner.plan import StepPlan, cut
 from tests.conftest import REPOSITORY, free_port, make_group, make_prompt
 from tests.models import small_config
@@ -123,6 +123,6 @@ def test_every_rank_runs_the_same_number_of_forwards_and_weights_add_up(tmp_path
 
 
 def test_a_plan_survives_the_way_to_the_other_ranks(tmp_path: Path) -> None:
-    plan = StepPlan(3, tuple(groups_with_images(tmp_path, [56, 56])))
+    plan = StepPlan(3, tuple(groups_with_images(tmp_path, [56, 56])), version=PolicyVersion(2, 5))
     assert StepPlan.decode(plan.encode()) == plan
     assert StepPlan.decode(StepPlan(4, (), stop=True).encode()).stop

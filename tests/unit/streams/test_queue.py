@@ -115,6 +115,24 @@ def test_a_dead_holders_prompt_moves_and_the_old_holder_is_fenced(queue: RunQueu
     check(queue, num_groups=1, num_prompts=0)
 
 
+def test_an_idle_entry_goes_to_nobody_who_works_on_it_and_to_the_next_process_of_that_name(
+    queue: RunQueue, redis_url: str
+) -> None:
+    for position in range(3):
+        queue.feed(make_prompt(position))
+
+    async def serve(server: PromptConsumer) -> None:
+        held = await server.take(2, V0, 1)
+        await asyncio.sleep(0.05)
+        (third,) = await server.take(1, V0, 1, [delivery.entry_id for delivery in held])
+        assert third.num_deliveries == 1
+        await asyncio.sleep(0.05)
+        again = await server.take(8, V0, 1, [held[0].entry_id])  # a restarted process: it has kept only one in mind
+        assert [(one.entry_id, one.num_deliveries) for one in again] == [(held[1].entry_id, 2), (third.entry_id, 2)]
+
+    with_consumers(redis_url, serve, "a", claim_idle_seconds=0.03)
+
+
 def test_a_prompt_whose_holders_keep_dying_is_dead_and_giving_back_counts_nothing(
     queue: RunQueue, redis_url: str
 ) -> None:

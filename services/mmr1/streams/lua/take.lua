@@ -1,4 +1,5 @@
--- ARGV: server, count, incarnation and number of the version it holds, max lag, claim idle ms, max deliveries.
+-- ARGV: server, count, incarnation and number of the version it holds, max lag, claim idle ms, max deliveries, then the
+-- entries it is working on: late heartbeats make them look abandoned, but nobody has died.
 -- Refuses a server without a lease, or one whose version the learner has left behind: cut off, it takes nothing.
 local lease = redis.call('HGET', leases, ARGV[1])
 if not lease or cjson.decode(lease).deadline < now() then return {'no lease'} end
@@ -7,17 +8,23 @@ if current ~= ARGV[3] then return {'stale'} end
 if tonumber(redis.call('HGET', writer, 'number') or '0') - tonumber(ARGV[4]) > tonumber(ARGV[5]) then return {'stale'} end
 
 local taken, wanted = {}, tonumber(ARGV[2])
--- Entries of dead holders first. Redis 6.2 answers nil for a deleted entry; 7.0 leaves it out.
-local claimed = redis.call('XAUTOCLAIM', prompts, 'rollout', ARGV[1], ARGV[6], '0-0', 'COUNT', wanted)
-for _, entry in ipairs(claimed[2]) do
-  if entry and entry[2] then
-    local fields = entry[2]
-    local _, deliveries = holder(prompts, 'rollout', entry[1])
-    local crashes = tonumber(field(fields, 'crashes')) + deliveries - 1
-    if crashes >= tonumber(ARGV[7]) then
-      bury(entry[1], field(fields, 'id'), 'max_deliveries', 'its holder died ' .. crashes .. ' times', field(fields, 'payload'))
-    else
-      table.insert(taken, {entry[1], field(fields, 'payload'), crashes + 1})
+local working = {}
+for i = 8, #ARGV do working[ARGV[i]] = true end
+-- Entries of dead holders first. An earlier process of this server's own name is such a holder.
+local idle = redis.call('XPENDING', prompts, 'rollout', 'IDLE', ARGV[6], '-', '+', wanted + #ARGV - 7)
+for _, pending in ipairs(idle) do
+  local entry = pending[1]
+  if #taken < wanted and not working[entry] then
+    -- Redis 6.2 answers nil for a deleted entry; 7.0 leaves it out.
+    local claimed = redis.call('XCLAIM', prompts, 'rollout', ARGV[1], ARGV[6], entry)[1]
+    if claimed and claimed[2] then
+      local fields = claimed[2]
+      local crashes = tonumber(field(fields, 'crashes')) + pending[4]
+      if crashes >= tonumber(ARGV[7]) then
+        bury(entry, field(fields, 'id'), 'max_deliveries', 'its holder died ' .. crashes .. ' times', field(fields, 'payload'))
+      else
+        table.insert(taken, {entry, field(fields, 'payload'), crashes + 1})
+      end
     end
   end
 end
