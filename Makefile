@@ -1,8 +1,10 @@
 # What people and CI call. `make help` lists the targets.
 
-DEVICE ?= cpu
+# What .venv was made for; `make setup DEVICE=cuda` makes one for CUDA.
+DEVICE ?= $(shell cat .venv/.mmr1-device 2>/dev/null || echo cpu)
 BIN := .venv/bin
 PACKAGES := services reward_server rollout_server learner tests scripts benchmarks examples
+WORKERS ?= 2
 # One thread a process: the tests start several that run torch at once.
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 DS_ACCELERATOR=cpu PATH="$(CURDIR)/$(BIN):$$PATH"
 
@@ -18,8 +20,8 @@ setup:  ## make .venv (DEVICE=cpu or cuda); nothing happens when it is up to dat
 demo: setup  ## the whole stack learns to count digits in a few minutes; results in runs/demo
 	@$(BIN)/mmr1 demo counting $(OPTIONS)
 
-test: setup  ## every test that needs no GPU; TESTS=path and PYTEST='-k name' narrow it
-	@$(TEST_ENVIRONMENT) $(BIN)/python -m pytest $(TESTS) -m "not gpu" $(PYTEST)
+test: setup  ## every test that needs no GPU; TESTS=path and PYTEST='-k name' narrow it, WORKERS=0 shows output
+	@$(TEST_ENVIRONMENT) $(BIN)/python -m pytest $(TESTS) -n $(WORKERS) --dist loadfile -m "not gpu" $(PYTEST)
 
 check: setup  ## style, types, who imports whom, and generated files against their sources
 	$(BIN)/ruff check $(wildcard $(PACKAGES))
@@ -35,8 +37,8 @@ format: setup  ## ruff's fixes and layout
 proto: setup  ## generate services/mmr1/wire/v1 from proto/
 	@PYTHON=$(BIN)/python scripts/generate_stubs.sh
 
-doctor: setup  ## check this machine
-	@$(BIN)/mmr1 doctor
+doctor:  ## check this machine, before set-up (what set-up needs) and after it (everything)
+	@if [ -x $(BIN)/mmr1 ]; then $(BIN)/mmr1 doctor; else scripts/setup.sh --check; fi
 
 clean:  ## remove the environment, caches and runs/demo; datasets and other runs stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis runs/demo

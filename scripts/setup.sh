@@ -2,11 +2,14 @@
 # Make .venv with everything MMR1 needs, at the versions of constraints/. Does nothing when it is up to date.
 #
 #   scripts/setup.sh [cpu|cuda]      PYTHON=python3.12 scripts/setup.sh    another interpreter (3.11 or 3.12)
+#   scripts/setup.sh --check         only say what the system lacks
 #
 # pip is used as the machine has it configured. PyTorch's own index is added only where that offers no CPU build.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+check_only=
+if [ "${1:-}" = --check ]; then check_only=yes; shift; fi
 device=${1:-cpu}
 venv=.venv
 locked=constraints/$device.txt
@@ -22,36 +25,47 @@ pip() { "$venv/bin/python" -m pip "$@" --disable-pip-version-check; }
 
 # Whatever changes what ends up in the environment changes this text.
 wanted=$(cat scripts/setup.sh "$locked" scripts/mmr1_torchvision_cpu.py ./*/pyproject.toml | sha256sum)
-if [ -x "$venv/bin/python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
+held=$(cat "$venv/.mmr1-device" 2>/dev/null || echo "$device")
+[ "$held" = "$device" ] || fail "$venv holds the $held stack, and two stacks in one environment break each other: rm -r $venv first"
+if [ -z "$check_only" ] && [ -x "$venv/bin/python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
   exit 0
 fi
 
+usable_python() { "$1" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null; }
+
 find_python() {
   local candidate
-  for candidate in ${PYTHON:-} python3.11 python3.12 python3; do
-    if "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null; then
-      echo "$candidate"
-      return
-    fi
+  if [ -n "${PYTHON:-}" ]; then
+    usable_python "$PYTHON" && echo "$PYTHON"
+    return
+  fi
+  for candidate in python3.11 python3.12 python3; do
+    if usable_python "$candidate"; then echo "$candidate"; return; fi
   done
-  fail "Python 3.11 or 3.12 is needed: apt-get install python3 python3-venv, or name one with PYTHON="
+  return 1
 }
 
-# DeepSpeed's extension is compiled with g++ against Python's headers; ninja comes as a wheel.
+# DeepSpeed's extension is compiled with g++ against Python's headers (ninja comes as a wheel); vLLM's CPU kernels link
+# to libnuma. Everything that is missing is said at once, as the packages that bring it.
 check_system() {
-  command -v g++ >/dev/null || fail "g++ is missing: apt-get install -y g++"
-  "$1" - <<'PYTHON' || fail "Python's headers are missing: apt-get install -y python3-dev"
-import os, sys, sysconfig
-sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))
-PYTHON
+  local lacking=()
+  command -v g++ >/dev/null || lacking+=(g++)
+  [ "$device" != cpu ] || [[ $(PATH="$PATH:/sbin" ldconfig -p) == *libnuma.so.1* ]] || lacking+=(libnuma1)
+  if ! python=$(find_python); then
+    [ -z "${PYTHON:-}" ] || fail "PYTHON=$PYTHON is no Python 3.11 or 3.12"
+    lacking+=(python3 python3-venv python3-dev)
+  else
+    "$python" -c 'import ensurepip' 2>/dev/null || lacking+=(python3-venv)
+    "$python" -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' ||
+      lacking+=(python3-dev)
+  fi
+  [ ${#lacking[@]} -eq 0 ] || fail "this machine lacks ${lacking[*]} (Python 3.11 or 3.12 is needed): apt-get install -y ${lacking[*]}"
 }
 
 make_venv() {
-  local python=$1
-  [ -x "$venv/bin/python" ] && return
-  "$python" -c 'import ensurepip' 2>/dev/null || fail "$python has no ensurepip: apt-get install -y python3-venv"
+  "$venv/bin/python" -m pip --version >/dev/null 2>&1 && return
   say "making $venv with $("$python" --version)"
-  "$python" -m venv "$venv"
+  "$python" -m venv --clear "$venv" # what an interrupted set-up has left is no environment
 }
 
 # PyTorch and DeepSpeed come first, with what they need at the lock's versions: DeepSpeed's build imports torch, and its
@@ -79,12 +93,21 @@ install_locked() {
   pip install -qq --no-deps --no-compile "${index[@]}" -r "$venv/locked.txt" "${torch[@]}"
 }
 
+# Where PYTHONDONTWRITEBYTECODE is set, as many container images do, every process would compile PyTorch and vLLM for
+# itself, half a minute each time. Templates in some packages are no valid Python; compileall says so and goes on.
+compile_bytecode() {
+  say "compiling byte code"
+  "$venv/bin/python" -m compileall -q -j 2 "$(site_packages)" >"$venv/compileall.log" 2>&1 || true
+}
+
+site_packages() { "$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
+
 install_ours() {
   local editable=() distribution site
   for distribution in "${distributions[@]}"; do editable+=(-e "./$distribution"); done
   say "installing ${distributions[*]}"
   pip install -qq --no-deps --no-compile --no-build-isolation "${editable[@]}"
-  site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+  site=$(site_packages)
   if [ "$device" = cpu ]; then
     cp scripts/mmr1_torchvision_cpu.py "$site/"
     echo "import mmr1_torchvision_cpu" >"$site/mmr1_torchvision_cpu.pth"
@@ -121,13 +144,18 @@ finish_compiling() {
   trap - EXIT
 }
 
-python=$(find_python)
-check_system "$python"
-make_venv "$python"
+check_system
+if [ -n "$check_only" ]; then
+  say "the system has what set-up needs; \`make setup\` makes $venv, then \`make doctor\` checks the rest"
+  exit 0
+fi
+make_venv
+echo "$device" >"$venv/.mmr1-device"
 install_deepspeed
 compile_collectives
 install_locked
 install_ours
+compile_bytecode
 finish_compiling
 printf '%s\n' "$wanted" >"$stamp"
 say "done; \`make doctor\` checks this machine"

@@ -15,7 +15,7 @@ from mmr1 import data_cli, live, report
 from mmr1.config import RunConfig, load_config
 from mmr1.errors import ConfigurationError
 from mmr1.lifecycle import CommandParser
-from mmr1.local.run_lock import LOCK_NAME, run_lock
+from mmr1.local.run_lock import LOCK_NAME
 from mmr1.local.stack import run_stack
 
 TASKS = ("counting",)
@@ -34,14 +34,14 @@ def main(argv: Sequence[str]) -> int:
     arguments, options = parser.parse_known_args(argv)
     config = load_config(_example(arguments.task), options)
     console = Console()
+    _refuse_foreign(config.run_dir)
     _make_data(config, arguments.task, console)
-    _start_anew(config.run_dir, console)
 
     async def show() -> None:
         await live.follow(config.run_dir, console, f"mmr1 demo {arguments.task}")
 
     console.print(f"logs: {config.run_dir / 'logs'}", style="dim", soft_wrap=True)
-    code = run_stack(config, console, quiet=True, companion=show)
+    code = run_stack(config, console, quiet=True, companion=show, clear=lambda: _start_anew(config.run_dir, console))
     if code == 0:
         report.print_table(report.build(config.run_dir))
         console.print(f"{config.run_dir / 'report.html'}", soft_wrap=True)
@@ -64,13 +64,22 @@ def _make_data(config: RunConfig, task: str, console: Console) -> None:
         raise ConfigurationError(f"the problems could not be drawn into {config.train_file.parent}; see above")
 
 
+def _refuse_foreign(run_dir: Path) -> None:
+    """Whatever is in the folder will go, so it must be an earlier demo's."""
+    if _contents(run_dir) and not (run_dir / MARK_NAME).exists():
+        raise ConfigurationError(f"run_dir {run_dir} holds something that is no demo; give another --run_dir")
+
+
 def _start_anew(run_dir: Path, console: Console) -> None:
-    """A demonstration begins at the beginning: an earlier one in the same folder goes. Refuses any other folder."""
-    if run_dir.exists() and {path.name for path in run_dir.iterdir()} - {LOCK_NAME}:
-        if not (run_dir / MARK_NAME).exists():
-            raise ConfigurationError(f"run_dir {run_dir} holds something that is no demo; give another --run_dir")
-        with run_lock(run_dir):
-            console.print(f"replacing the earlier demo in {run_dir}", style="dim", soft_wrap=True)
-            shutil.rmtree(run_dir)
-    with run_lock(run_dir):
-        (run_dir / MARK_NAME).touch()
+    """A demonstration begins at the beginning. The run's lock is held, and stays."""
+    _refuse_foreign(run_dir)
+    earlier = _contents(run_dir)
+    if earlier:
+        console.print(f"replacing the earlier demo in {run_dir}", style="dim", soft_wrap=True)
+    for path in earlier:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (run_dir / MARK_NAME).touch()
+
+
+def _contents(run_dir: Path) -> list[Path]:
+    return [path for path in run_dir.iterdir() if path.name != LOCK_NAME] if run_dir.exists() else []

@@ -6,6 +6,7 @@ Engines are imported in processes of their own with a time-out, so that one that
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import platform
 import shutil
@@ -116,6 +117,7 @@ def tools() -> list[Finding]:
         _program("g++", shutil.which("g++"), "apt-get install -y g++"),
         _program("ninja", shutil.which("ninja", path=programs), SETUP),
         Finding("Python's headers", headers.exists(), str(headers), "apt-get install -y python3-dev"),
+        _libnuma(),
         _shared_memory_collectives(),
         _ports(),
     ]
@@ -142,6 +144,15 @@ def _redis() -> Finding:
         return Finding("redis-server", True, str(find_redis_server()))
     except ConfigurationError:
         return Finding("redis-server", False, "none", f"{SETUP}, or apt-get install -y redis-server")
+
+
+def _libnuma() -> Finding:
+    """vLLM's CPU kernels link to it. Without it vLLM imports with a warning and fails once it computes."""
+    try:
+        ctypes.CDLL("libnuma.so.1")
+    except OSError:
+        return Finding("libnuma", has_cuda(os.environ), "none", "apt-get install -y libnuma1")
+    return Finding("libnuma", True, "libnuma.so.1")
 
 
 def _program(name: str, path: str | None, remedy: str) -> Finding:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections import deque
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -54,21 +55,29 @@ class RunFollower:
         self.state = RunState()
         self._metrics = run_dir / "metrics.jsonl"
         self._status = run_dir / "status.json"
+        self._file = 0  # its inode: a learner that starts anew writes the file anew, without the steps it lost
         self._offset = 0
+        self._newest = 0.0  # when the latest step seen was written
 
     def look(self) -> list[dict[str, Any]]:
-        """Update `state`; returns the steps that are new."""
+        """Update `state`; returns the steps that are new, those that are trained a second time included."""
         if self._status.exists():
             status = json.loads(self._status.read_text())
             self.state.phase, self.state.detail = status["phase"], status.get("detail") or ""
-        new = [json.loads(line) for line in self._new_lines()]
-        self.state.steps.extend(new)
+        read = [json.loads(line) for line in self._new_lines()]
+        self.state.steps.extend(read)
+        new = [step for step in read if step["time"] > self._newest]
+        self._newest = max([self._newest, *(step["time"] for step in new)])
         return new
 
     def _new_lines(self) -> list[bytes]:
         if not self._metrics.exists():
             return []
         with self._metrics.open("rb") as file:
+            status = os.fstat(file.fileno())
+            if status.st_ino != self._file or status.st_size < self._offset:
+                self._file, self._offset = status.st_ino, 0
+                self.state.steps.clear()
             file.seek(self._offset)
             complete, newline, _ = file.read().rpartition(b"\n")  # the last line may be half written
         self._offset += len(complete) + len(newline)

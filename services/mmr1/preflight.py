@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import struct
 from pathlib import Path
 
 import httpx
 from redis import Redis
 from redis.exceptions import RedisError
 
+from mmr1.chat_template import ChatTemplate
 from mmr1.config import RunConfig
 from mmr1.dataset import eval_problems, train_problems
 from mmr1.errors import ConfigurationError
@@ -23,6 +25,8 @@ from mmr1.templates import Templates
 
 MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 SMALLEST_FREE_BYTES = 512 * 2**20
 BYTES_PER_PARAMETER = 12  # a checkpoint holds float32 weights and AdamW's two moments
 REMOTE_SECONDS = 10.0
@@ -116,7 +120,30 @@ def _check_folder(model: str, folder: Path) -> Path:
         raise ConfigurationError(
             f"model {model!r} has no weights ({' or '.join(WEIGHT_PATTERNS)}); download them completely"
         )
+    for weights in folder.glob("*.safetensors"):
+        _check_weights(model, weights)
+    for what, names in (("tokenizer", TOKENIZER_FILES), ("image processor", PROCESSOR_FILES)):
+        if not any((folder / name).is_file() for name in names):
+            raise ConfigurationError(f"model {model!r} has no {what} ({' or '.join(names)}); download it completely")
+    ChatTemplate.load(folder)
     return folder
+
+
+def _check_weights(model: str, path: Path) -> None:
+    """A download that was cut is found by its length: the header says where the last tensor ends."""
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(min(length, size)))
+        end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+        whole = size == 8 + length + end and end > 0
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise ConfigurationError(
+            f"model {model!r}: {path.name} ({size} bytes) is cut or damaged; download it again, completely"
+        )
 
 
 def _hub_cache() -> Path:

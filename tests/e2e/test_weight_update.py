@@ -242,7 +242,7 @@ def test_a_learner_that_freezes_in_its_broadcast(
     begun = time.monotonic()
     code, _ = refusal(learner.client.update_weights, version, 3.0)
     assert code is grpc.StatusCode.ABORTED
-    assert time.monotonic() - begun < 6.0
+    assert time.monotonic() - begun < 30.0  # of the sender, 60
     assert learner.client.status().state == "broken"
     recovers(learner, policy, images, number=2)
 

@@ -16,6 +16,8 @@ import pytest
 import yaml
 from PIL import Image
 
+from tests.conftest import REPOSITORY
+
 LONGEST_SECONDS = 20.0  # on a busy machine; an engine takes more to import alone
 
 
@@ -26,8 +28,8 @@ def folder(tmp_path: Path) -> Path:
     Image.new("RGB", (28, 28)).save(tmp_path / "data" / "a.png")
     write_rows(tmp_path, {"problem": "How many?", "solution": 1, "image": "a.png"})
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
-    (tmp_path / "model" / "model.safetensors").write_bytes(b"")
+    for path in (REPOSITORY / "examples/tiny_vlm").iterdir():
+        (tmp_path / "model" / path.name).symlink_to(path)
     return tmp_path
 
 
@@ -97,6 +99,38 @@ def test_model_that_does_not_exist(folder: Path, model: str) -> None:
     refuse(folder, repr(model), "model", model=model)
 
 
+def break_weights(model: Path) -> None:
+    whole = (model / "model.safetensors").read_bytes()
+    (model / "model.safetensors").unlink()
+    (model / "model.safetensors").write_bytes(whole[:-1])
+
+
+def empty_weights(model: Path) -> None:
+    (model / "model.safetensors").unlink()
+    (model / "model.safetensors").touch()
+
+
+def without(name: str) -> Callable[[Path], None]:
+    return lambda model: (model / name).unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (break_weights, "model.safetensors"),
+        (empty_weights, "(0 bytes) is cut or damaged"),
+        (without("model.safetensors"), "has no weights"),
+        (without("tokenizer.json"), "has no tokenizer"),
+        (without("preprocessor_config.json"), "has no image processor"),
+        (without("chat_template.jinja"), "no chat template"),
+        (without("config.json"), "config.json"),
+    ],
+)
+def test_a_model_folder_that_is_not_whole(folder: Path, damage: Callable[[Path], None], words: str) -> None:
+    damage(folder / "model")
+    refuse(folder, "model", words)
+
+
 def test_malformed_json(folder: Path) -> None:
     (folder / "data" / "train.json").write_text('[\n{"problem": "How many?", "solution": 1,\n"image": }]\n')
     refuse(folder, "data/train.json:", "not JSON")
@@ -136,6 +170,10 @@ def test_images(folder: Path, breaker: Breaker, words: str) -> None:
 @pytest.mark.parametrize("option", ["redis_port", "reward_port", "rollout_port", "learner_metrics_port"])
 def test_a_port_in_use_is_named_with_its_holder(folder: Path, port_in_use: int, option: str) -> None:
     refuse(folder, f"port {port_in_use}", f"in use by pid {os.getpid()}", f"--{option}", **{option: port_in_use})
+
+
+def test_an_address_that_services_cannot_use(folder: Path) -> None:
+    refuse(folder, "'host'", "IPv6", "IPv4", host="::1")
 
 
 def test_two_services_on_one_port(folder: Path) -> None:

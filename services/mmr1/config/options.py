@@ -184,7 +184,7 @@ class StackOptions(BaseModel):
         "run", pattern=r"^[A-Za-z0-9._-]{1,64}$", description="the run's name: Redis keys and log lines carry it"
     )
     run_dir: Path = Field(Path("runs/run"), description="logs, checkpoints, metrics and results")
-    host: str = Field("127.0.0.1", description="the address services listen on")
+    host: str = Field("127.0.0.1", description="the address services listen on: IPv4, or a name")
     redis_url: str | None = Field(
         None, description="an existing Redis; default: `mmr1 up` starts its own. Passwords belong in MMR1_REDIS_URL"
     )
@@ -197,6 +197,13 @@ class StackOptions(BaseModel):
     )
     learner_master_port: int = Field(29390, ge=1, le=65535, description="where learner ranks meet")
     max_restarts: int = Field(5, ge=0, description="restarts of one service before the run stops")
+
+    @field_validator("host")
+    @classmethod
+    def _no_ipv6(cls, value: str) -> str:
+        if ":" in value:
+            raise ValueError("IPv6 addresses are not supported yet; give an IPv4 address or a name that has one")
+        return value
 
     @property
     def resolved_redis_url(self) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +32,17 @@ def draw(rng: np.random.Generator, scans: Scans, side: int) -> tuple[npt.NDArray
 
 
 def write_counting(out: Path, scans: Scans, *, num_train: int, num_eval: int, seed: int, side: int) -> None:
-    """Write train.json, eval.json, their PNG files, scans.npz and, last, manifest.json below `out`.
+    """Write eval.json, train.json, their PNG files, scans.npz and manifest.json below `out`.
 
-    The two splits share no scan. Problem i of a split depends on the seed and on i alone.
+    The two splits share no scan. Problem i of a split depends on the seed and on i alone. train.json comes last and
+    whole: where it is, all is.
 
     Raises:
         ConfigurationError: the canvas has a size that the task or a Qwen-VL processor cannot keep.
     """
     check_side(side)
-    splits = {"train": (num_train, scans.training(), TRAIN_STREAM), "eval": (num_eval, scans.held_out(), EVAL_STREAM)}
+    splits = {"eval": (num_eval, scans.held_out(), EVAL_STREAM), "train": (num_train, scans.training(), TRAIN_STREAM)}
+    texts = {}
     for name, (count, allowed, stream) in splits.items():
         folder = out / "images" / name
         folder.mkdir(parents=True, exist_ok=True)
@@ -49,7 +52,7 @@ def write_counting(out: Path, scans: Scans, *, num_train: int, num_eval: int, se
             path = folder / f"{index:05d}.png"
             Image.fromarray(pixels).save(path, compress_level=1)
             rows.append({"problem": QUESTION, "solution": len(placements), "image": path.relative_to(out).as_posix()})
-        (out / f"{name}.json").write_text(_lines(rows))
+        texts[name] = _lines(rows)
     save_scans(scans, out / "scans.npz")
     manifest = {
         "task": "counting",
@@ -62,7 +65,9 @@ def write_counting(out: Path, scans: Scans, *, num_train: int, num_eval: int, se
         "eval_scans": scans.held_out().ids.tolist(),
         "scans_sha256": hashlib.sha256(scans.images.tobytes() + scans.labels.tobytes()).hexdigest(),
     }
-    (out / "manifest.json").write_text(json.dumps(manifest) + "\n")
+    _write(out / "manifest.json", json.dumps(manifest) + "\n")
+    for name, text in texts.items():
+        _write(out / f"{name}.json", text)
 
 
 def check_side(side: int) -> None:
@@ -72,6 +77,13 @@ def check_side(side: int) -> None:
             f"canvas {side}: must be a multiple of {PATCH} (images are then never resized) of at least "
             f"{SMALLEST_CANVAS} (seven digits fit); try {max(SMALLEST_CANVAS, -(-side // PATCH) * PATCH)}"
         )
+
+
+def _write(path: Path, text: str) -> None:
+    """As a whole: a reader finds the old file, the new one or none."""
+    aside = path.with_suffix(".json.writing")
+    aside.write_text(text)
+    os.replace(aside, path)
 
 
 def _lines(rows: list[dict[str, Any]]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 
 from rich.console import Console
 
@@ -19,10 +18,18 @@ from mmr1.preflight import check
 Companion = Callable[[], Awaitable[None]]
 
 
-def run_stack(config: RunConfig, console: Console, *, quiet: bool = False, companion: Companion | None = None) -> int:
+def run_stack(
+    config: RunConfig,
+    console: Console,
+    *,
+    quiet: bool = False,
+    companion: Companion | None = None,
+    clear: Callable[[], None] | None = None,
+) -> int:
     """Check everything, start everything, return when it is over.
 
     Args:
+        clear: makes room in the run's folder; called when every check has passed, so a wrong input costs nothing.
         quiet: keep the services' lines in their files; show only what a person must see.
         companion: runs beside the stack and is cancelled with it: the demo's live panel.
 
@@ -34,6 +41,8 @@ def run_stack(config: RunConfig, console: Console, *, quiet: bool = False, compa
     with run_lock(config.run_dir):
         check(config)
         services = plan(config)
+        if clear is not None:
+            clear()
         save_config(config, config.run_dir / CONFIG_NAME)
         (config.run_dir / "redis").mkdir(exist_ok=True)
         with MergedLog(console, config.run_dir / "logs", quiet=quiet) as log:
@@ -50,5 +59,6 @@ async def _run(config: RunConfig, services: Plan, log: MergedLog, companion: Com
     finally:
         if beside is not None:
             beside.cancel()
-            with suppress(asyncio.CancelledError):
-                await beside
+            (error,) = await asyncio.gather(beside, return_exceptions=True)
+            if isinstance(error, Exception):  # what only watches must not change how the run ended
+                log.warn(f"the live view failed: {type(error).__name__}: {error}")
