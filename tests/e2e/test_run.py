@@ -16,7 +16,7 @@ import yaml
 
 from mmr1.data_cli import main as data_main
 from mmr1.report import build
-from tests.conftest import REPOSITORY, free_port
+from tests.conftest import REPOSITORY, free_port, free_ports
 from tests.e2e.rollout_process import WEIGHTS, RolloutServer
 
 pytestmark = pytest.mark.timeout(900)
@@ -53,8 +53,8 @@ def options(digits: Path, run_dir: Path, **more: Any) -> dict[str, Any]:
         "lease_seconds": 5.0,
         "redis_port": free_port(),
         "reward_port": free_port(),
-        "rollout_port": free_port(),
-        "learner_metrics_port": free_port(),
+        "rollout_port": free_ports(2),
+        "learner_metrics_port": free_ports(3),
         "learner_master_port": free_port(),
         **more,
     }
@@ -78,10 +78,10 @@ def learner_ranks(supervisor: psutil.Process) -> list[psutil.Process]:
 def test_a_run_whose_learner_is_killed_trains_every_group_once_and_passes_the_gate_again(
     digits: Path, tmp_path: Path
 ) -> None:
-    """Two learner ranks under ZeRO-2; one of them is killed with SIGKILL in the middle of the run."""
+    """Two learner ranks under ZeRO-2, two rollout servers; one rank is killed with SIGKILL in the middle of the run."""
     run_dir = tmp_path / "killed"
     config = tmp_path / "run.yaml"
-    config.write_text(yaml.safe_dump(options(digits, run_dir)))
+    config.write_text(yaml.safe_dump(options(digits, run_dir, rollout_replicas=2, max_concurrent_prompts=2)))
     with (tmp_path / "up.log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "mmr1.cli", "up", str(config)], stdout=log, stderr=subprocess.STDOUT, cwd=REPOSITORY
@@ -113,8 +113,9 @@ def test_a_run_whose_learner_is_killed_trains_every_group_once_and_passes_the_ga
     assert ledger["trained"] == NUM_STEPS * PROMPTS_PER_STEP
 
     gates = json.loads((run_dir / "parity.json").read_text())
-    assert [gate["incarnation"] for gate in gates] == [1, 2]
+    assert [gate["incarnation"] for gate in gates] == [1, 1, 2, 2], "each server, in each life"
     assert all(gate["mean_abs_dlogp"] < 1e-3 for gate in gates)
+    assert {line["server"] for line in lines(run_dir / "completions.jsonl")} == {"rollout-0", "rollout-1"}
 
     evaluations = lines(run_dir / "evaluations.jsonl")
     assert [(e["name"], e["mode"]) for e in evaluations] == [
@@ -144,9 +145,9 @@ def test_a_corrupted_weight_makes_the_learner_refuse_to_train(digits: Path, tmp_
             env={**os.environ, "MASTER_PORT": str(free_port()), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
         )
     finally:
-        server.terminate()
         reward.terminate()
         reward.wait(30)
+        server.terminate()
     assert "corrupted model.visual" in learner.stdout
     assert learner.returncode == 2, learner.stderr[-3000:]
     (line,) = [line for line in learner.stderr.splitlines() if line.startswith("mmr1: error:")]
