@@ -76,6 +76,13 @@ def model_without_weights() -> None:
     check_model("models/half")
 
 
+def model_that_was_cut() -> None:
+    Path("models/cut").mkdir(parents=True)
+    Path("models/cut/config.json").write_text('{"model_type": "qwen2_5_vl"}')
+    Path("models/cut/model.safetensors").write_bytes(b"\x10" + b"\x00" * 7 + b'{"a": 1}')
+    check_model("models/cut")
+
+
 CASES: dict[str, Callable[[], object]] = {
     "no such file": lambda: load_config("missing.yaml"),
     "misspelt option": lambda: config(num_generation=8),
@@ -98,6 +105,8 @@ CASES: dict[str, Callable[[], object]] = {
     "model missing": lambda: check_model("./models/qwen"),
     "another family": model_of_another_family,
     "no weights": model_without_weights,
+    "cut weights": model_that_was_cut,
+    "address": lambda: config(host="::1"),
     "port in use": port_in_use,
     "Redis down": lambda: check_redis("redis://127.0.0.1:1/0"),
     "reward server down": lambda: check_reward_server("http://127.0.0.1:1"),
