@@ -67,6 +67,11 @@ def test_the_floor_of_grounding_is_that_of_its_score(response: str, kind: str, f
     assert (overlong.outcome, overlong.reward) == (Outcome.INVALID_OUTPUT, floor)
 
 
+def test_the_floor_that_is_listed_is_that_of_default_params() -> None:
+    task = TASKS["grounding"]
+    assert task.info().floor == task.floor_with(task.params()) == 0
+
+
 @pytest.mark.parametrize("solution", [None, [], [TRUE_BOX, TRUE_BOX], [1, 2, 3], "box", [5, 5, 5, 9], [True, 0, 9, 9]])
 def test_grounding_refuses_solutions_that_are_no_box(solution: Any) -> None:
     result = score("grounding", answer(TRUE_BOX), solution)
