@@ -10,8 +10,8 @@ Read are, anywhere in the text and in any mixture:
 - `<|box_start|>(1,2),(3,4)<|box_end|>`, always a box, with the label of the last
   `<|object_ref_start|>dog<|object_ref_end|>` before it.
 
-Numbers are integers, decimals, negative, with exponents, in ASCII or full-width digits; from MAX_DIGITS whole digits
-on they are none. Order is x, y. Duplicates stay: each is a region.
+Numbers are integers, decimals, negative, with exponents, in ASCII or full-width digits; with more than MAX_DIGITS whole
+digits they are none. Order is x, y. Duplicates stay: each is a region.
 
 A text that was cut off gives its complete regions: those whose bracket is closed, and for an object its brace.
 `Reading.cut` tells. Nothing is repaired.
