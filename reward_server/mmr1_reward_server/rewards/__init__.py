@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from ..registry import Registry
 from .counting import COUNTING
+from .detection import DETECTION
 from .format import FORMAT
+from .grounding import GROUNDING
 
 
 def builtin_tasks() -> Registry:
-    return Registry([COUNTING, FORMAT])
+    return Registry([COUNTING, DETECTION, FORMAT, GROUNDING])
