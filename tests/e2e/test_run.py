@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from mmr1.data_cli import main as data_main
+from mmr1.preflight import check_model
 from mmr1.report import build
 from tests.conftest import REPOSITORY, free_port, free_ports
 from tests.e2e.rollout_process import WEIGHTS, RolloutServer
@@ -125,7 +126,7 @@ def test_a_run_whose_learner_is_killed_trains_every_group_once_and_passes_the_ga
     assert result.ledger["trained"] == ledger["trained"]
     for name in ("result.json", "reward.png", "report.html"):
         assert (run_dir / name).stat().st_size > 0
-    assert (run_dir / "model" / "model.safetensors").exists()
+    check_model(str(run_dir / "model"))
 
 
 def test_a_corrupted_weight_makes_the_learner_refuse_to_train(digits: Path, tmp_path: Path, redis_url: str) -> None:

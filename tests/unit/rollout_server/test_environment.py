@@ -12,7 +12,7 @@ import pytest
 from mmr1.config import RunConfig
 from mmr1.errors import ConfigurationError
 from mmr1_rollout_server import environment, preflight
-from tests.conftest import free_port
+from tests.conftest import REPOSITORY, free_port
 
 
 def config(folder: Path, **options: Any) -> RunConfig:
@@ -23,8 +23,8 @@ def config(folder: Path, **options: Any) -> RunConfig:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    (tmp_path / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
-    (tmp_path / "model.safetensors").touch()
+    for path in (REPOSITORY / "examples/tiny_vlm").iterdir():
+        (tmp_path / path.name).symlink_to(path)
     return tmp_path
 
 
