@@ -69,7 +69,7 @@ class Task(Generic[S, P]):
     solution: TypeAdapter[S]
     params: type[P]
     score: Callable[[Sample[S, P]], Verdict]
-    example: Example
+    example: Example | None  # only a plugin may have none
     floor_for: Callable[[P], float] | None = None
 
     def floor_with(self, params: P) -> float:

@@ -24,6 +24,10 @@ class Overloaded(Exception):
     """No more items can be taken now. Nothing of the request was scored; it may be sent again."""
 
 
+class WorkersCannotStart(Exception):
+    """No worker process gets ready. Says why in one line."""
+
+
 class Scored(NamedTuple):
     result: Result
     seconds: float
@@ -39,6 +43,13 @@ class Scoring(Protocol):
     @property
     def unready(self) -> str | None:
         """Why no more items should be sent here; None when they may."""
+
+    @property
+    def num_alive(self) -> int:
+        """Worker processes that score, or could."""
+
+    async def start(self) -> None:
+        """Returns when items can be scored. Raises WorkersCannotStart."""
 
     async def score(self, items: Sequence[Item]) -> list[Scored]:
         """One verdict for each item, in order. Raises Overloaded, and nothing else that an item can cause."""
