@@ -40,6 +40,8 @@ def read_label(label: Any) -> Routed:
         )
     if "text" in parts and "solution" in parts:
         raise Refusal(422, "invalid_label", "label: it has both text and solution; give one")
+    if not isinstance(parts.get("task"), str | None):
+        raise Refusal(422, "invalid_label", "label: task must be a task's name")
     params = parts.get("params") or {}
     if not isinstance(params, dict):
         raise Refusal(422, "invalid_label", "label: params must be an object")
