@@ -13,13 +13,14 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from ..api import Outcome, first_problem
+from ..labels import Label
 from ..registry import Registry
 from ..scoring import Overloaded, Scoring
 from .defaults import Defaults
 from .exchange import Call, Endpoints, Refusal, answer, failure
 from .gym_metrics import aggregate
 from .holding import Holding
-from .routing import Routed, make_item, read_label
+from .routing import make_item, route
 
 # NeMo-Gym has no time-out, verifiers' is 60 s unless its configuration says otherwise.
 _GYM_HOLD_SECONDS = 600.0
@@ -152,12 +153,12 @@ def _texts(content: Any) -> list[str]:
     return [text for text in texts if isinstance(text, str)]
 
 
-def route_row(row: dict[str, Any]) -> Routed:
+def route_row(row: dict[str, Any]) -> Label:
     """The row's own `task`, `params` and `image_size` go before those within its label."""
     label = next((row[key] for key in _LABELS if key in row), None)
-    routed = read_label(label)
+    routed = route(label)
     params = row.get("params")
-    return Routed(
+    return Label(
         task=row["task"] if isinstance(row.get("task"), str) else routed.task,
         solution=routed.solution,
         params=params if isinstance(params, dict) else routed.params,

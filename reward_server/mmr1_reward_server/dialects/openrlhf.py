@@ -18,7 +18,7 @@ from .chat import extract_response
 from .defaults import Defaults
 from .exchange import Call, Endpoints, Refusal, answer
 from .holding import Holding
-from .routing import make_item, read_label
+from .routing import make_item, route
 
 _HOLD_SECONDS = 150.0  # the client gives each of its five tries 180 s
 _LOGGED = (Outcome.INVALID_OUTPUT, Outcome.VERIFIER_ERROR, Outcome.TIMEOUT)
@@ -29,7 +29,7 @@ class RewardRequest(BaseModel):
     prompts: list[str] | None = Field(
         None, description="as long as `query`; without it the last assistant marker counts"
     )
-    labels: list[Any] | None = Field(None, description="as long as `query`; any JSON value, see `dialects/routing.py`")
+    labels: list[Any] | None = Field(None, description="as long as `query`; any JSON value, see `labels.py`")
 
 
 class RewardAnswer(BaseModel):
@@ -54,7 +54,7 @@ def router(scoring: Scoring, registry: Registry, defaults: Defaults) -> APIRoute
             raise Refusal(413, "too_many_items", f"{len(asked.query)} queries, the limit is {defaults.max_items}")
         items = []
         for place, (query, prompt, label) in enumerate(zip(asked.query, prompts, labels, strict=True)):
-            routed = read_label(label)
+            routed = route(label)
             tasks = (call.task, routed.task, defaults.default_task)
             items.append(make_item(registry, routed, extract_response(query, prompt), tasks=tasks, name=str(place)))
         # Some versions of the client send empty lists to every address but the first.

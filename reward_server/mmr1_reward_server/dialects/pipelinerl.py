@@ -17,7 +17,7 @@ from ..scoring import Scoring
 from .defaults import Defaults
 from .exchange import Call, Endpoints, answer
 from .holding import Holding
-from .routing import make_item, read_label
+from .routing import make_item, route
 
 _HOLD_SECONDS = 3000.0  # the client waits for an hour
 
@@ -26,7 +26,7 @@ Status = Literal["correct", "wrong", "no_answer", "unparsable"]
 
 class AnswerRequest(BaseModel):
     prediction: str
-    gold: Any = Field(description="any JSON value, see `dialects/routing.py`")
+    gold: Any = Field(description="any JSON value, see `labels.py`")
     strict: bool = Field(True, description="of the peer's own verifier; not looked at")
     max_prediction_length: int = Field(1000, description="of the peer's own verifier; the server's limit holds instead")
 
@@ -54,7 +54,7 @@ def router(scoring: Scoring, registry: Registry, defaults: Defaults) -> APIRoute
     async def verify_answer(call: Call) -> Response:
         """PipelineRL: whether a prediction is correct, in a word."""
         asked = call.read(AnswerRequest)
-        routed = read_label(asked.gold)
+        routed = route(asked.gold)
         item = make_item(registry, routed, asked.prediction, tasks=(call.task, routed.task, defaults.default_task))
         scored = await holding.score([item], num_bytes=len(call.body), hold_seconds=_HOLD_SECONDS, gone=call.gone)
         return answer({"answer_status": status_of(scored[0].result, defaults.correct_from)})

@@ -17,7 +17,7 @@ from ..scoring import Overloaded, Scored, Scoring
 from .defaults import Defaults
 from .exchange import Call, Endpoints, answer
 from .holding import Holding
-from .routing import make_item, read_label
+from .routing import make_item, route
 from .submissions import Submissions
 
 _ROOM_SECONDS = 15.0  # the client gives a submission 20 s
@@ -27,7 +27,7 @@ _DONE, _RUNNING, _FAILED = 0, 1, 2
 
 class TaskRequest(BaseModel):
     response: str
-    reward_info: Any = Field(None, description="an object with `ground_truth`, or a label, see `dialects/routing.py`")
+    reward_info: Any = Field(None, description="an object with `ground_truth`, or a label, see `labels.py`")
     reward_manager: list[Any] = Field([], description="objects; the first `plugin_name` that is a task's name counts")
     timeout: float = Field(300.0, gt=0, description="seconds that the submission may take")
 
@@ -58,7 +58,7 @@ def router(scoring: Scoring, registry: Registry, defaults: Defaults) -> APIRoute
         """ROLL: takes one response and answers the id under which its result will be."""
         asked = call.read(TaskRequest)
         info = asked.reward_info
-        routed = read_label(info["ground_truth"] if isinstance(info, dict) and "ground_truth" in info else info)
+        routed = route(info["ground_truth"] if isinstance(info, dict) and "ground_truth" in info else info)
         tasks = (call.task, routed.task, _plugin_task(asked, registry), defaults.default_task)
         item = make_item(registry, routed, asked.response, tasks=tasks)
         seconds = min(asked.timeout, _LONGEST_SECONDS)

@@ -17,7 +17,7 @@ from ..scoring import Scoring
 from .defaults import Defaults
 from .exchange import Call, Endpoints, answer
 from .holding import Holding
-from .routing import make_item, read_label
+from .routing import make_item, route
 
 _HOLD_SECONDS = 100.0  # the client's whole exchange may take 120 s
 _LOGGED = (Outcome.INVALID_OUTPUT, Outcome.VERIFIER_ERROR, Outcome.TIMEOUT)
@@ -26,7 +26,7 @@ _LOGGED = (Outcome.INVALID_OUTPUT, Outcome.VERIFIER_ERROR, Outcome.TIMEOUT)
 class SampleRequest(BaseModel):
     prompt: Any = Field(None, description="a text or a list of messages; not looked at")
     response: str
-    label: Any = Field(None, description="any JSON value, see `dialects/routing.py`")
+    label: Any = Field(None, description="any JSON value, see `labels.py`")
 
 
 def router(scoring: Scoring, registry: Registry, defaults: Defaults) -> APIRouter:
@@ -36,7 +36,7 @@ def router(scoring: Scoring, registry: Registry, defaults: Defaults) -> APIRoute
     async def slime(call: Call) -> Response:
         """slime, miles: the reward as a bare number; with `?detail=1` `score`, components, and 1.0 for what failed."""
         asked = call.read(SampleRequest)
-        routed = read_label(asked.label)
+        routed = route(asked.label)
         item = make_item(registry, routed, asked.response, tasks=(call.task, routed.task, defaults.default_task))
         scored = await holding.score([item], num_bytes=len(call.body), hold_seconds=_HOLD_SECONDS, gone=call.gone)
         result = scored[0].result

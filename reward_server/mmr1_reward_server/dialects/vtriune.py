@@ -12,12 +12,13 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field, NonNegativeFloat
 
 from ..api import Item, Result
+from ..labels import Label
 from ..registry import Registry
 from ..scoring import Scoring
 from .defaults import Defaults
 from .exchange import Call, Endpoints, Refusal, answer, failure
 from .holding import Holding
-from .routing import Routed, make_item, read_label
+from .routing import make_item, route
 
 _HOLD_SECONDS = 20.0  # the client gives each of its three tries 30 s
 _VERIFIERS = {"mathverify": "accuracy"}
@@ -26,7 +27,7 @@ _SOURCES = {"count": "counting", "counting": "counting", "ocr": "ocr"}
 
 class JudgeRequest(BaseModel):
     response: str
-    answer: Any = Field(description="the truth: any JSON value, see `dialects/routing.py`")
+    answer: Any = Field(description="the truth: any JSON value, see `labels.py`")
     prompt: Any = Field(None, description="not looked at")
     solution: Any = Field(None, description="the answer within its tags; not looked at")
     data_source: str | None = Field(None, description="count, counting and ocr name a task")
@@ -60,7 +61,7 @@ def router(scoring: Scoring, registry: Registry, defaults: Defaults) -> APIRoute
         asked = call.read(JudgeRequest)
         if asked.accuracy_ratio + asked.format_ratio == 0:
             raise Refusal(422, "invalid_request", "accuracy_ratio and format_ratio are both 0")
-        routed = read_label(asked.answer)
+        routed = route(asked.answer)
         tasks = (call.task, routed.task, _named_task(asked, registry), defaults.default_task)
         items = [make_item(registry, routed, asked.response, tasks=tasks, name="accuracy")]
         if "format" in registry:
@@ -105,5 +106,5 @@ def _named_task(asked: JudgeRequest, registry: Registry) -> str | None:
 
 
 def _format_item(registry: Registry, response: str) -> Item:
-    routed = Routed("format", None, {"style": "think_answer"})
+    routed = Label("format", None, {"style": "think_answer"})
     return make_item(registry, routed, response, tasks=("format",), name="format")

@@ -17,7 +17,8 @@ from mmr1_reward_server.dialects import openrlhf
 from mmr1_reward_server.dialects.defaults import Defaults, usual_task
 from mmr1_reward_server.dialects.exchange import Refusal
 from mmr1_reward_server.dialects.holding import Holding
-from mmr1_reward_server.dialects.routing import Routed, make_item, read_label
+from mmr1_reward_server.dialects.routing import make_item, route
+from mmr1_reward_server.labels import Label
 from mmr1_reward_server.registry import BadItem, Registry
 from mmr1_reward_server.rewards.counting import COUNTING
 from mmr1_reward_server.scoring import Overloaded, Scored
@@ -67,30 +68,30 @@ async def test_every_item_is_reported_once() -> None:
 @pytest.mark.parametrize(
     ("label", "routed"),
     [
-        ("3", Routed(None, "3", {})),
-        (3, Routed(None, 3, {})),
-        (None, Routed(None, None, {})),
-        ([1, 2], Routed(None, [1, 2], {})),
-        ({"bbox_2d": [0, 0, 1, 1]}, Routed(None, {"bbox_2d": [0, 0, 1, 1]}, {})),
-        ({}, Routed(None, {}, {})),
-        ({"text": "a", "language": "en"}, Routed(None, {"text": "a", "language": "en"}, {})),
-        ({"text": "a"}, Routed(None, "a", {})),
-        ({"task": "ocr"}, Routed("ocr", None, {})),
-        ({"task": "ocr", "text": "a"}, Routed("ocr", "a", {})),
-        ({"task": 3}, Routed(None, {"task": 3}, {})),
+        ("3", Label(None, "3", {})),
+        (3, Label(None, 3, {})),
+        (None, Label(None, None, {})),
+        ([1, 2], Label(None, [1, 2], {})),
+        ({"bbox_2d": [0, 0, 1, 1]}, Label(None, {"bbox_2d": [0, 0, 1, 1]}, {})),
+        ({}, Label(None, {}, {})),
+        ({"text": "a", "language": "en"}, Label(None, {"text": "a", "language": "en"}, {})),
+        ({"text": "a"}, Label(None, "a", {})),
+        ({"task": "ocr"}, Label("ocr", None, {})),
+        ({"task": "ocr", "text": "a"}, Label("ocr", "a", {})),
+        ({"task": 3}, Label(None, {"task": 3}, {})),
         (
             {"task": "ocr", "solution": "a", "params": {"b": 1}, "image_size": [2, 3]},
-            Routed("ocr", "a", {"b": 1}, [2, 3]),
+            Label("ocr", "a", {"b": 1}, [2, 3]),
         ),
-        ({"solution": 3, "params": None}, Routed(None, 3, {})),
-        ('{"task": "ocr", "text": "a"}', Routed("ocr", "a", {})),
-        ('{"text": "a"}', Routed(None, '{"text": "a"}', {})),
-        ("{", Routed(None, "{", {})),
-        ('[{"task": "ocr"}]', Routed(None, '[{"task": "ocr"}]', {})),
+        ({"solution": 3, "params": None}, Label(None, 3, {})),
+        ('{"task": "ocr", "text": "a"}', Label("ocr", "a", {})),
+        ('{"text": "a"}', Label(None, '{"text": "a"}', {})),
+        ("{", Label(None, "{", {})),
+        ('[{"task": "ocr"}]', Label(None, '[{"task": "ocr"}]', {})),
     ],
 )
-def test_labels(label: Any, routed: Routed) -> None:
-    assert read_label(label) == routed
+def test_labels(label: Any, routed: Label) -> None:
+    assert route(label) == routed
 
 
 TASKS = peer_tasks()
@@ -107,7 +108,7 @@ JSON = st.recursive(
 @given(JSON)
 def test_any_label_is_an_item_or_refused(label: Any) -> None:
     try:
-        routed = read_label(label)
+        routed = route(label)
         assert isinstance(make_item(TASKS, routed, "3", tasks=(routed.task, "counting")), Item)
     except Refusal as error:
         assert error.status == 422
