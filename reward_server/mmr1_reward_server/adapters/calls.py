@@ -1,7 +1,7 @@
 """What all adapters share: where the server is, items from a trainer's columns, and failures that stay failures.
 
-The server is the argument `url` or MMR1_REWARD_URL. The task is the argument `task`, or else the one that the label names
-(`labels.py`), or else MMR1_REWARD_TASK. Clients are kept: one for each process, or for each event loop.
+The server is the argument `url` or MMR1_REWARD_URL. The task is the argument `task`, or else the one that the label
+names (`labels.py`), or else MMR1_REWARD_TASK. Clients are kept: one for each process, or for each event loop.
 """
 
 from __future__ import annotations
@@ -28,11 +28,15 @@ DEADLINE_SECONDS = 120.0
 _ITEMS_PER_REQUEST = 256
 _MAX_NESTING = 32
 
-_lock = threading.Lock()
+_locks = [threading.Lock()]
 _sync_clients: dict[tuple[int, str, float], SyncRewardClient] = {}
 _async_clients: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, float], RewardClient]] = (
     WeakKeyDictionary()
 )
+
+# Another thread may hold the lock at the moment of a fork, and would never let it go in the child.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: _locks.__setitem__(0, threading.Lock()))
 
 
 class RewardUnavailable(Exception):
@@ -95,7 +99,7 @@ def make_items(
 def score(target: Target, items: Sequence[Item]) -> list[Result]:
     """One result for each item, in order; whatever fails is a result without a reward."""
     key = (os.getpid(), target.url, target.deadline_seconds)
-    with _lock:
+    with _locks[0]:
         client = _sync_clients.get(key)
         if client is None:
             client = _sync_clients[key] = SyncRewardClient(target.url, target.deadline_seconds)

@@ -5,7 +5,8 @@
     +reward.custom_reward_function.reward_kwargs.url=http://127.0.0.1:8000
     +reward.custom_reward_function.reward_kwargs.task=ocr
 
-(older versions have `custom_reward_function` at the top level). The label is `ground_truth`; the image's size may be `extra_info.image_size`. verl has no reward for "no reward": a verdict that failed after all retries raises
+(older versions have `custom_reward_function` at the top level). The label is `ground_truth`; the image's size may be
+`extra_info.image_size`. verl has no reward for "no reward": a verdict that failed after all retries raises
 RewardUnavailable and ends the run, unless `reward_kwargs.failed_score` gives a number. `reward_failed` and
 `invalid_output` (0 or 1) are in `reward_extra_info` either way.
 """
