@@ -1,0 +1,183 @@
+"""NeMo-Gym, verifiers and prime-rl: a resources server without state. `POST /verify` echoes the row and adds `reward`.
+
+The task and its solution stand in the row (`task`, `params`, `image_size`, and `label` or one of its other names). A
+failed verdict is masked for NeMo-Gym, whose rows carry `_ng_task_index` or `_ng_rollout_index`, and an HTTP error for
+verifiers, which knows no mask but drops a rollout that failed. Images in a row are carried back unread.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from ..api import Outcome, first_problem
+from ..labels import Label
+from ..registry import Registry
+from ..scoring import Overloaded, Scoring
+from .defaults import Defaults
+from .exchange import Call, Endpoints, Refusal, answer, failure
+from .gym_metrics import aggregate
+from .holding import Holding
+from .routing import make_item, route
+
+# NeMo-Gym has no time-out, verifiers' is 60 s unless its configuration says otherwise.
+_GYM_HOLD_SECONDS = 600.0
+_VERIFIERS_HOLD_SECONDS = 45.0
+_LABELS = ("label", "solution", "ground_truth", "expected_answer", "answer", "verifier_metadata")
+_GYM_KEYS = ("_ng_task_index", "_ng_rollout_index")
+# What an earlier verdict on the same row may have left: rows are verified again from files of results.
+_VERDICT_KEYS = ("mask_sample", "failure_kind", "failure_reason")
+_FAILURE_KINDS = {Outcome.VERIFIER_ERROR: "verifier_error", Outcome.TIMEOUT: "mmr1:scorer_timeout"}
+
+_ROW = {
+    "type": "object",
+    "required": ["responses_create_params", "response"],
+    "properties": {
+        "responses_create_params": {"type": "object"},
+        "response": {
+            "type": "object",
+            "required": ["output"],
+            "properties": {"output": {"type": "array", "items": {"type": "object"}}},
+        },
+        "task": {"type": "string", "description": "which task scores this row"},
+        "label": {"description": f"the solution; also looked for under {', '.join(_LABELS[1:])}"},
+    },
+    "additionalProperties": True,
+}
+_ANY_OBJECT = {"type": "object", "additionalProperties": True}
+_RESPONSES = {"type": "object", "properties": {"verify_responses": {"type": "array", "items": {"type": "object"}}}}
+
+
+class _Output(BaseModel):
+    """What is read of one item of the model's output; there is more in it."""
+
+    type: str = "message"
+    role: str = "assistant"
+    content: Any = None
+
+
+class _ModelResponse(BaseModel):
+    output: list[_Output]
+
+
+class VerifyAnswer(BaseModel):
+    """The row as it came, with the verdict."""
+
+    model_config = ConfigDict(extra="allow")
+
+    responses_create_params: dict[str, Any]
+    response: dict[str, Any]
+    reward: float
+
+
+def router(scoring: Scoring, registry: Registry, defaults: Defaults) -> APIRouter:
+    routes = APIRouter(tags=["peers"])
+    holding = Holding(scoring, defaults)
+
+    async def verify(call: Call) -> Response:
+        """NeMo-Gym, verifiers, prime-rl: the row with its reward. Base64 images in it are returned as they came."""
+        row = call.read_object()
+        response = read_response(row)
+        routed = route_row(row)
+        tasks = (call.task, routed.task, defaults.default_task)
+        item = make_item(registry, routed, response, tasks=tasks)
+        masks = any(key in row for key in _GYM_KEYS)
+        hold_seconds = _GYM_HOLD_SECONDS if masks else _VERIFIERS_HOLD_SECONDS
+        floor = registry[item.task].floor
+        try:
+            scored = await holding.score([item], num_bytes=len(call.body), hold_seconds=hold_seconds, gone=call.gone)
+        except Overloaded as error:
+            if not masks:
+                raise
+            return answer(_masked(row, floor, "provider_unavailable", str(error)))
+        result = scored[0].result
+        if result.reward is not None:
+            return answer(_without_verdict(row) | {"reward": result.reward})
+        if not masks:
+            return failure(500, result.outcome.value, result.detail)
+        return answer(_masked(row, floor, _FAILURE_KINDS[result.outcome], result.detail))
+
+    async def session(call: Call) -> Response:
+        """NeMo-Gym, verifiers: nothing is kept between requests, so there is nothing to do."""
+        asked = call.read_object()
+        name = asked.get("resources_session_id")
+        return answer({"resources_session_id": name} if isinstance(name, str) else {})
+
+    async def aggregate_metrics(call: Call) -> Response:
+        """NeMo-Gym: means of the rewards and the other numbers over the samples that are not masked."""
+        responses = call.read_object().get("verify_responses")
+        if not isinstance(responses, list) or not all(isinstance(one, dict) for one in responses):
+            raise Refusal(422, "invalid_request", "verify_responses must be a list of objects")
+        return answer(aggregate(responses))
+
+    async def reverify_mode(call: Call) -> Response:
+        """NeMo-Gym: the same row may be verified again at any time."""
+        return answer("stateless")
+
+    endpoints = Endpoints(routes, registry, defaults.max_body_bytes)
+    # With its observability on, NeMo-Gym puts the rollout's name before each path.
+    for prefix in ("", "/ng-rollout/{rollout_id}"):
+        endpoints.add("POST", f"{prefix}/seed_session", session, asks=_ANY_OBJECT, answers=dict[str, str])
+        endpoints.add("POST", f"{prefix}/close_session", session, asks=_ANY_OBJECT, answers=dict[str, str])
+        endpoints.add("POST", f"{prefix}/verify", verify, asks=_ROW, answers=VerifyAnswer, with_task=True)
+        endpoints.add("POST", f"{prefix}/aggregate_metrics", aggregate_metrics, asks=_RESPONSES, answers=dict[str, Any])
+        endpoints.add("GET", f"{prefix}/reverify_mode", reverify_mode, asks=None, answers=str)
+    return routes
+
+
+def read_response(row: dict[str, Any]) -> str:
+    """The text of all the assistant's messages in the row's response. Raises Refusal (422) for another form of row."""
+    if not isinstance(row.get("responses_create_params"), dict):
+        raise Refusal(422, "invalid_request", "responses_create_params: an object is required")
+    try:
+        response = _MODEL_RESPONSE.validate_python(row.get("response"))
+    except ValidationError as error:
+        raise Refusal(422, "invalid_request", f"response: {first_problem(error)}") from None
+    texts = []
+    for output in response.output:
+        if output.type == "message" and output.role == "assistant":
+            texts += _texts(output.content)
+    return "".join(texts)
+
+
+_MODEL_RESPONSE = TypeAdapter(_ModelResponse)
+
+
+def _texts(content: Any) -> list[str]:
+    if isinstance(content, str):
+        return [content]
+    parts = content if isinstance(content, list) else []
+    texts = [part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "output_text"]
+    return [text for text in texts if isinstance(text, str)]
+
+
+def route_row(row: dict[str, Any]) -> Label:
+    """The row's own `task`, `params` and `image_size` go before those within its label."""
+    label = next((row[key] for key in _LABELS if key in row), None)
+    routed = route(label)
+    params = row.get("params")
+    return Label(
+        task=row["task"] if isinstance(row.get("task"), str) else routed.task,
+        solution=routed.solution,
+        params=params if isinstance(params, dict) else routed.params,
+        image_size=row.get("image_size", routed.image_size),
+    )
+
+
+def _without_verdict(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key not in _VERDICT_KEYS}
+
+
+def _masked(row: dict[str, Any], floor: float, kind: str, reason: str) -> dict[str, Any]:
+    # Older versions of NeMo-RL look for the mask within `instance_config`.
+    config = row.get("instance_config")
+    return {
+        **_without_verdict(row),
+        "reward": floor,
+        "mask_sample": True,
+        "failure_kind": kind,
+        "failure_reason": reason,
+        "instance_config": {**(config if isinstance(config, dict) else {}), "mask_sample": True},
+    }

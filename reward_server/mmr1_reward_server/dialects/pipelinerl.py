@@ -1,0 +1,70 @@
+"""PipelineRL: `POST /verify_answer`, a status word out; `GET /health`.
+
+Any other status than 200 ends the client's run, and its own server calls whatever fails "unparsable": so do we. Its
+reward table turns the words into numbers, so a graded reward is "correct" from a threshold on.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel, Field
+
+from ..api import Outcome, Result
+from ..registry import Registry
+from ..scoring import Scoring
+from .defaults import Defaults
+from .exchange import Call, Endpoints, answer
+from .holding import Holding
+from .routing import make_item, route
+
+_HOLD_SECONDS = 3000.0  # the client waits for an hour
+
+Status = Literal["correct", "wrong", "no_answer", "unparsable"]
+
+
+class AnswerRequest(BaseModel):
+    prediction: str
+    gold: Any = Field(description="any JSON value, see `labels.py`")
+    strict: bool = Field(True, description="of the peer's own verifier; not looked at")
+    max_prediction_length: int = Field(1000, description="of the peer's own verifier; the server's limit holds instead")
+
+
+class AnswerStatus(BaseModel):
+    answer_status: Status
+
+
+class Health(BaseModel):
+    status: str
+
+
+def status_of(result: Result, correct_from: float) -> Status:
+    if result.reward is None:
+        return "unparsable"
+    if result.outcome is Outcome.INVALID_OUTPUT:
+        return "no_answer"
+    return "correct" if result.reward >= correct_from else "wrong"
+
+
+def router(scoring: Scoring, registry: Registry, defaults: Defaults) -> APIRouter:
+    routes = APIRouter(tags=["peers"])
+    holding = Holding(scoring, defaults)
+
+    async def verify_answer(call: Call) -> Response:
+        """PipelineRL: whether a prediction is correct, in a word."""
+        asked = call.read(AnswerRequest)
+        routed = route(asked.gold)
+        item = make_item(registry, routed, asked.prediction, tasks=(call.task, routed.task, defaults.default_task))
+        scored = await holding.score([item], num_bytes=len(call.body), hold_seconds=_HOLD_SECONDS, gone=call.gone)
+        return answer({"answer_status": status_of(scored[0].result, defaults.correct_from)})
+
+    async def health(call: Call) -> Response:
+        """PipelineRL: the server answers."""
+        return answer({"status": "ok"})
+
+    endpoints = Endpoints(routes, registry, defaults.max_body_bytes)
+    schema = AnswerRequest.model_json_schema()
+    endpoints.add("POST", "/verify_answer", verify_answer, asks=schema, answers=AnswerStatus, with_task=True)
+    endpoints.add("GET", "/health", health, asks=None, answers=Health)
+    return routes

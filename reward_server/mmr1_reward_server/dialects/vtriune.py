@@ -1,0 +1,110 @@
+"""V-Triune: `POST /judge`, four rewards out; `GET /` names the server as its client expects.
+
+The client turns whatever fails into 0 and has no other word for it: a failed verdict is an HTTP error, which it tries
+three times and prints. `image_path` and the other parameters of its own verifiers are not looked at.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel, Field, NonNegativeFloat
+
+from ..api import Item, Result
+from ..labels import Label
+from ..registry import Registry
+from ..scoring import Scoring
+from .defaults import Defaults
+from .exchange import Call, Endpoints, Refusal, answer, failure
+from .holding import Holding
+from .routing import make_item, route
+
+_HOLD_SECONDS = 20.0  # the client gives each of its three tries 30 s
+_VERIFIERS = {"mathverify": "accuracy"}
+_SOURCES = {"count": "counting", "counting": "counting", "ocr": "ocr"}
+
+
+class JudgeRequest(BaseModel):
+    response: str
+    answer: Any = Field(description="the truth: any JSON value, see `labels.py`")
+    prompt: Any = Field(None, description="not looked at")
+    solution: Any = Field(None, description="the answer within its tags; not looked at")
+    data_source: str | None = Field(None, description="count, counting and ocr name a task")
+    reward_verifier: str | None = Field(None, description="mathverify (accuracy), detection, or any task's name")
+    reward_verifier_parm: Any = Field(None, description="of the peer's own verifiers; not looked at")
+    format_ratio: NonNegativeFloat = Field(0.1, le=1e6)
+    accuracy_ratio: NonNegativeFloat = Field(1.0, le=1e6)
+
+
+class Rewards(BaseModel):
+    format_reward: float
+    accuracy_reward: float
+    reflection_reward: float = Field(description="always 0")
+    final_reward: float
+
+
+class JudgeAnswer(BaseModel):
+    rewards: Rewards
+
+
+class Greeting(BaseModel):
+    message: str
+
+
+def router(scoring: Scoring, registry: Registry, defaults: Defaults) -> APIRouter:
+    routes = APIRouter(tags=["peers"])
+    holding = Holding(scoring, defaults)
+
+    async def judge(call: Call) -> Response:
+        """V-Triune: accuracy·a/(a+f) + format·f/(a+f), with the two ratios; the format is think, then answer."""
+        asked = call.read(JudgeRequest)
+        if asked.accuracy_ratio + asked.format_ratio == 0:
+            raise Refusal(422, "invalid_request", "accuracy_ratio and format_ratio are both 0")
+        routed = route(asked.answer)
+        tasks = (call.task, routed.task, _named_task(asked, registry), defaults.default_task)
+        items = [make_item(registry, routed, asked.response, tasks=tasks, name="accuracy")]
+        if "format" in registry:
+            items.append(_format_item(registry, asked.response))
+        scored = await holding.score(
+            items, num_bytes=len(call.body), hold_seconds=_HOLD_SECONDS, gone=call.gone, tries=1
+        )
+        results = [one.result for one in scored]
+        if failed := next((result for result in results if result.reward is None), None):
+            return failure(500, failed.outcome.value, failed.detail)
+        return answer({"rewards": weigh(results, asked.accuracy_ratio, asked.format_ratio)})
+
+    async def greet(call: Call) -> Response:
+        """V-Triune looks for this sentence before it sends anything."""
+        return answer({"message": "Reward Judge Server"})
+
+    endpoints = Endpoints(routes, registry, defaults.max_body_bytes)
+    endpoints.add("POST", "/judge", judge, asks=JudgeRequest.model_json_schema(), answers=JudgeAnswer, with_task=True)
+    endpoints.add("GET", "/", greet, asks=None, answers=Greeting)
+    return routes
+
+
+def weigh(results: list[Result], accuracy_ratio: float, format_ratio: float) -> dict[str, float]:
+    """V-Triune's formula over the results of accuracy and, where the server has that task, of format."""
+    accuracy, layout = (*(result.reward or 0.0 for result in results), 0.0)[:2]
+    total = accuracy_ratio + format_ratio
+    return {
+        "format_reward": layout,
+        "accuracy_reward": accuracy,
+        "reflection_reward": 0.0,
+        "final_reward": accuracy * (accuracy_ratio / total) + layout * (format_ratio / total),
+    }
+
+
+def _named_task(asked: JudgeRequest, registry: Registry) -> str | None:
+    """The data source goes first where it names a task: the peer sends counting and OCR to mathverify."""
+    source, verifier = asked.data_source or "", asked.reward_verifier or ""
+    for name in (_SOURCES.get(source), _VERIFIERS.get(verifier, verifier)):
+        if name in registry:
+            return name
+    return None
+
+
+def _format_item(registry: Registry, response: str) -> Item:
+    routed = Label("format", None, {"style": "think_answer"})
+    return make_item(registry, routed, response, tasks=("format",), name="format")

@@ -1,0 +1,68 @@
+"""PipelineRL's bodies, as its client sends them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mmr1_reward_server.dialects import pipelinerl
+from tests.unit.reward_server.reward_peers import Scripted, peers, refusal
+
+ASKED = {"prediction": "<answer>3</answer>", "gold": "3", "strict": True, "max_prediction_length": 1000}
+
+
+@pytest.mark.parametrize(
+    ("path", "changes", "status"),
+    [
+        ("/verify_answer", {}, "correct"),
+        ("/verify_answer", {"gold": "4"}, "wrong"),
+        ("/verify_answer", {"prediction": "no idea"}, "no_answer"),
+        ("/verify_answer", {"prediction": ""}, "no_answer"),
+        ("/verify_answer/ocr", {"prediction": "STOP", "gold": "STOP"}, "correct"),
+        ("/verify_answer", {"prediction": "STOP", "gold": {"task": "ocr", "text": "STOP!"}}, "wrong"),
+        ("/verify_answer", {"gold": {"task": "counting", "solution": 4, "params": {"score": "graded"}}}, "correct"),
+        ("/verify_answer/raises", {}, "unparsable"),
+        ("/verify_answer/hangs", {}, "unparsable"),
+        ("/verify_answer", {"gold": "a few"}, "unparsable"),
+    ],
+)
+async def test_bodies(path: str, changes: dict[str, Any], status: str) -> None:
+    async with peers(pipelinerl) as http:
+        answer = await http.post(path, json=ASKED | changes)
+    assert (answer.status_code, answer.json()) == (200, {"answer_status": status})
+
+
+async def test_correct_begins_at_a_threshold() -> None:
+    async with peers(pipelinerl, correct_from=0.8) as http:
+        gold = {"task": "counting", "solution": 4, "params": {"score": "graded"}}
+        answer = await http.post("/verify_answer", json=ASKED | {"gold": gold})
+    assert answer.json() == {"answer_status": "wrong"}
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        (["ok"], "correct"),
+        (["invalid_output"], "no_answer"),
+        (["verifier_error"], "unparsable"),
+        (["timeout"], "unparsable"),
+        (["timeout", "ok"], "correct"),
+        (["overloaded", "ok"], "correct"),
+        (["overloaded"], 503),
+    ],
+)
+async def test_outcomes_and_overload(monkeypatch: pytest.MonkeyPatch, steps: list[str], expected: str | int) -> None:
+    monkeypatch.setattr(pipelinerl, "_HOLD_SECONDS", 0.1)
+    async with peers(pipelinerl, Scripted(*steps)) as http:
+        answer = await http.post("/verify_answer", json=ASKED)
+    if isinstance(expected, int):
+        assert refusal(answer) == (expected, "overloaded")
+    else:
+        assert (answer.status_code, answer.json()) == (200, {"answer_status": expected})
+
+
+async def test_health_and_other_forms() -> None:
+    async with peers(pipelinerl) as http:
+        assert (await http.get("/health")).json() == {"status": "ok"}
+        assert refusal(await http.post("/verify_answer", json={"prediction": "3"})) == (422, "invalid_request")
