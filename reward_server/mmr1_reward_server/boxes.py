@@ -96,13 +96,13 @@ def giou(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 def reaches(overlap: float, minimum: float) -> bool:
-    """Whether an overlap is at least `minimum`, rounding aside."""
-    return overlap >= minimum - _ROUNDING
+    """Whether there is an overlap, and it is at least `minimum`, rounding aside."""
+    return overlap > 0 and overlap >= minimum - _ROUNDING
 
 
 def reaching(overlaps: Floats, minimum: float) -> Bools:
     """As `reaches`, for each of an array."""
-    return overlaps >= minimum - _ROUNDING
+    return (overlaps > 0) & (overlaps >= minimum - _ROUNDING)
 
 
 def _without_improper(boxes: Floats) -> Floats:

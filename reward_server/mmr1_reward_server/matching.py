@@ -27,7 +27,7 @@ def match_overlaps(
     (N, M) take part: the largest total is sought among these, not among all with the rest dropped afterwards, which
     would lose pairs. Of equal totals (to 1e-7 a pair) the one with more pairs wins, then with more `preferred` (N, M).
     """
-    possible = reaching(overlaps, minimum) & (overlaps > 0)
+    possible = reaching(overlaps, minimum)
     if allowed is not None:
         possible &= allowed
     rows, columns = np.flatnonzero(possible.any(axis=1)), np.flatnonzero(possible.any(axis=0))

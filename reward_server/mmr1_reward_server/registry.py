@@ -59,6 +59,7 @@ class Task(Generic[S, P]):
     """One way of scoring. `score` is an ordinary function that may run in any thread or process.
 
     `score` returns a Verdict, or raises InvalidOutput (the model's fault); anything else it raises is a verifier_error.
+    `floor` is the floor with default params; where params change it, `floor_for` gives it, and the formula says so.
     """
 
     name: str
@@ -69,6 +70,10 @@ class Task(Generic[S, P]):
     params: type[P]
     score: Callable[[Sample[S, P]], Verdict]
     example: Example
+    floor_for: Callable[[P], float] | None = None
+
+    def floor_with(self, params: P) -> float:
+        return self.floor if self.floor_for is None else self.floor_for(params)
 
     def read(self, item: Item) -> Sample[S, P]:
         """Validates the caller's part of an item. Raises BadItem."""

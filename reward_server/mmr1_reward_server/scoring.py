@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from pydantic import ValidationError
 
 from .api import Item, Outcome, Result, first_problem
-from .registry import BadItem, InvalidOutput, Registry, Task, Verdict
+from .registry import BadItem, InvalidOutput, Registry, Verdict
 
 logger = logging.getLogger(__name__)
 
@@ -51,13 +51,14 @@ def score_item(registry: Registry, item: Item, *, max_response_chars: int) -> Re
     """The verdict on one item. Takes as long as its scorer takes."""
     try:
         task = registry[item.task]
+        sample = task.read(item)
         if len(item.response) > max_response_chars:
             raise InvalidOutput(f"the response has {len(item.response)} characters, the limit is {max_response_chars}")
-        return _accepted(item, task.score(task.read(item)))
+        return _accepted(item, task.score(sample))
     except BadItem as error:
         return without_reward(item, Outcome.VERIFIER_ERROR, str(error))
     except InvalidOutput as error:
-        return _floored(item, task, error)
+        return _floored(item, task.floor_with(sample.params), error)
     except Exception as error:  # a scorer may raise anything, and that is its own failure, not the model's
         logger.exception("scorer failed", extra={"fields": {"task": item.task, "item": item.id}})
         return without_reward(
@@ -84,11 +85,11 @@ def _accepted(item: Item, verdict: Verdict) -> Result:
         raise BadItem(f"scorer of {item.task} returned an unusable verdict: {first_problem(error)}") from None
 
 
-def _floored(item: Item, task: Task[Any, Any], error: InvalidOutput) -> Result:
+def _floored(item: Item, floor: float, error: InvalidOutput) -> Result:
     return Result(
         id=item.id,
         outcome=Outcome.INVALID_OUTPUT,
-        reward=task.floor,
+        reward=floor,
         parsed=error.parsed,
         detail=_sentence(error.detail),
     )

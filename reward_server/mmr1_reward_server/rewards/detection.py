@@ -1,0 +1,186 @@
+"""detection: what is where? All boxes of the response, with their labels, against the true ones.
+
+How boxes overlap is decided in `boxes`, which are matched in `matching`, COCO's AP in `coco_ap`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+
+from ..api import Example, Item, Outcome, Result
+from ..box_parsing import Reading, Region, read_regions
+from ..boxes import Bools, Floats, as_boxes, pairwise_iou
+from ..coco_ap import Objects, average_precision
+from ..coordinates import BoxTuple, CoordinateParams, TrueBox, check_within_image, to_solution_space
+from ..matching import Pairs, match_overlaps
+from ..parsing import find_answer
+from ..registry import InvalidOutput, Params, Sample, Task, Verdict
+
+Weight = Annotated[float, Field(ge=0, le=1e6)]
+
+
+class TrueObject(BaseModel):
+    """One true object: its box, under either of the two usual names, and its label."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bbox_2d: TrueBox | None = None
+    bbox: TrueBox | None = None
+    label: str = ""
+
+    @model_validator(mode="after")
+    def _one_box(self) -> TrueObject:
+        if (self.bbox_2d is None) == (self.bbox is None):
+            raise ValueError("needs its box under one of the names bbox_2d and bbox")
+        return self
+
+    @property
+    def box(self) -> BoxTuple:
+        box = self.bbox_2d or self.bbox
+        assert box is not None
+        return box
+
+
+class Weights(Params):
+    """Of the terms of score `weighted`; only their ratios matter. missing and redundant weigh 1 minus the component."""
+
+    f1: Weight = 1.0
+    mean_iou: Weight = 1.0
+    label: Weight = 0.0
+    missing: Weight = 0.0
+    redundant: Weight = 0.0
+
+    @model_validator(mode="after")
+    def _not_all_zero(self) -> Weights:
+        if not any(weight for _, weight in self):
+            raise ValueError("weights that are all 0 leave nothing to score: make one of them positive")
+        return self
+
+
+class DetectionParams(CoordinateParams):
+    score: Literal["weighted", "f1", "coco_ap", "coco_ap50"] = Field(
+        "weighted", description="coco_ap is the mean over the IoU thresholds 0.50, 0.55 ... 0.95; needs the extra coco"
+    )
+    iou_threshold: float = Field(0.5, gt=0, le=1, description="the least IoU of a matched pair; COCO's AP has its own")
+    match_labels: bool = Field(True, description="match boxes of equal labels only, case and spaces around them aside")
+    weights: Weights = Weights()
+
+
+def read_prediction(response: str) -> Reading:
+    """The boxes of a response. Raises InvalidOutput when it neither gives one nor says that there are none."""
+    answer = find_answer(response)
+    reading = read_regions(answer.text)
+    if not reading.boxes and not reading.says_none:
+        where = "between the answer tags" if answer.tagged else "in the response"
+        why = "it was cut off" if reading.cut else "an empty list [] would say that there are none"
+        raise InvalidOutput(f"no complete box {where}: {why}")
+    return reading
+
+
+def score(sample: Sample[list[TrueObject], DetectionParams]) -> Verdict:
+    params, truth = sample.params, sample.solution
+    check_within_image((value for one in truth for value in one.box), params, sample.image_size)
+    factors = to_solution_space(params, sample.image_size)
+    reading = read_prediction(sample.response)
+    found = reading.boxes
+    predicted = as_boxes([box.coordinates for box in found]) * np.array([*factors, *factors])
+    true = as_boxes([one.box for one in truth])
+    categories, true_categories = _categories(found, truth)
+    overlaps = pairwise_iou(predicted, true)
+    same_label = np.array(categories, dtype=np.int64)[:, None] == np.array(true_categories, dtype=np.int64)[None, :]
+    pairs = match_overlaps(
+        overlaps, params.iou_threshold, allowed=same_label if params.match_labels else None, preferred=same_label
+    )
+    components = _components(overlaps, same_label, pairs, params.weights)
+    if params.score in ("coco_ap", "coco_ap50"):
+        if not params.match_labels:
+            categories, true_categories = [0] * len(found), [0] * len(truth)
+        components["coco_ap"], components["coco_ap50"] = average_precision(
+            Objects(predicted, categories, [1.0 if box.score is None else box.score for box in found]),
+            Objects(true, true_categories, [1.0] * len(truth)),
+        )
+    cut = "; the response was cut off, its complete boxes count" if reading.cut else ""
+    detail = f"{len(found)} boxes, {len(truth)} expected, {len(pairs)} matched{cut}"
+    return Verdict(components[params.score], components, [box.as_json() for box in found], detail)
+
+
+def _categories(found: list[Region], truth: list[TrueObject]) -> tuple[list[int], list[int]]:
+    """A number for each distinct label. A box without a label has the empty one."""
+    numbers: dict[str, int] = {}
+
+    def number(label: str | None) -> int:
+        return numbers.setdefault((label or "").strip().casefold(), len(numbers))
+
+    return [number(box.label) for box in found], [number(one.label) for one in truth]
+
+
+def _components(overlaps: Floats, same_label: Bools, pairs: Pairs, weights: Weights) -> dict[str, float]:
+    num_predicted, num_true = overlaps.shape
+    num_matched = len(pairs)
+    both_empty = num_predicted == num_true == 0
+    terms = {
+        "f1": 1.0 if both_empty else 2 * num_matched / (num_predicted + num_true),
+        "mean_iou": float(both_empty) if num_true == 0 else sum(float(overlaps[pair]) for pair in pairs) / num_true,
+        "label": float(both_empty) if num_true == 0 else sum(bool(same_label[pair]) for pair in pairs) / num_true,
+        "missing": (num_true - num_matched) / max(num_true, 1),
+        "redundant": (num_predicted - num_matched) / max(num_predicted, 1),
+    }
+    worth = terms | {name: 1 - terms[name] for name in ("missing", "redundant")}
+    total = sum(weight for _, weight in weights)
+    weighted = sum(weight * worth[name] for name, weight in weights) / total if num_matched or both_empty else 0.0
+    counts = {"num_matched": num_matched, "num_predicted": num_predicted, "num_true": num_true}
+    # Rounding of sums must not lift a perfect answer above 1.
+    return {"weighted": min(weighted, 1.0), **terms, **{name: float(count) for name, count in counts.items()}}
+
+
+DETECTION = Task(
+    name="detection",
+    summary="All boxes of the last <answer>...</answer>, or of the response, against the true objects; [] says none.",
+    formula="Boxes are matched one to one for the largest total IoU among pairs with IoU >= `iou_threshold` and, with "
+    "`match_labels`, equal labels. Of n predicted and m true boxes k are matched: f1 = 2k / (n + m). mean_iou = sum of "
+    "the matched IoUs / m. label = matched pairs with equal labels / m. missing = (m - k) / m. redundant = (n - k) / "
+    "n. weighted = mean of f1, mean_iou, label, 1 - missing, 1 - redundant, by `weights`; 0 when nothing is matched. "
+    "coco_ap, coco_ap50: pycocotools' AP of this image, each score 1 unless the response has a `score` for the box. "
+    "None predicted and none true: 1.",
+    floor=0.0,
+    solution=TypeAdapter(list[TrueObject]),
+    params=DetectionParams,
+    score=score,
+    example=Example(
+        item=Item(
+            id="1",
+            task="detection",
+            response='<answer>[{"bbox_2d": [0, 0, 50, 100], "label": "Dog"}, '
+            '{"bbox_2d": [300, 0, 350, 50], "label": "cat"}]</answer>',
+            solution=[
+                {"bbox_2d": [0, 0, 100, 100], "label": "dog"},
+                {"bbox_2d": [200, 0, 250, 50], "label": "cat"},
+            ],
+            image_size=None,
+        ),
+        result=Result(
+            id="1",
+            outcome=Outcome.OK,
+            reward=0.375,
+            components={
+                "weighted": 0.375,
+                "f1": 0.5,
+                "mean_iou": 0.25,
+                "label": 0.5,
+                "missing": 0.5,
+                "redundant": 0.5,
+                "num_matched": 1.0,
+                "num_predicted": 2.0,
+                "num_true": 2.0,
+            },
+            parsed=[
+                {"bbox_2d": [0.0, 0.0, 50.0, 100.0], "label": "Dog"},
+                {"bbox_2d": [300.0, 0.0, 350.0, 50.0], "label": "cat"},
+            ],
+            detail="2 boxes, 2 expected, 1 matched",
+        ),
+    ),
+)
