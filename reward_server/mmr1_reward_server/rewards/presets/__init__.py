@@ -12,5 +12,16 @@ from ...registry import Task
 from .mmr1 import MMR1_GROUNDING, MMR1_OCR
 from .pr1 import PR1_COUNTING, PR1_GROUNDING
 from .pr1_detection import PR1_DETECTION
+from .vlmr1 import VLMR1_IOU
+from .vlmr1_detection import VLMR1_OD_AP, VLMR1_WEIGHTED_SUM
 
-PRESETS: list[Task[Any, Any]] = [MMR1_OCR, MMR1_GROUNDING, PR1_GROUNDING, PR1_COUNTING, PR1_DETECTION]
+PRESETS: list[Task[Any, Any]] = [
+    MMR1_OCR,
+    MMR1_GROUNDING,
+    PR1_GROUNDING,
+    PR1_COUNTING,
+    PR1_DETECTION,
+    VLMR1_IOU,
+    VLMR1_WEIGHTED_SUM,
+    VLMR1_OD_AP,
+]
