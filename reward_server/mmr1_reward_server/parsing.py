@@ -24,6 +24,8 @@ _TO_ASCII = str.maketrans("０１２３４５６７８９，．－−＿\u00a0\u
 # Digits with what may stand between them. The class holds both, so there is one way to match and nothing to retry.
 _DIGIT_RUN = re.compile(r"[0-9][0-9,_.]*")
 _LETTER_RUN = re.compile(r"[a-z]+")
+# A brace, one that LaTeX prints, or one that \boxed opens.
+_BRACE = re.compile(r"\\boxed\s?\{|\\.|[{}]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,21 @@ def find_answer(response: str) -> Answer:
     if thought_end >= 0:
         return Answer(response[thought_end + len("</think>") :], False)
     return Answer("" if "<think>" in response else response, False)
+
+
+def find_boxed(text: str) -> str | None:
+    """What stands in the last complete \\boxed{...}, the outermost if they are nested; None when there is none."""
+    boxed: str | None = None
+    open_braces: list[int | None] = []  # where the content of a \\boxed begins; None for other braces
+    for match in _BRACE.finditer(text):
+        brace = match.group()
+        if brace == "}":
+            begin = open_braces.pop() if open_braces else None
+            if begin is not None:
+                boxed = text[begin : match.start()]
+        elif brace.endswith("{") and brace != "\\{":
+            open_braces.append(None if brace == "{" else match.end())
+    return boxed
 
 
 def find_numbers(text: str) -> list[float]:

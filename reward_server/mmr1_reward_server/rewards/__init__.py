@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from ..registry import Registry
+from .accuracy import ACCURACY
 from .counting import COUNTING
 from .detection import DETECTION
 from .format import FORMAT
 from .grounding import GROUNDING
+from .length import LENGTH
+from .ocr import OCR
 from .presets import PRESETS
+from .repetition import REPETITION
 
 
 def builtin_tasks() -> Registry:
-    return Registry([COUNTING, DETECTION, FORMAT, GROUNDING, *PRESETS])
+    return Registry([COUNTING, DETECTION, FORMAT, GROUNDING, OCR, ACCURACY, LENGTH, REPETITION, *PRESETS])

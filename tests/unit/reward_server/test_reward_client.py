@@ -40,7 +40,7 @@ async def test_scores_and_tasks_of_the_real_application() -> None:
     async with RewardClient("http://reward", 5, httpx.ASGITransport(app)) as client:
         results = await client.score(ITEMS)
         assert [(result.id, result.reward) for result in results] == [("a", 1.0), ("b", 0.0)]
-        assert [task.name for task in await client.tasks()] == ["counting", "format"]
+        assert [task.name for task in await client.tasks()] == [task.name for task in builtin_tasks()]
         assert await client.score([]) == []
 
 

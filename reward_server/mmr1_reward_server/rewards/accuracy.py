@@ -1,0 +1,139 @@
+"""accuracy: is the answer right? By mathematics, by the letter of a choice, or by the text. Knows no graded truth."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints, TypeAdapter
+
+from ..api import Example, Item, Outcome, Result
+from ..choices import find_choice, read_leading_letter, read_letter
+from ..mathematics import Expression, NotInstalled, TooLarge, are_equal, looks_mathematical, read_expression
+from ..parsing import find_answer, find_boxed
+from ..registry import BadItem, InvalidOutput, Params, Sample, Task, Verdict
+from ..text import normalise
+
+_SET_AS_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mbox)\{([^{}]*)\}")
+Method = Literal["math", "choice", "exact"]
+# No part of an answer when they stand around it. Signs that mean something there (-, %, #, $) are absent.
+_TRIMMED = " .,;:!?\"'`*_()[]{}\u2018\u2019\u201c\u201d\u00ab\u00bb\u3001\u3002\u300a\u300b\u300c\u300d\u300e\u300f"
+
+
+class AccuracyParams(Params):
+    method: Literal["auto", "math", "choice", "exact"] = Field(
+        "auto", description="auto: choice if the solution is an option's letter, math if it is a formula, else exact"
+    )
+    options: str = Field(
+        "ABCDEFGHIJ", pattern="^[A-Z]{2,26}$", description="choice: the letters there are; others are not seen"
+    )
+    max_math_chars: int = Field(
+        1_000, ge=1, le=10_000, description="math: more of them, in the last \\boxed or the answer, are invalid_output"
+    )
+
+
+def choose_method(truth: str, options: str) -> Method:
+    """What `auto` is for a solution. The response has no say: a model must not choose how it is judged."""
+    if read_letter(truth, options):
+        return "choice"
+    return "math" if looks_mathematical(truth) else "exact"
+
+
+def plain(text: str) -> str:
+    """A text as exact compares it: out of \\boxed and \\text, in NFKC, without case, with single spaces, trimmed."""
+    boxed = find_boxed(text)
+    text = text if boxed is None else boxed
+    latex = _SET_AS_TEXT.fullmatch(text.strip())
+    return normalise(latex.group(1) if latex else text, unicode="NFKC", case="ignore").strip(_TRIMMED)
+
+
+def _by_math(answer: str, truth: str, max_chars: int) -> tuple[bool, str]:
+    true = _read_truth(truth, max_chars)
+    try:
+        read = read_expression(answer, max_chars)
+    except TooLarge as error:
+        raise InvalidOutput(f"the answer cannot be compared: {error}") from None
+    if read is None:
+        raise InvalidOutput("there is no mathematics in the answer")
+    return are_equal(read, true), read.text
+
+
+def _read_truth(truth: str, max_chars: int) -> Expression:
+    try:
+        expression = read_expression(truth, max_chars)
+    except NotInstalled as error:
+        raise BadItem(str(error)) from None
+    except TooLarge as error:
+        raise BadItem(f"solution for task accuracy: cannot be compared: {error}") from None
+    if expression is None:
+        raise BadItem("solution for task accuracy: math-verify finds no mathematics in it; is the method right?")
+    return expression
+
+
+def _by_choice(answer: str, truth: str, options: str) -> tuple[bool, str]:
+    true = read_letter(truth, options) or read_leading_letter(truth, options)
+    if true is None:
+        raise BadItem(f"solution for task accuracy: must name one of the options {options}")
+    choice = find_choice(answer, options)
+    if choice.letter is None:
+        raise InvalidOutput(f"the answer {choice.fault}")
+    return choice.letter == true, choice.letter
+
+
+def _by_text(answer: str, truth: str) -> tuple[bool, str]:
+    true, read = plain(truth), plain(answer)
+    if not true:
+        raise BadItem("solution for task accuracy: must hold more than punctuation")
+    if not read:
+        raise InvalidOutput("the answer is empty")
+    return read == true, read
+
+
+def score(sample: Sample[str, AccuracyParams]) -> Verdict:
+    params = sample.params
+    # Some datasets hold the solution in the tags that they ask of the response.
+    wrapped = find_answer(sample.solution)
+    truth = wrapped.text if wrapped.tagged else sample.solution
+    answer = find_answer(sample.response).text
+    method = choose_method(truth, params.options) if params.method == "auto" else params.method
+    if method == "math":
+        right, read = _by_math(answer, truth, params.max_math_chars)
+    elif method == "choice":
+        right, read = _by_choice(answer, truth, params.options)
+    else:
+        right, read = _by_text(answer, truth)
+    reward = 1.0 if right else 0.0
+    shown = read.encode("utf-8", "replace").decode("utf-8")
+    detail = f"{'right' if right else 'wrong'} by {method}"
+    return Verdict(reward, {"accuracy": reward}, {"answer": shown, "method": method}, detail)
+
+
+ACCURACY = Task(
+    name="accuracy",
+    summary="The answer in the last <answer>...</answer>, after </think>, or else in the whole response, against the "
+    "right one: by math-verify (the extra `math`), by the letter of a choice, or as text.",
+    formula="1 if right, else 0. auto: choice if the solution is one letter of `options`; math if it has no word, but "
+    "a digit or a command of LaTeX's; else exact. exact: equal in NFKC, without case and without punctuation around.",
+    floor=0.0,
+    solution=TypeAdapter(Annotated[str, StringConstraints(strict=True, min_length=1, max_length=100_000)]),
+    params=AccuracyParams,
+    score=score,
+    example=Example(
+        item=Item(
+            id="1",
+            task="accuracy",
+            response="<think>It barks.</think><answer>(B) a dog</answer>",
+            solution="B",
+            params={"options": "ABCD"},
+            image_size=None,
+        ),
+        result=Result(
+            id="1",
+            outcome=Outcome.OK,
+            reward=1.0,
+            components={"accuracy": 1.0},
+            parsed={"answer": "B", "method": "choice"},
+            detail="right by choice",
+        ),
+    ),
+)
