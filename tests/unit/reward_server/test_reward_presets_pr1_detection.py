@@ -162,10 +162,15 @@ BOXES = st.lists(NUMBERS, min_size=4, max_size=4) | st.lists(st.integers(0, 400)
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(BOXES, st.sampled_from(["person", "dog", "toothbrush", None]))), st.booleans())
 def test_any_boxes(labelled: list[Labelled], bug_compatible: bool) -> None:
-    check_any_text("pr1_detection", boxes(*labelled), TRUTH, 0, 3, bug_compatible=bug_compatible)
+    for truth in (TRUTH, NOTHING):
+        check_any_text("pr1_detection", boxes(*labelled), truth, 0, 3, bug_compatible=bug_compatible)
     result = score("pr1_detection", boxes(PERSON, DOG, *labelled), TRUTH)
     assert result.reward is not None
     assert result.reward <= 3
+
+
+def test_boxes_beyond_single_precision_are_matched_with_nothing() -> None:
+    check_both("pr1_detection", boxes(([-1e60, 0, 1e60, 1e60], "person")), TRUTH, 0.25, 0.25)
 
 
 def test_too_many_boxes() -> None:

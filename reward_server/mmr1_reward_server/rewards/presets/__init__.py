@@ -12,6 +12,7 @@ from ...registry import Task
 from .mmr1 import MMR1_GROUNDING, MMR1_OCR
 from .pr1 import PR1_COUNTING, PR1_GROUNDING
 from .pr1_detection import PR1_DETECTION
+from .r1v import R1V_ACCURACY
 from .vlmr1 import VLMR1_IOU
 from .vlmr1_detection import VLMR1_OD_AP, VLMR1_WEIGHTED_SUM
 
@@ -24,4 +25,5 @@ PRESETS: list[Task[Any, Any]] = [
     VLMR1_IOU,
     VLMR1_WEIGHTED_SUM,
     VLMR1_OD_AP,
+    R1V_ACCURACY,
 ]

@@ -25,7 +25,7 @@ from ...box_parsing import MAX_REGIONS
 from ...boxes import MAX_COORDINATE, as_boxes, centres, iou
 from ...matching import match_points
 from ...registry import InvalidOutput, Sample, Task, Verdict
-from .reading import Box, BoxText, PresetParams, between_on_one_line, read_json, read_literal
+from .reading import Box, BoxText, PresetParams, between_on_one_line, or_as_text, read_json, read_literal
 
 GRID = 1000.0
 _DIAGONAL = GRID * math.sqrt(2)
@@ -137,7 +137,8 @@ def _read_points(solution: object) -> object:
     return read_json(solution) if isinstance(solution, str) else solution
 
 
-Points = Annotated[list[tuple[FiniteFloat, FiniteFloat]], BeforeValidator(_read_points)]
+_ListOfPoints = list[tuple[FiniteFloat, FiniteFloat]]
+Points = Annotated[_ListOfPoints, BeforeValidator(_read_points), or_as_text(TypeAdapter(_ListOfPoints).json_schema())]
 
 PR1_GROUNDING = Task(
     name="pr1_grounding",

@@ -25,7 +25,7 @@ from ...box_parsing import MAX_REGIONS
 from ...boxes import Bools, Floats, as_boxes, pairwise_giou, pairwise_iou, proper
 from ...matching import Pairs
 from ...registry import InvalidOutput, Sample, Task, Verdict
-from .reading import PresetParams, as_coordinates, as_true_box, read_json
+from .reading import PresetParams, as_coordinates, as_true_box, or_as_text, read_json
 
 # COCO's 80 classes in the order of their numbers, which leave ten of 1 to 90 out.
 _NAMES: Final = (
@@ -47,6 +47,7 @@ _MIN_IOU = 0.5
 _FORMAT_WEIGHT = 0.25
 _PENALTY_WEIGHT = 0.5
 _MAX_REWARD = 3.0
+_MAX_DISTANCE = 1e30  # five times as much is still finite in single precision
 # What softmax makes of a one-hot vector over all classes: at the class itself, and elsewhere.
 _PROBABILITY = math.e / (math.e + _NUM_CLASSES - 1)
 _OTHER_PROBABILITY = 1 / (math.e + _NUM_CLASSES - 1)
@@ -108,7 +109,8 @@ def match(boxes: Floats, true_boxes: Floats, same_class: Bools) -> tuple[Pairs, 
     The cost (after DETR): 5 L1(centre and size) - probability of the class - 2 GIoU. (N, 4), (M, 4), (N, M).
     In single precision, as published: where two true boxes are the same, rounding decides.
     """
-    l1 = np.abs(_centre_and_size(boxes)[:, None] - _centre_and_size(true_boxes)[None]).sum(axis=2)
+    differences = np.abs(_centre_and_size(boxes)[:, None] - _centre_and_size(true_boxes)[None])
+    l1 = np.minimum(differences.sum(axis=2), _MAX_DISTANCE)
     probability = np.where(same_class, _PROBABILITY, _OTHER_PROBABILITY)
     giou = pairwise_giou(boxes, true_boxes)
     cost = 5 * l1.astype(np.float32) - probability.astype(np.float32) - 2 * giou.astype(np.float32)
@@ -128,7 +130,11 @@ def score(sample: Sample[Truth, DetectionParams]) -> Verdict:
     boxes = [box for _, box in found if box is not None]
     if len(boxes) < len(found):
         return Verdict(0.0, {}, None, "a box is not four numbers, which takes all to 0 in the original")
-    parsed: JsonValue = [{"bbox_2d": list(box), "label": number} for number, box in zip(classes, boxes, strict=True)]
+    parsed: JsonValue = [
+        {"bbox_2d": list(box), "label": number}
+        for number, box in zip(classes, boxes, strict=True)
+        if all(math.isfinite(coordinate) for coordinate in box)
+    ]
     if not boxes:
         nothing_there = not items and not truth.target_id and not params.bug_compatible
         reward = min(_FORMAT_WEIGHT + params.f1_scale + params.cls_coe + params.iou_coe, _MAX_REWARD)
@@ -205,7 +211,7 @@ PR1_DETECTION = Task(
     "+ coverage_scale coverage. Hungarian matching, kept above IoU 0.5; label and IoU are means over what is matched, "
     "format the share of valid items. Nothing matched: 0.25 format. No boxes and none there: the largest value.",
     floor=0.0,
-    solution=TypeAdapter(Annotated[Truth, BeforeValidator(_read_truth)]),
+    solution=TypeAdapter(Annotated[Truth, BeforeValidator(_read_truth), or_as_text(Truth.model_json_schema())]),
     params=DetectionParams,
     score=score,
     example=Example(

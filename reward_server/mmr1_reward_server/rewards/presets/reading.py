@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from pydantic import BeforeValidator, Field, JsonValue, WithJsonSchema
 
@@ -114,6 +114,11 @@ def as_true_box(numbers: list[float] | None) -> Box:
     if left >= right or top >= bottom:
         raise ValueError("must hold a box: x1 < x2 and y1 < y2")
     return left, top, right, bottom
+
+
+def or_as_text(schema: dict[str, Any]) -> WithJsonSchema:
+    """The JSON schema of a solution that may also come as its JSON text."""
+    return WithJsonSchema({"anyOf": [schema, {"type": "string", "description": "the same as JSON text"}]})
 
 
 def _read_part(part: str) -> float | None:

@@ -294,8 +294,8 @@ VLMR1_OD_AP = Task(
     name="vlmr1_od_ap",
     summary="Detection as VLM-R1's od_ap, od_ap50 and odLength reward it: a ```json list of bbox_2d and label, or "
     "None. Needs the extra coco. bug_compatible: unreadable answers are no boxes, full marks where there is nothing; "
-    "only the first 100 boxes of a label count; a box inverted in one direction costs nothing; numbers after the fourth "
-    "are ignored.",
+    "only the first 100 boxes of a label count; a box inverted in one direction costs nothing; numbers after the "
+    "fourth are ignored.",
     formula="COCO's AP of the one image, all scores 1, so the first of several boxes counts; labels that the truth "
     "lacks cost nothing. length_penalty: times min(1, n_true / n_predicted). Both empty: 1, one: 0.",
     floor=0.0,
