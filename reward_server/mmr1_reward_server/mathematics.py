@@ -83,6 +83,21 @@ def read_expression(text: str, max_chars: int) -> Expression | None:
     return None
 
 
+def read_whole(text: str, max_chars: int) -> Expression | None:
+    """What math-verify reads in a text by itself, with its own defaults: as projects call it that hand it everything.
+
+    Raises NotInstalled and TooLarge as `read_expression` does.
+    """
+    verifier = _load()
+    if len(text) > max_chars:
+        raise TooLarge(f"{len(text)} characters, the limit is {max_chars}")
+    _check_text(text)
+    values = verifier.parse(text, parsing_timeout=None)
+    if any(_bits(value, _MAX_DEPTH) > MAX_BITS for value in values):
+        raise TooLarge(f"a number of more than {MAX_BITS} bits")
+    return Expression(values, text) if values else None
+
+
 def are_equal(read: Expression, true: Expression) -> bool:
     """Whether math-verify finds the two equal. Not symmetric: only of the truth is `x = 3` the same as 3."""
     return bool(_load().verify(true.values, read.values, timeout_seconds=None))

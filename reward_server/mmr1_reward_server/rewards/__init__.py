@@ -10,8 +10,9 @@ from .format import FORMAT
 from .grounding import GROUNDING
 from .length import LENGTH
 from .ocr import OCR
+from .presets import PRESETS
 from .repetition import REPETITION
 
 
 def builtin_tasks() -> Registry:
-    return Registry([COUNTING, GROUNDING, DETECTION, OCR, ACCURACY, FORMAT, LENGTH, REPETITION])
+    return Registry([COUNTING, GROUNDING, DETECTION, OCR, ACCURACY, FORMAT, LENGTH, REPETITION, *PRESETS])
