@@ -14,15 +14,17 @@ from pydantic import BaseModel, ValidationError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from . import __version__
-from .api import ErrorBody, ScoreRequest, ScoreResponse, TaskList
+from .api import ErrorBody, Item, ScoreRequest, ScoreResponse, TaskList
 from .auth import RequireKey, load_keys
 from .bodies import BodyLimits
+from .dialects import Defaults, usual_task
+from .dialects import router as peers_router
 from .errors import RequestError, add_error_handlers, json_response, overloaded
 from .metrics import Metrics
 from .plugins import build_registry
-from .registry import Registry
-from .scoring import Overloaded, Scoring
-from .settings import Settings
+from .registry import BadItem, Registry
+from .scoring import Overloaded, Scored, Scoring
+from .settings import Settings, SettingsError
 from .worker_process import WorkerOptions
 from .workers import WorkerPool
 
@@ -74,6 +76,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.num_tasks = len(registry)
     app.include_router(_v1_routes(settings, registry, scoring, metrics))
     app.include_router(_operations_routes(scoring, metrics))
+    app.include_router(_peers_routes(settings, registry, scoring, metrics))
     add_error_handlers(app)
     # The last one is the outermost.
     app.add_middleware(
@@ -121,6 +124,18 @@ def _v1_routes(settings: Settings, registry: Registry, scoring: Scoring, metrics
         return task_list
 
     return router
+
+
+def _peers_routes(settings: Settings, registry: Registry, scoring: Scoring, metrics: Metrics) -> APIRouter:
+    def count(item: Item, scored: Scored) -> None:
+        metrics.item(item.task, scored.result, scored.seconds)
+
+    default_task = settings.default_task or usual_task(registry)
+    defaults = Defaults(default_task, max_items=settings.max_items, on_scored=count)
+    try:
+        return peers_router(scoring, registry, defaults)
+    except BadItem as error:
+        raise SettingsError(f"--default-task: {error}") from None
 
 
 def _operations_routes(scoring: Scoring, metrics: Metrics) -> APIRouter:

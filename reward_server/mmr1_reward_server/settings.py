@@ -29,6 +29,7 @@ class Settings(BaseModel):
     item_deadline_seconds: float = Field(5.0, gt=0, description="to score one item; then its outcome is timeout")
     workers: int = Field(2, gt=0, le=256, description="processes that score; one item at a time each")
     reward: tuple[str, ...] = Field((), description="module:function, a reward of your own; may be repeated")
+    default_task: str | None = Field(None, description="for peers' requests that name none; else accuracy")
     max_pending_items: int = Field(
         16_384, gt=0, description="scored and waiting at once; beyond it, 503 with Retry-After"
     )

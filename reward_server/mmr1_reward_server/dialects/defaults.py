@@ -24,7 +24,6 @@ class Defaults:
     """
 
     default_task: str
-    max_body_bytes: int = 32 * 2**20
     max_items: int = 1024
     max_held_requests: int = 4096
     max_held_bytes: int = 512 * 2**20

@@ -1,7 +1,6 @@
-"""Reading peers' requests and answering them: bodies within their limit, one clear line when refused, JSON out.
+"""Reading peers' requests and answering them: one clear line when refused, in the form of `/v1`, and JSON out.
 
-It knows no dialect. Peers' routes answer errors by themselves, in the form of `/v1`, whatever application they are part
-of.
+It knows no dialect. How large a body may be is `bodies`' matter.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from ..scoring import Overloaded
 
 M = TypeVar("M", bound=BaseModel)
 
-_DISCARDED_BODIES = 4  # times the limit, of a body that is over it
 _RETRY_AFTER_SECONDS = 1
 
 
@@ -70,7 +68,6 @@ class Endpoints:
 
     router: APIRouter
     registry: Registry
-    max_body_bytes: int
 
     def add(
         self,
@@ -105,8 +102,7 @@ class Endpoints:
             task = request.path_params.get("task")
             if task is not None:
                 _check_task(self.registry, task)
-            body = await _read_body(request, self.max_body_bytes)
-            return await handler(Call(body, task, request.query_params, request.is_disconnected))
+            return await handler(Call(await request.body(), task, request.query_params, request.is_disconnected))
         except Refusal as error:
             return failure(error.status, error.code, str(error))
         except Overloaded as error:
@@ -120,8 +116,6 @@ def answer(value: Any) -> Response:
 
 def failure(status: int, code: str, message: str) -> Response:
     headers = {"Retry-After": str(_RETRY_AFTER_SECONDS)} if status == 503 else {}
-    if status == 413:
-        headers["Connection"] = "close"
     body = ErrorBody(error=ErrorInfo(code=code, message=" ".join(message.split())))
     return Response(body.model_dump_json(), status, headers, "application/json")
 
@@ -131,21 +125,6 @@ def _check_task(registry: Registry, task: str) -> None:
         registry[task]
     except BadItem as error:
         raise Refusal(404, "no_such_task", str(error)) from None
-
-
-async def _read_body(request: Request, max_bytes: int) -> bytes:
-    """The body, held to its limit while it arrives; what is over it is read on for a while, or the answer is lost."""
-    body = bytearray()
-    num_bytes = 0
-    async for chunk in request.stream():
-        num_bytes += len(chunk)
-        if num_bytes <= max_bytes:
-            body += chunk
-        elif num_bytes > _DISCARDED_BODIES * max_bytes:
-            break
-    if num_bytes > max_bytes:
-        raise Refusal(413, "body_too_large", f"the body exceeds {max_bytes} bytes; raise --max-body-bytes if it must")
-    return bytes(body)
 
 
 def _describe(path: str, asks: dict[str, Any] | None, query: tuple[str, ...]) -> dict[str, Any]:

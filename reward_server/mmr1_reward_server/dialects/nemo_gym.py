@@ -116,7 +116,7 @@ def router(scoring: Scoring, registry: Registry, defaults: Defaults) -> APIRoute
         """NeMo-Gym: the same row may be verified again at any time."""
         return answer("stateless")
 
-    endpoints = Endpoints(routes, registry, defaults.max_body_bytes)
+    endpoints = Endpoints(routes, registry)
     # With its observability on, NeMo-Gym puts the rollout's name before each path.
     for prefix in ("", "/ng-rollout/{rollout_id}"):
         endpoints.add("POST", f"{prefix}/seed_session", session, asks=_ANY_OBJECT, answers=dict[str, str])

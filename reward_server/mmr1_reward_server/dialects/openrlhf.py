@@ -73,7 +73,7 @@ def router(scoring: Scoring, registry: Registry, defaults: Defaults) -> APIRoute
         scores = [min(1.0, max(0.0, reward)) for reward in rewards]
         return answer({"rewards": rewards, "scores": scores, "extra_logs": logs})
 
-    Endpoints(routes, registry, defaults.max_body_bytes).add(
+    Endpoints(routes, registry).add(
         "POST",
         "/get_reward",
         get_reward,

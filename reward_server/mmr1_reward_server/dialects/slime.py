@@ -46,7 +46,7 @@ def router(scoring: Scoring, registry: Registry, defaults: Defaults) -> APIRoute
         flags = {outcome.value: float(result.outcome is outcome) for outcome in _LOGGED}
         return answer({**result.components, **flags, "score": score})
 
-    Endpoints(routes, registry, defaults.max_body_bytes).add(
+    Endpoints(routes, registry).add(
         "POST",
         "/slime",
         slime,

@@ -78,7 +78,7 @@ def router(scoring: Scoring, registry: Registry, defaults: Defaults) -> APIRoute
         """V-Triune looks for this sentence before it sends anything."""
         return answer({"message": "Reward Judge Server"})
 
-    endpoints = Endpoints(routes, registry, defaults.max_body_bytes)
+    endpoints = Endpoints(routes, registry)
     endpoints.add("POST", "/judge", judge, asks=JudgeRequest.model_json_schema(), answers=JudgeAnswer, with_task=True)
     endpoints.add("GET", "/", greet, asks=None, answers=Greeting)
     return routes

@@ -12,12 +12,13 @@ import httpx
 from fastapi import FastAPI
 
 from mmr1_reward_server.api import Item, Outcome, Result
+from mmr1_reward_server.bodies import BodyLimits
 from mmr1_reward_server.dialects.defaults import Defaults
+from mmr1_reward_server.errors import add_error_handlers
 from mmr1_reward_server.parsing import find_answer
 from mmr1_reward_server.registry import InvalidOutput, Params, Registry, Sample, Task, Verdict
 from mmr1_reward_server.rewards import builtin_tasks
-from mmr1_reward_server.scoring import Overloaded, Scored, Scoring
-from mmr1_reward_server.threads import ThreadScoring
+from mmr1_reward_server.scoring import Overloaded, Scored, Scoring, score_item, without_reward
 from tests.unit.reward_server.reward_scorers import task_of
 
 
@@ -51,15 +52,37 @@ def peer_tasks() -> Registry:
     return Registry([*(task for task in builtin_tasks() if task.name not in names), *own])
 
 
-def thread_scoring(registry: Registry, **changes: Any) -> ThreadScoring:
-    options: dict[str, Any] = {
-        "num_threads": 2,
-        "item_deadline_seconds": 0.05,
-        "max_response_chars": 1000,
-        "max_pending_items": 100,
-        "max_stuck_threads": 50,
-    }
-    return ThreadScoring(registry, **{**options, **changes})
+class InThreads:
+    """A `Scoring` of any registry, with the rules of the workers and none of their processes."""
+
+    def __init__(
+        self, registry: Registry, *, item_deadline_seconds: float = 0.05, max_pending_items: int = 100
+    ) -> None:
+        self._registry = registry
+        self._deadline = item_deadline_seconds
+        self._max_pending = max_pending_items
+        self.num_pending = 0
+        self.unready: str | None = None
+
+    async def score(self, items: Sequence[Item]) -> list[Scored]:
+        if self.num_pending + len(items) > self._max_pending:
+            raise Overloaded(f"{self.num_pending} items are pending")
+        self.num_pending += len(items)
+        try:
+            return [await self._score(item) for item in items]
+        finally:
+            self.num_pending -= len(items)
+
+    async def _score(self, item: Item) -> Scored:
+        try:
+            async with asyncio.timeout(self._deadline):
+                result = await asyncio.to_thread(score_item, self._registry, item, max_response_chars=1000)
+        except TimeoutError:
+            result = without_reward(item, Outcome.TIMEOUT, "too slow")
+        return Scored(result, 0.01)
+
+    async def close(self) -> None:
+        pass
 
 
 class Scripted:
@@ -94,7 +117,11 @@ class Scripted:
 
 
 def peers(
-    dialect: ModuleType, scoring: Scoring | None = None, registry: Registry | None = None, **defaults: Any
+    dialect: ModuleType,
+    scoring: Scoring | None = None,
+    registry: Registry | None = None,
+    max_body_bytes: int = 32 * 2**20,
+    **defaults: Any,
 ) -> httpx.AsyncClient:
     """A client of an application that has nothing but this dialect's routes. Its default task is counting.
 
@@ -103,7 +130,9 @@ def peers(
     registry = registry or peer_tasks()
     app = FastAPI()
     told = Defaults(**{"default_task": "counting", **defaults})
-    app.include_router(dialect.router(scoring or thread_scoring(registry), registry, told))
+    app.include_router(dialect.router(scoring or InThreads(registry), registry, told))
+    add_error_handlers(app)
+    app.add_middleware(BodyLimits, max_body_bytes=max_body_bytes, max_pending_bytes=2**30, body_seconds=60.0)
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://reward")
 
 

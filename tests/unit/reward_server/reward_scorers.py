@@ -29,6 +29,11 @@ def _sleeps(sample: Sample[Any, Params]) -> Verdict:
     return Verdict(1.0)
 
 
+def _hangs(sample: Sample[Any, Params]) -> Verdict:
+    time.sleep(60.0)
+    return Verdict(1.0)
+
+
 def _raises(sample: Sample[Any, Params]) -> Verdict:
     raise RuntimeError(f"cannot judge {sample.response}\nat all \ud800")
 
@@ -82,6 +87,7 @@ LOADS = replace(
     ),
 )
 SLEEPS = task_of("sleeps", _sleeps)
+HANGS = task_of("hangs", _hangs)
 RAISES = task_of("raises", _raises)
 NAN = task_of("nan", lambda _: Verdict(float("nan")))
 INFINITE_COMPONENT = task_of("infinite_component", lambda _: Verdict(1.0, {"x": float("inf")}))

@@ -21,14 +21,14 @@ from mmr1_reward_server.adapters import RewardUnavailable, calls, for_easyr1
 from mmr1_reward_server.app import create_app
 from mmr1_reward_server.settings import Settings
 from tests.unit.reward_server.reward_live import live
-from tests.unit.reward_server.reward_peers import peer_tasks
 
+SCORERS = "tests.unit.reward_server.reward_scorers"
 RIGHT, WRONG, MUTE = "<answer>3</answer>", "<answer>4</answer>", "no idea"
 
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with live(create_app(Settings(item_deadline_seconds=0.1), peer_tasks())) as address:
+    with live(create_app(Settings(item_deadline_seconds=0.3, reward=(f"{SCORERS}:HANGS", f"{SCORERS}:RAISES")))) as address:
         yield address
 
 
@@ -47,9 +47,9 @@ VERL = [
     (WRONG, 3, {}, flags("score", 0.0)),
     (MUTE, "3", {}, flags("score", 0.0, invalid=1.0)),
     (WRONG, "3", {"params": {"score": "graded"}}, flags("score", pytest.approx(2 / 3))),
-    (WRONG, "3", {"task": "ocr"}, flags("score", 0.25)),
-    (WRONG, {"task": "ocr", "text": "3"}, {}, flags("score", 0.25)),
-    (WRONG, {"task": "ocr", "text": "3"}, {"task": "counting"}, flags("score", 0.0)),
+    (WRONG, "45", {"task": "ocr"}, flags("score", 0.5)),
+    (WRONG, {"task": "ocr", "text": "45"}, {}, flags("score", 0.5)),
+    (WRONG, {"task": "ocr", "text": "45"}, {"task": "counting"}, flags("score", 0.0)),
     (RIGHT, "3", {"task": "raises", "failed_score": -2}, flags("score", -2.0, failed=1.0)),
 ]
 
@@ -232,7 +232,7 @@ async def test_verifiers() -> None:
     with pytest.raises(RewardUnavailable):
         await reward(completion=RIGHT, answer="a few", state=state)
     assert isinstance(state["error"], RewardUnavailable)  # the rubric itself would count 0
-    assert await adapters.verifiers_task_reward(WRONG, "3", task="ocr") == 0.25
+    assert await adapters.verifiers_task_reward(WRONG, "45", task="ocr") == 0.5
 
 
 def test_what_is_not_configured_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from mmr1_reward_server.labels import Label
 from mmr1_reward_server.registry import BadItem, Registry
 from mmr1_reward_server.rewards.counting import COUNTING
 from mmr1_reward_server.scoring import Overloaded, Scored
-from tests.unit.reward_server.reward_peers import Scripted, peer_tasks, peers, thread_scoring
+from tests.unit.reward_server.reward_peers import InThreads, Scripted, peer_tasks, peers
 from tests.unit.reward_server.reward_scorers import item
 
 SCORING_PATHS = ("/get_reward", "/slime", "/verify", "/ng-rollout/{rollout_id}/verify", "/judge", "/submit_task")
@@ -184,7 +184,7 @@ async def test_a_client_that_left_is_given_up() -> None:
 
 async def test_a_caller_who_is_cancelled_leaves_nothing_behind() -> None:
     registry = peer_tasks()
-    scoring = thread_scoring(registry, max_pending_items=1, item_deadline_seconds=5)
+    scoring = InThreads(registry, max_pending_items=1, item_deadline_seconds=5)
     holding = Holding(scoring, Defaults("counting"))
     first = asyncio.ensure_future(scoring.score([item("hangs")]))
     await asyncio.sleep(0.05)

@@ -22,7 +22,7 @@ ITEMS = [item("counting", name="a"), item("counting", "<answer>4</answer>", name
 
 def test_scores_and_tasks_from_several_threads() -> None:
     rewards: list[list[float | None]] = []
-    with live(create_app(Settings(), builtin_tasks())) as url, SyncRewardClient(url, 10) as client:
+    with live(create_app(Settings())) as url, SyncRewardClient(url, 10) as client:
         assert "counting" in [task.name for task in client.tasks()]
         assert client.score([]) == []
 
