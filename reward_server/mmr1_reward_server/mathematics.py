@@ -23,7 +23,7 @@ MAX_NESTING = 8
 MAX_BITS = 2**14
 # A power of a sum may be multiplied out: (x + 1)^100 has 101 terms, (1 + x + y + z)^30 has 5,456.
 MAX_TERMS = 1_000
-_MAX_DEPTH = 300
+_MAX_DEPTH = 200
 
 _DELIMITER = re.compile(r"\$|\\boxed|\\\(|\\\[")
 # LaTeX's words are not words, nor is what it sets as text: a unit, mostly.

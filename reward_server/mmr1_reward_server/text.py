@@ -24,6 +24,8 @@ Tokens = Literal["auto", "words", "characters"]
 # Python sorts a run of combining marks in quadratic time. Unicode's stream-safe format (UAX #15, 13) allows this many.
 MAX_MARKS_IN_A_ROW = 30
 _MARK = "\0"
+# Latin, Chinese, kana and Hangul, for which there is no need to look at each character.
+_WITHOUT_MARKS = re.compile("[\0-\u02ff\u3000-\u3029\u3030-\u3098\u309b-\ua4cf\uac00-\ud7a3\uff00-\uff9d]*")
 
 # Scripts that put no spaces between words: kana, Han with its extensions, Thai, Lao, Tibetan, Myanmar, Khmer; and the
 # punctuation and full-width signs that go with them. Hangul is absent: Korean has spaces.
@@ -119,11 +121,16 @@ def _in_form(text: str, form: Unicode) -> str:
     return text if form == "none" else unicodedata.normalize(form, text)
 
 
+def _is_mark(char: str) -> bool:
+    """Whether a character, once taken apart, begins with a combining mark, and so continues a run of them."""
+    return unicodedata.combining(unicodedata.normalize("NFKD", char)[0]) != 0
+
+
 def _has_endless_marks(text: str) -> bool:
     """Whether some run of combining marks exceeds MAX_MARKS_IN_A_ROW. A loop over the distinct characters only."""
-    if text.isascii():
+    if _WITHOUT_MARKS.fullmatch(text):
         return False
-    marks = {ord(char): _MARK for char in set(text) if unicodedata.combining(unicodedata.normalize("NFKD", char)[0])}
+    marks = {ord(char): _MARK for char in set(text) if _is_mark(char)}
     if not marks:
         return False
     return _MARK * (MAX_MARKS_IN_A_ROW + 1) in text.translate({ord(_MARK): " "} | marks)

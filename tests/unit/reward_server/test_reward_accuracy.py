@@ -138,7 +138,7 @@ def test_what_no_deadline_can_interrupt_is_not_computed(response: str) -> None:
     assert result.detail.startswith("the answer cannot be compared:")
     refused = score("3", response, method="math")
     assert (refused.outcome, refused.reward) == (Outcome.VERIFIER_ERROR, None)
-    assert time.perf_counter() - began < 4
+    assert time.perf_counter() - began < 15  # any one of them would take for ever
 
 
 def test_large_numbers_within_the_limits_are_compared() -> None:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import unicodedata
 from typing import Any
@@ -18,7 +19,16 @@ from mmr1_reward_server.api import Item, Outcome, Result
 from mmr1_reward_server.rewards import builtin_tasks
 from mmr1_reward_server.rewards.ocr import OCR
 from mmr1_reward_server.scoring import score_item
-from mmr1_reward_server.text import edit_similarity, error_rate, normalise, strip_fence, token_f1, tokenise
+from mmr1_reward_server.text import (
+    _WITHOUT_MARKS,
+    _is_mark,
+    edit_similarity,
+    error_rate,
+    normalise,
+    strip_fence,
+    token_f1,
+    tokenise,
+)
 
 TASKS = builtin_tasks()
 PLAIN = st.text(alphabet="ab c").map(normalise)
@@ -229,6 +239,13 @@ def test_long_texts_do_not_go_through_python() -> None:
     for _ in range(50):
         assert score(page, page[::-1]).outcome is Outcome.OK
     assert time.perf_counter() - began < 5  # two loops in Python take a second for each
+
+
+def test_characters_that_are_not_looked_at_are_no_marks() -> None:
+    passed = [char for char in map(chr, range(sys.maxunicode + 1)) if _WITHOUT_MARKS.fullmatch(char)]
+    assert len(passed) > 40_000
+    assert [char for char in passed if _is_mark(char)] == []
+    assert _is_mark("\u0301") and _is_mark("\u0f73") and not _is_mark("é")
 
 
 @pytest.mark.parametrize("unicode", ["NFC", "NFKC"])
