@@ -10,8 +10,8 @@ Read are, anywhere in the text and in any mixture:
 - `<|box_start|>(1,2),(3,4)<|box_end|>`, always a box, with the label of the last
   `<|object_ref_start|>dog<|object_ref_end|>` before it.
 
-Numbers are integers, decimals, negative, with exponents, in ASCII or full-width digits; from MAX_DIGITS whole digits
-on they are none. Order is x, y. Duplicates stay: each is a region.
+Numbers are integers, decimals, negative, with exponents, in ASCII or full-width digits; with more than MAX_DIGITS whole
+digits they are none. Order is x, y. Duplicates stay: each is a region.
 
 A text that was cut off gives its complete regions: those whose bracket is closed, and for an object its brace.
 `Reading.cut` tells. Nothing is repaired.
@@ -40,6 +40,7 @@ LABEL_KEYS = frozenset(("label", "name", "category", "class"))
 SCORE_KEYS = frozenset(("score", "confidence"))
 
 _MAX_NUMBER_CHARS = 40
+_TOO_LARGE = 10.0**MAX_DIGITS
 # One character for one character, so that a position in the translated text is one in the original, whose labels
 # stay as they are.
 _TO_ASCII = str.maketrans("０１２３４５６７８９，．－−＋（）［］｛｝：", "0123456789,.--+()[]{}:")  # noqa: RUF001
@@ -47,6 +48,11 @@ _TO_ASCII = str.maketrans("０１２３４５６７８９，．－−＋（）�
 # All repetitions are possessive: what has been matched is never tried in another way.
 _N = r"([-+]?+(?:[0-9]++(?:\.[0-9]*+)?+|\.[0-9]++)(?:[eE][-+]?+[0-9]++)?+)\s*+"
 _GROUP = re.compile(rf"[\[(]\s*+{_N},\s*+{_N}(?:,\s*+{_N}(?:,\s*+{_N})?+)?+,?+\s*+[\])]")
+# What nearly every object looks like, in one step. The general way reads the same out of it, in seven.
+_PLAIN_OBJECT = re.compile(
+    rf'\{{\s*+"(\w++)"\s*+:\s*+\[\s*+{_N},\s*+{_N},\s*+{_N},\s*+{_N}\]\s*+,'
+    r'\s*+"(\w++)"\s*+:\s*+"([^"\\\n]*+)"\s*+\}'
+)
 _NUMBER = re.compile(rf"\s*+{_N}(?=[,}}])")
 _EMPTY_LIST = re.compile(r"\[\s*+\]")
 _STRING = re.compile(r"""\s*+(?:"([^"\\\n]*+(?:\\.[^"\\\n]*+)*+)"?+|'([^'\\\n]*+(?:\\.[^'\\\n]*+)*+)'?+)""")
@@ -175,6 +181,8 @@ class _Reader:
         if token in "[(" and (group := _GROUP.match(self._text, begin)):
             self._group(group)
             return group.end()
+        if token == "{" and (plain := _PLAIN_OBJECT.match(self._text, begin)) and self._plain_object(plain):
+            return plain.end()
         if token == "[" and (empty := _EMPTY_LIST.match(self._text, begin)):
             self._empty_list = True
             return empty.end()
@@ -196,7 +204,7 @@ class _Reader:
         frame.word = None
         if number := _NUMBER.match(self._text, position):
             if frame.key in SCORE_KEYS:
-                frame.score = _to_float(number.group(1))
+                frame.score = next(iter(_to_floats([number.group(1)])), None)
             return number.end()
         end = self._string(position)
         if frame.key in LABEL_KEYS:
@@ -233,12 +241,22 @@ class _Reader:
         for coordinates in frame.boxes or frame.points:
             self._add(Region(coordinates, frame.label, frame.score))
 
+    def _plain_object(self, match: re.Match[str]) -> bool:
+        """Adds its box. False, and nothing done, when it is an object of another kind."""
+        key, *numbers, label_key, _ = match.groups()
+        box = _to_floats(numbers)
+        if not box or len(self._stack) >= MAX_DEPTH:
+            return False
+        if key.lower() not in BOX_KEYS or label_key.lower() not in LABEL_KEYS:
+            return False
+        self._add(Region(box, _encodable(self._original[slice(*match.span(7))])))
+        return True
+
     def _group(self, match: re.Match[str]) -> None:
         """Two to four numbers in brackets."""
-        numbers = [_to_float(number) for number in match.groups() if number is not None]
-        coordinates = tuple(number for number in numbers if number is not None)
+        coordinates = _to_floats([number for number in match.groups() if number is not None])
         is_tuple = match.group()[0] == "("
-        if len(coordinates) != len(numbers) or len(numbers) == 3 or is_tuple != (match.group()[-1] == ")"):
+        if len(coordinates) not in (2, 4) or is_tuple != (match.group()[-1] == ")"):
             return
         top = self._stack[-1] if self._stack else None
         if top is not None and top.owner is not None:
@@ -276,11 +294,12 @@ class _Reader:
         self._regions.append(region)
 
 
-def _to_float(number: str) -> float | None:
-    if len(number) > _MAX_NUMBER_CHARS:
-        return None
-    value = float(number)
-    return value if abs(value) < 10**MAX_DIGITS else None
+def _to_floats(numbers: list[str]) -> tuple[float, ...]:
+    """All of them, or none when one is out of bounds."""
+    if any(len(number) > _MAX_NUMBER_CHARS for number in numbers):
+        return ()
+    floats = tuple(map(float, numbers))
+    return floats if all(abs(value) < _TOO_LARGE for value in floats) else ()
 
 
 def _unescaped(text: str) -> str:

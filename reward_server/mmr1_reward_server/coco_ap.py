@@ -19,6 +19,7 @@ from .boxes import Floats, proper
 from .registry import BadItem
 
 _MAX_DETECTIONS = 100
+_DIGITS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,8 @@ def average_precision(predicted: Objects, true: Objects) -> tuple[float, float]:
     evaluation.evaluate()
     evaluation.accumulate()
     precision = evaluation.eval["precision"]  # thresholds, recalls, categories, area ranges, limits of detections
-    return float(precision.mean()), float(precision[0].mean())
+    # pycocotools adds a hair to each denominator, which would leave a perfect answer that much below 1.
+    return round(float(precision.mean()), _DIGITS), round(float(precision[0].mean()), _DIGITS)
 
 
 def _corner_and_size(boxes: Floats) -> list[list[float]]:
