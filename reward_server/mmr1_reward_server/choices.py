@@ -24,7 +24,7 @@ _MARKERS = tuple(
     for words in ("answer", "option|choice|choose")
 )
 _BRACKETED = re.compile(r"[(\[]([A-Z])[)\]]")
-_ALONE = re.compile(r"(?<![\w'-])([A-Z])(?![\w'-])(?P<after> [^\W_])?")
+_ALONE = re.compile(r"(?<![\w'-])([A-Z])(?![\w'-])(?P<after> (?!or\b|and\b)[^\W_])?")
 # Alone before a word, these are words themselves: "A cat", "I see".
 _WORDS = "AI"
 
@@ -65,7 +65,7 @@ def find_choice(text: str, options: str) -> Choice:
         return Choice(letter)
     letter = read_leading_letter(text, options)
     if letter is not None:
-        return _only({letter} | (set(_LISTED.findall(text)) & set(options)))
+        return _only({letter} | (set(_LISTED.findall(text) + _BRACKETED.findall(text)) & set(options)))
     for marker in _MARKERS:
         marked = [match.group(1) for match in marker.finditer(text) if _announced(match)]
         marked = [letter.upper() for letter in marked if letter.upper() in options]

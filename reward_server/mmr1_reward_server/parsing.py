@@ -67,7 +67,7 @@ def find_boxed(text: str) -> str | None:
 
 
 def find_numbers(text: str) -> list[float]:
-    """All numbers of a text in order: 3, -3, 3.5, 1,234, full-width digits; words up to twenty if there are no digits.
+    """All numbers of a text in order: 3, -3, 3.5, .5, 1,234, full-width digits; without digits, words up to twenty.
 
     Numbers of more than MAX_DIGITS digits, and words for numbers above twenty, are left out.
     """
@@ -80,6 +80,8 @@ def read_number(text: str) -> float | None:
     """The number that a whole text is, spaces around it aside; None when the text is anything else or more."""
     text = text.strip().translate(_TO_ASCII)
     digits = text[1:] if text[:1] in ("+", "-") else text
+    if digits[:1] == "." and digits[1:2].isdigit():
+        digits = "0" + digits
     match = _DIGIT_RUN.fullmatch(digits)
     if match:
         numbers = _split_run(digits)
@@ -96,10 +98,15 @@ def _in_digits(text: str) -> tuple[list[float], bool]:
     any_digits = False
     for match in _DIGIT_RUN.finditer(text):
         any_digits = True
-        begin = match.start()
+        begin, run = match.start(), match.group()
+        # ".5" is a half; the point of "No.5" and the dots of "...5" end what stands before.
+        if text[begin - 1 : begin] == "." and run.rstrip(",._").isdigit():
+            before = text[begin - 2 : begin - 1] if begin > 1 else ""
+            if not before.isalnum() and before != ".":
+                begin, run = begin - 1, f"0.{run}"
         # A minus belongs to the number unless it joins it to what stands before: "2-3", "item-3".
         negative = begin > 0 and text[begin - 1] == "-" and not (begin > 1 and text[begin - 2].isalnum())
-        for place, value in enumerate(_split_run(match.group())):
+        for place, value in enumerate(_split_run(run)):
             if value is not None:
                 numbers.append(-value if negative and place == 0 else value)
     return numbers, any_digits

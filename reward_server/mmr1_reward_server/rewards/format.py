@@ -15,7 +15,8 @@ _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 class FormatParams(Params):
     style: Literal["answer", "think_answer", "pattern"] = Field(
-        "answer", description="answer: reasoning in <think> may come first; think_answer: it must; pattern: see there"
+        "answer",
+        description="answer: reasoning in <think> may come first; think_answer: it must; pattern: `pattern` says",
     )
     pattern: str | None = Field(
         None,

@@ -56,7 +56,7 @@ class OcrParams(Params):
     tokens: Tokens = Field(
         "auto", description="what wer and f1 count: words, characters, or characters where a script has no spaces"
     )
-    fence: Fence = Field("strip", description="strip: ``` around a whole text are not part of it")
+    fence: Fence = Field("strip", description="strip: a code fence around a whole text is no part of it")
 
 
 def read_text(response: str) -> str:

@@ -129,13 +129,6 @@ def test_format_accepts_only_one_layout(response: str) -> None:
     assert not (reward == 0 and score("format", response, style="think_answer").reward == 1)
 
 
-@pytest.mark.parametrize("params", [{"style": "^(a+)+$"}, {"pattern": "(a+)+"}, {"style": None}])
-def test_format_takes_no_pattern_from_a_request(params: dict[str, Any]) -> None:
-    result = score("format", "<answer>3</answer>", None, **params)
-    assert result.outcome is Outcome.VERIFIER_ERROR
-    assert result.detail.startswith("params of task format:")
-
-
 def test_unknown_task_names_the_nearest() -> None:
     result = score("countng", "3", 3)
     assert (result.outcome, result.reward) == (Outcome.VERIFIER_ERROR, None)
