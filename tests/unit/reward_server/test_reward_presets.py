@@ -34,6 +34,7 @@ def test_each_tells_of_its_bugs(task: Task[Any, Any]) -> None:
 @pytest.mark.parametrize("task", PRESETS, ids=lambda task: task.name)
 def test_long_hostile_texts_take_linear_time(task: Task[Any, Any]) -> None:
     solution = task.example.item.solution
+    check_any_text(task.name, "<answer>3</answer>", solution, -1, 2)  # imports what the first call imports
     for piece in (*PIECES, "[1, 2, 3, ", "(1,2),", "<answer>```json[", "<answer>x\n", "```json ```", "[[[[[", '"\\'):
         response = piece * (20_000 // len(piece))
         for bug_compatible in (False, True):

@@ -135,11 +135,12 @@ def score(sample: Sample[Truth, DetectionParams]) -> Verdict:
         for number, box in zip(classes, boxes, strict=True)
         if all(math.isfinite(coordinate) for coordinate in box)
     ]
-    if not boxes:
-        nothing_there = not items and not truth.target_id and not params.bug_compatible
+    if not items:
         reward = min(_FORMAT_WEIGHT + params.f1_scale + params.cls_coe + params.iou_coe, _MAX_REWARD)
-        detail = "there is nothing, and nothing was found" if nothing_there else "no valid item"
-        return Verdict(reward if nothing_there else 0.0, {"format": float(nothing_there)}, parsed, detail)
+        right = not truth.target_id and not params.bug_compatible
+        return Verdict(reward if right else 0.0, {"format": float(right)}, parsed, f"0 of {len(truth.target_id)} found")
+    if not boxes:
+        raise InvalidOutput("no item has a bbox_2d of four numbers and one of COCO's labels")
     layout = len(boxes) / len(items)
     if params.bug_compatible and truth.target_id and not _survives(classes, boxes):
         return Verdict(0.0, {}, None, "a toothbrush or an inverted box, which takes all to 0 in the original")
