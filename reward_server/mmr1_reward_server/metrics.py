@@ -15,7 +15,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from .api import Result
+from .api import Outcome
+from .scoring import Scored
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _ITEM_SECONDS = (0.00001, 0.0001, 0.001, 0.01, 0.1, 1, 10)
@@ -63,7 +64,7 @@ class Metrics(Collector):
         self._num_pending = num_pending
         self._num_alive = num_alive
         self._requests: Counter[tuple[str, int]] = Counter()
-        self._items: Counter[tuple[str, str]] = Counter()
+        self._items: Counter[tuple[str, Outcome]] = Counter()
         self._restarts: Counter[str] = Counter()
         self._request_seconds = _Histogram(
             "mmr1_reward_request_seconds", "From a request's head to its answer", "route", _SECONDS
@@ -79,12 +80,12 @@ class Metrics(Collector):
         self._requests[route, status] += 1
         self._request_seconds.observe(route, seconds)
 
-    def item(self, task: str, result: Result, seconds: float) -> None:
+    def item(self, task: str, scored: Scored) -> None:
         """`task` must be one that exists: each new label lives for ever."""
-        self._items[task, result.outcome.value] += 1
-        self._item_seconds.observe(task, seconds)
-        if result.reward is not None:
-            self._rewards.observe(task, result.reward)
+        self._items[task, scored.outcome] += 1
+        self._item_seconds.observe(task, scored.seconds)
+        if scored.reward is not None:
+            self._rewards.observe(task, scored.reward)
 
     def worker_restarted(self, cause: str) -> None:
         self._restarts[cause] += 1
@@ -94,8 +95,8 @@ class Metrics(Collector):
         for (route, status), count in self._requests.items():
             requests.add_metric([route, str(status)], count)
         items = CounterMetricFamily("mmr1_reward_items", "Items answered", labels=["task", "outcome"])
-        for labels, count in self._items.items():
-            items.add_metric(labels, count)
+        for (task, outcome), count in self._items.items():
+            items.add_metric([task, outcome.value], count)
         restarts = CounterMetricFamily(
             "mmr1_reward_worker_restarts", "Worker processes that were replaced or did not start", labels=["cause"]
         )

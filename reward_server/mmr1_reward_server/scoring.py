@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, Protocol
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from .api import Item, Outcome, Result, first_problem
 from .registry import BadItem, InvalidOutput, Registry, Verdict
@@ -18,6 +18,7 @@ from .registry import BadItem, InvalidOutput, Registry, Verdict
 logger = logging.getLogger(__name__)
 
 _MAX_DETAIL_CHARS = 500
+_RESULT = TypeAdapter(Result)
 
 
 class Overloaded(Exception):
@@ -28,9 +29,42 @@ class WorkersCannotStart(Exception):
     """No worker process gets ready. Says why in one line."""
 
 
-class Scored(NamedTuple):
-    result: Result
-    seconds: float
+class Scored:
+    """The verdict on one item and how long it took: as an object, and as the JSON that a worker has made of it.
+
+    Most verdicts pass through the server without being looked into, so each form is made from the other when asked for.
+    """
+
+    __slots__ = ("_encoded", "_result", "outcome", "reward", "seconds")
+
+    def __init__(self, result: Result, seconds: float) -> None:
+        self._result: Result | None = result
+        self._encoded: bytes | None = None
+        self.outcome = result.outcome
+        self.reward = result.reward
+        self.seconds = seconds
+
+    @classmethod
+    def from_json(cls, encoded: bytes, outcome: Outcome, reward: float | None, seconds: float) -> Scored:
+        """`encoded` is a whole Result with this outcome and reward."""
+        self = cls.__new__(cls)
+        self._result, self._encoded = None, encoded
+        self.outcome, self.reward, self.seconds = outcome, reward, seconds
+        return self
+
+    @property
+    def result(self) -> Result:
+        if self._result is None:
+            assert self._encoded is not None
+            self._result = _RESULT.validate_json(self._encoded)
+        return self._result
+
+    @property
+    def encoded(self) -> bytes:
+        if self._encoded is None:
+            assert self._result is not None
+            self._encoded = encode_result(self._result)
+        return self._encoded
 
 
 class Scoring(Protocol):
@@ -56,6 +90,11 @@ class Scoring(Protocol):
 
     async def close(self) -> None:
         """Ends what runs. `score` must not be called afterwards."""
+
+
+def encode_result(result: Result) -> bytes:
+    """Raises PydanticSerializationError for a `parsed` that no JSON can hold."""
+    return _RESULT.dump_json(result)
 
 
 def score_item(registry: Registry, item: Item, *, max_response_chars: int) -> Result:

@@ -18,13 +18,14 @@ import time
 from collections.abc import Sequence
 from typing import BinaryIO
 
+from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError, to_json
 
-from .api import Item, Outcome
+from .api import Item, Outcome, Result, first_problem
 from .logs import configure_logging
 from .plugins import PluginError, build_registry
 from .registry import Registry
-from .scoring import score_item, without_reward
+from .scoring import Scored, score_item, without_reward
 from .worker_wire import Hello, Progress, decode_items, encode_scored, to_frame
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ WARM_UP_SECONDS = 60.0
 # A frame that takes longer was guessed wrongly: what is left of it may go to another worker, or wait behind others.
 _GIVE_BACK_SECONDS = 0.02
 _LENGTH_BYTES = 4
+_SURELY_READABLE_DEPTH = 100
 _PR_SET_PDEATHSIG = 1
 _CANNOT_START = 2
 
@@ -97,7 +99,7 @@ class _Worker:
 
     def _score_frame(self, pipe: socket.socket, items: Sequence[Item]) -> None:
         """Sends the results together. Fewer than there are items: the others are given back unscored."""
-        scored: list[tuple[float, bytes]] = []
+        scored: list[Scored] = []
         began = time.monotonic()
         give_back_at = began + _GIVE_BACK_SECONDS
         for position, item in enumerate(items):
@@ -105,9 +107,10 @@ class _Worker:
                 self._warm_up(item.task, position)
                 began = time.monotonic()
             self._progress.begin(position, began)
-            result = self._score(item)
+            one = self._score(item)
             now = time.monotonic()
-            scored.append((now - began, result))
+            one.seconds = now - began
+            scored.append(one)
             began = now
             if now > give_back_at:
                 break
@@ -122,16 +125,18 @@ class _Worker:
         if example is not None:
             score_item(self._registry, example.item, max_response_chars=self._max_response_chars)
 
-    def _score(self, item: Item) -> bytes:
-        result = score_item(self._registry, item, max_response_chars=self._max_response_chars)
+    def _score(self, item: Item) -> Scored:
+        """A verdict that is sure to be readable: `parsed` may be half a surrogate pair, a cycle, or nested too deeply."""
+        scored = Scored(score_item(self._registry, item, max_response_chars=self._max_response_chars), 0.0)
         try:
-            return to_json(result, inf_nan_mode="null")
-        except (
-            PydanticSerializationError,
-            ValueError,
-        ) as error:  # in `parsed`: half a surrogate pair, a cycle
-            detail = f"scorer of {item.task} returned an unusable verdict: {error}"
-            return to_json(without_reward(item, Outcome.VERIFIER_ERROR, detail))
+            encoded = scored.encoded
+            if encoded.count(b"[") + encoded.count(b"{") > _SURELY_READABLE_DEPTH:
+                Result.model_validate_json(encoded)
+        except (PydanticSerializationError, ValueError) as error:
+            reason = first_problem(error) if isinstance(error, ValidationError) else str(error)
+            detail = f"scorer of {item.task} returned an unusable verdict: {reason}"
+            return Scored(without_reward(item, Outcome.VERIFIER_ERROR, detail), 0.0)
+        return scored
 
 
 def _read_frame(stream: BinaryIO) -> bytes:

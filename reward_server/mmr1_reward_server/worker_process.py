@@ -19,6 +19,7 @@ from typing import cast
 from pydantic import ValidationError
 
 from .api import Item
+from .scoring import Scored
 from .worker_wire import FrameReader, Hello, Progress, decode_scored, encode_items, to_frame
 
 # A worker that reads nothing for so long, without being at an item, is stopped or swapped out.
@@ -50,9 +51,9 @@ class WorkerOptions:
 
 
 class WorkerProcess(asyncio.Protocol):
-    """`on_scored(worker, results)` is called with (seconds, JSON) of each item, in the order that they were sent in."""
+    """`on_scored(worker, results)` is called once for each frame; raising ValueError there kills the worker."""
 
-    def __init__(self, on_scored: Callable[[WorkerProcess, list[tuple[float, bytes]]], None]) -> None:
+    def __init__(self, on_scored: Callable[[WorkerProcess, list[Scored]], None]) -> None:
         self._on_scored = on_scored
         self._frames = FrameReader()
         self._hello: asyncio.Future[Hello] = asyncio.get_running_loop().create_future()

@@ -1,11 +1,12 @@
 """What passes between the server and one of its worker processes: frames over a socket, progress in shared memory.
 
 Both sides build on this file. It starts no process and scores nothing. Frames are length-prefixed JSON, never pickle:
-a worker runs other people's code, and what it sends is checked like anything else that comes from outside.
+a worker runs other people's code, so nothing that it sends may do more than be wrong.
 """
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import struct
@@ -15,12 +16,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 from pydantic_core import to_json
 
-from .api import Item
+from .api import Item, Outcome
+from .scoring import Scored
 
 _LENGTH = struct.Struct("!I")
-_SCORED = struct.Struct("!dI")  # seconds, length of the result's JSON
+_SCORED = struct.Struct("!dd16sI")  # seconds, reward (not a number for none), outcome, length of the result's JSON
 _PROGRESS = struct.Struct("dq")  # what `Progress` keeps
 _RESTING = -1
+_CODES = {outcome: outcome.value.encode().ljust(16) for outcome in Outcome}
+_OUTCOMES = {code: outcome for outcome, code in _CODES.items()}
 _ITEMS = TypeAdapter(list[Item])
 
 
@@ -65,24 +69,33 @@ def decode_items(payload: bytes) -> list[Item]:
     return _ITEMS.validate_json(payload)
 
 
-def encode_scored(scored: Iterable[tuple[float, bytes]]) -> bytes:
-    """Each item's seconds and its result as JSON, in the order of the items."""
-    return b"".join(_SCORED.pack(seconds, len(result)) + result for seconds, result in scored)
+def encode_scored(scored: Iterable[Scored]) -> bytes:
+    """The results of a frame, in the order of its items. Raises nothing that `Scored.encoded` does not."""
+    parts: list[bytes] = []
+    for one in scored:
+        reward = math.nan if one.reward is None else one.reward
+        parts += (_SCORED.pack(one.seconds, reward, _CODES[one.outcome], len(one.encoded)), one.encoded)
+    return b"".join(parts)
 
 
-def decode_scored(payload: bytes) -> list[tuple[float, bytes]]:
+def decode_scored(payload: bytes) -> list[Scored]:
     """Raises ValueError when the payload is not what `encode_scored` makes."""
     scored = []
     begin = 0
     while begin < len(payload):
         if begin + _SCORED.size > len(payload):
             raise ValueError("a result's head is cut off")
-        seconds, length = _SCORED.unpack_from(payload, begin)
+        seconds, number, code, length = _SCORED.unpack_from(payload, begin)
         begin += _SCORED.size
-        if begin + length > len(payload):
-            raise ValueError("a result is cut off")
-        scored.append((seconds, payload[begin : begin + length]))
+        encoded = payload[begin : begin + length]
         begin += length
+        outcome = _OUTCOMES.get(code)
+        reward = number if math.isfinite(number) else None
+        if len(encoded) != length or encoded[:1] != b"{" or encoded[-1:] != b"}":
+            raise ValueError("a result is cut off")
+        if outcome is None or outcome.has_reward != (reward is not None):
+            raise ValueError("a result has no outcome that there is")
+        scored.append(Scored.from_json(encoded, outcome, reward, seconds))
     return scored
 
 
@@ -110,8 +123,7 @@ class Progress:
 
     def begin(self, position: int, counts_from: float) -> None:
         """The worker begins with an item. `counts_from`: when its deadline starts to run, on the monotonic clock."""
-        # The time first: a reader between the two sees the old item with a newer time, and waits.
-        _PROGRESS.pack_into(self._memory, 0, counts_from, self.position)
+        # The time is written first: a reader in between sees the old item with a newer time, and waits.
         _PROGRESS.pack_into(self._memory, 0, counts_from, position)
 
     def rest(self) -> None:

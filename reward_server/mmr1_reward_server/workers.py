@@ -12,9 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pydantic import ValidationError
-
-from .api import Item, Outcome, Result, first_problem
+from .api import Item, Outcome
 from .scoring import Overloaded, Scored, WorkersCannotStart, without_reward
 from .worker_process import WorkerOptions, WorkerProcess, WorkerStartError
 
@@ -24,7 +22,7 @@ logger = logging.getLogger(__name__)
 _FRAME_SECONDS = 0.005
 _MAX_FRAME_ITEMS = 256
 _MAX_FRAME_CHARS = 2**20
-_SMOOTHING = 0.1
+_SMOOTHING = 0.3  # of the newest frame in the mean that guesses the next
 _FIRST_GUESS_SECONDS = 0.0005  # of scoring one item
 
 _MAX_ATTEMPTS = 3  # of an item whose worker ended, and nobody knows which item's fault that was
@@ -236,15 +234,16 @@ class WorkerPool:
         if left:
             self._watch = asyncio.get_running_loop().call_later(min(*left, self._deadline), self._look_for_late)
 
-    def _take_results(self, worker: WorkerProcess, results: list[tuple[float, bytes]]) -> None:
+    def _take_results(self, worker: WorkerProcess, results: list[Scored]) -> None:
         """Results of the first items of the frame; the worker has given the others back."""
         frame = self._frames.get(worker, [])
         if not 0 < len(results) <= len(frame):
             raise ValueError("results that nobody asked for")
         self._frames[worker] = []
-        for pending, (seconds, result) in zip(frame, results, strict=False):
-            self._item_seconds += _SMOOTHING * (min(seconds, 1.0) - self._item_seconds)
-            self._settle(pending, Scored(_checked(pending.item, result), seconds))
+        for pending, scored in zip(frame, results, strict=False):
+            self._settle(pending, scored)
+        mean = sum(one.seconds for one in results) / len(results)
+        self._item_seconds += _SMOOTHING * (min(mean, 1.0) - self._item_seconds)
         self._requeue(frame[len(results) :])
         worker.rest()
         if worker.killed_for is None:
@@ -284,15 +283,3 @@ class WorkerPool:
         batch.num_missing -= 1
         if not batch.num_missing and not batch.done.done():
             batch.done.set_result(None)
-
-
-def _checked(item: Item, payload: bytes) -> Result:
-    """A result as a worker sent it; one that does not hold up is the scorer's failure."""
-    try:
-        result = Result.model_validate_json(payload)
-    except ValidationError as error:
-        detail = f"scorer of {item.task} returned an unusable verdict: {first_problem(error)}"
-        return without_reward(item, Outcome.VERIFIER_ERROR, detail)
-    if result.id != item.id:
-        return without_reward(item, Outcome.VERIFIER_ERROR, f"scorer of {item.task} answered for another item")
-    return result

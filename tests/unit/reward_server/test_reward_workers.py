@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from mmr1_reward_server.api import Item, Outcome
+from mmr1_reward_server.api import Item, Outcome, Result
 from mmr1_reward_server.scoring import Overloaded, Scored, WorkersCannotStart
 from mmr1_reward_server.worker_process import WorkerOptions
 from mmr1_reward_server.worker_wire import (
@@ -221,11 +221,24 @@ async def test_items_and_results_cross_unchanged() -> None:
         item("t"),
     ]
     assert decode_items(encode_items(items)) == items
-    scored = [(0.5, b'{"a":1}'), (0.0, b"")]
-    assert decode_scored(encode_scored(scored)) == scored
-    for cut in range(1, len(encode_scored(scored[:1]))):
+    results = [
+        Result(id="1", outcome=Outcome.OK, reward=-0.5, components={"a": 1.0}, parsed=[1, "é"], detail="d"),
+        Result(id="2", outcome=Outcome.INVALID_OUTPUT, reward=0.0),
+        Result(id="3", outcome=Outcome.VERIFIER_ERROR, reward=None),
+    ]
+    sent = encode_scored([Scored(result, 0.25) for result in results])
+    got = decode_scored(sent)
+    assert [(one.result, one.outcome, one.reward, one.seconds) for one in got] == [
+        (result, result.outcome, result.reward, 0.25) for result in results
+    ]
+    whole = {len(encode_scored(got[:number])) for number in range(len(got) + 1)}
+    for cut in set(range(len(sent))) - whole:
         with pytest.raises(ValueError, match="cut off"):
-            decode_scored(encode_scored(scored[:1])[:cut])
+            decode_scored(sent[:cut])
+    for wrong in (sent.replace(b"ok  ", b"so  "), sent.replace(b"timeout", b"ok     "), sent[:8] + sent[40:]):
+        if wrong != sent:
+            with pytest.raises(ValueError, match="a result"):
+                decode_scored(wrong)
 
 
 async def test_progress_is_seen_through_another_mapping() -> None:
