@@ -128,7 +128,7 @@ def _v1_routes(settings: Settings, registry: Registry, scoring: Scoring, metrics
 
 def _peers_routes(settings: Settings, registry: Registry, scoring: Scoring, metrics: Metrics) -> APIRouter:
     def count(item: Item, scored: Scored) -> None:
-        metrics.item(item.task, scored.result, scored.seconds)
+        metrics.item(item.task, scored)
 
     default_task = settings.default_task or usual_task(registry)
     defaults = Defaults(default_task, max_items=settings.max_items, on_scored=count)

@@ -118,6 +118,14 @@ class Registry:
             hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(self._tasks)}"
             raise BadItem(f"no task {name[:64]!r}; {hint}") from None
 
+    def floor_of(self, item: Item) -> float:
+        """What `invalid_output` gives for this item: its task's floor with its params. Raises BadItem."""
+        task = self[item.task]
+        try:
+            return task.floor_with(task.params.model_validate(item.params))
+        except ValidationError:
+            return task.floor
+
     def __contains__(self, name: object) -> bool:
         return name in self._tasks
 

@@ -85,7 +85,7 @@ def router(scoring: Scoring, registry: Registry, defaults: Defaults) -> APIRoute
         item = make_item(registry, routed, response, tasks=tasks)
         masks = any(key in row for key in _GYM_KEYS)
         hold_seconds = _GYM_HOLD_SECONDS if masks else _VERIFIERS_HOLD_SECONDS
-        floor = registry[item.task].floor
+        floor = registry.floor_of(item)
         try:
             scored = await holding.score([item], num_bytes=len(call.body), hold_seconds=hold_seconds, gone=call.gone)
         except Overloaded as error:

@@ -65,7 +65,7 @@ def router(scoring: Scoring, registry: Registry, defaults: Defaults) -> APIRoute
         )
         results = [one.result for one in scored]
         rewards = [
-            registry[item.task].floor if result.reward is None else result.reward
+            registry.floor_of(item) if result.reward is None else result.reward
             for item, result in zip(items, results, strict=True)
         ]
         # The same keys for every sample: the trainer averages each over the batch.

@@ -40,7 +40,7 @@ def router(scoring: Scoring, registry: Registry, defaults: Defaults) -> APIRoute
         item = make_item(registry, routed, asked.response, tasks=(call.task, routed.task, defaults.default_task))
         scored = await holding.score([item], num_bytes=len(call.body), hold_seconds=_HOLD_SECONDS, gone=call.gone)
         result = scored[0].result
-        score = registry[item.task].floor if result.reward is None else result.reward
+        score = registry.floor_of(item) if result.reward is None else result.reward
         if call.query.get("detail") != "1":
             return answer(score)
         flags = {outcome.value: float(result.outcome is outcome) for outcome in _LOGGED}

@@ -74,14 +74,21 @@ def score(sample: Sample[Any, LengthParams]) -> Verdict:
     return Verdict(reward, {"length": float(length)}, {"length": length}, f"{length} {params.unit}")
 
 
+def floor_for(params: LengthParams) -> float:
+    """The worst that the shape gives."""
+    worst = {"band": 0.0, "cosine": min(params.at_zero, params.at_max), "overlong": -1.0}
+    return worst[params.shape]
+
+
 LENGTH = Task(
     name="length",
     summary="The number of characters or words of the whole response, against a range. The solution is not looked at.",
     formula="band: 1 from min to max; below, length / min; above, max(0, 2 - length / max). "
     "cosine: at_max + (at_zero - at_max) * (1 + cos(pi * min(length / max, 1))) / 2 (arXiv 2502.03373). "
-    "overlong: 0 up to min, -1 from max on, linear between (DAPO, arXiv 2503.14476, eq. 13).",
-    # Of overlong; one floor serves all three shapes.
-    floor=-1.0,
+    "overlong: 0 up to min, -1 from max on, linear between (DAPO, arXiv 2503.14476, eq. 13). "
+    "The floor is the worst that the shape gives: 0, min(at_zero, at_max), -1.",
+    floor=0.0,
+    floor_for=floor_for,
     solution=TypeAdapter(Any),
     params=LengthParams,
     score=score,

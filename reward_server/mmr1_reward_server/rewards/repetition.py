@@ -46,8 +46,9 @@ REPETITION = Task(
     summary="The share of n-grams of the whole response that repeat an earlier one, in any case of its letters, as a "
     "penalty. The solution is not looked at.",
     formula="-max_penalty * (1 - distinct n-grams / all n-grams); 0 for fewer than n tokens (arXiv 2502.03373; VLM-R1 "
-    "with n = 6).",
+    "with n = 6). The floor is -max_penalty.",
     floor=-1.0,
+    floor_for=lambda params: -params.max_penalty,
     solution=TypeAdapter(Any),
     params=RepetitionParams,
     score=score,

@@ -28,7 +28,8 @@ RIGHT, WRONG, MUTE = "<answer>3</answer>", "<answer>4</answer>", "no idea"
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with live(create_app(Settings(item_deadline_seconds=0.3, reward=(f"{SCORERS}:HANGS", f"{SCORERS}:RAISES")))) as address:
+    settings = Settings(item_deadline_seconds=0.3, reward=(f"{SCORERS}:HANGS", f"{SCORERS}:RAISES"))
+    with live(create_app(settings)) as address:
         yield address
 
 

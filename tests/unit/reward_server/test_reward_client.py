@@ -13,6 +13,7 @@ import pytest
 from mmr1_reward_server.api import Item, Outcome, Result
 from mmr1_reward_server.app import create_app
 from mmr1_reward_server.client import RewardClient, RewardServerError
+from mmr1_reward_server.rewards import builtin_tasks
 from mmr1_reward_server.settings import Settings
 from tests.unit.reward_server.reward_scorers import item
 

@@ -11,7 +11,6 @@ import pytest
 from mmr1_reward_server.api import Outcome
 from mmr1_reward_server.app import create_app
 from mmr1_reward_server.client import RewardServerError
-from mmr1_reward_server.rewards import builtin_tasks
 from mmr1_reward_server.settings import Settings
 from mmr1_reward_server.sync_client import SyncRewardClient
 from tests.unit.reward_server.reward_live import live
