@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mmr1_reward_server.api import Item, Outcome, Result
 from mmr1_reward_server.rewards import builtin_tasks
-from mmr1_reward_server.rewards.length import LENGTH, band, cosine, overlong
+from mmr1_reward_server.rewards.length import LENGTH, LengthParams, band, cosine, overlong
 from mmr1_reward_server.scoring import score_item
 
 TASKS = builtin_tasks()
@@ -119,7 +119,8 @@ def test_overlong_is_equation_13(length: int, ends: list[int]) -> None:
 @given(st.text(), st.sampled_from(["band", "cosine", "overlong"]), st.sampled_from(["words", "characters"]))
 def test_any_text_has_a_length(response: str, shape: str, unit: str) -> None:
     result = score(response, shape=shape, unit=unit, max=3)
-    assert result.reward is not None and LENGTH.floor <= result.reward <= 1
+    floor = LENGTH.floor_with(LengthParams(shape=shape, unit=unit, max=3))
+    assert result.reward is not None and floor <= result.reward <= 1
 
 
 def test_overlong_response_gets_what_overlong_gives_at_worst() -> None:
