@@ -18,7 +18,7 @@ from mmr1.config import RunConfig
 from mmr1.errors import ConfigurationError, StaleWriterError
 from mmr1.images import ImageStore
 from mmr1.records import Group, PolicyVersion, Prompt, PromptId
-from mmr1.streams import PromptConsumer, RunQueue
+from mmr1.streams import PromptConsumer, RunForgottenError, RunQueue
 from mmr1_learner.checkpoint import Checkpoints, RunState
 from mmr1_learner.resume import reconcile
 from mmr1_learner.source import GroupSource
@@ -170,6 +170,23 @@ def test_an_emptied_redis_is_filled_from_the_checkpoint(run: Run) -> None:
     second.finish()
     assert places(run) == list(range(STEPS * PER_STEP))
     assert second.queue.ledger().trained == STEPS * PER_STEP
+
+
+def test_a_redis_emptied_during_the_run_is_no_takeover(run: Run) -> None:
+    """Superseded means exit code 2 and no restart; forgotten is an ordinary failure, after which the run goes on."""
+    first = run.learner()
+    first.collect()
+    first.save()
+    redis.Redis.from_url(run.url).flushall()
+    with pytest.raises(RunForgottenError, match="emptied during the run"):
+        first.collect()
+    with pytest.raises(RunForgottenError):
+        first.save()
+    second = run.learner()
+    with pytest.raises(StaleWriterError, match="superseded by 2"):
+        first.collect()
+    second.finish()
+    assert places(run) == list(range(STEPS * PER_STEP))
 
 
 def test_a_run_whose_dropped_places_no_checkpoint_contains_still_ends(redis_url: str, tmp_path: Path) -> None:
