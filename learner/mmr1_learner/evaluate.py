@@ -18,10 +18,12 @@ from mmr1.errors import ConfigurationError
 from mmr1.records import Group, Problem, Prompt, PromptId
 from mmr1.rollout_client import RolloutClient
 from mmr1_learner.prompts import PromptFactory, evaluation_seed
+from mmr1_learner.waiting import Tick, results
 from mmr1_reward_server.api import Item
 from mmr1_reward_server.client import RewardClient
 
 _CALL_SECONDS = 600.0
+_CONCURRENCY = 32  # prompts at once, on each server
 _ITEMS_PER_REQUEST = 256
 
 
@@ -44,19 +46,19 @@ class Evaluator:
         self._prompts = prompts
         self._problems = problems[: config.eval_sample_size]
 
-    def run(self, clients: Sequence[RolloutClient], temperature: float) -> list[Evaluation]:
-        """Greedy, then sampled at `temperature`.
+    def run(self, clients: Sequence[RolloutClient], temperature: float, tick: Tick) -> list[Evaluation]:
+        """Greedy, then sampled at `temperature`. `tick` is called all the while; what it raises ends the evaluation.
 
         Raises:
             ConfigurationError: a row cannot be scored: its solution or task is not what the reward server takes.
             RewardServerError: the reward server does not answer.
         """
-        return [self._one(clients, "greedy", 0.0), self._one(clients, "sampled", temperature)]
+        return [self._one(clients, "greedy", 0.0, tick), self._one(clients, "sampled", temperature, tick)]
 
-    def _one(self, clients: Sequence[RolloutClient], mode: str, temperature: float) -> Evaluation:
+    def _one(self, clients: Sequence[RolloutClient], mode: str, temperature: float, tick: Tick) -> Evaluation:
         started = time.monotonic()
         prompts = [self._prompt(index, problem, temperature) for index, problem in enumerate(self._problems)]
-        groups = _generate(clients, prompts)
+        groups = _generate(clients, prompts, tick)
         correct = asyncio.run(self._score(groups))
         return Evaluation(mode, len(groups), correct / len(groups), temperature, time.monotonic() - started)
 
@@ -90,16 +92,14 @@ class Evaluator:
         return correct
 
 
-def _generate(clients: Sequence[RolloutClient], prompts: Sequence[Prompt]) -> list[Group]:
+def _generate(clients: Sequence[RolloutClient], prompts: Sequence[Prompt], tick: Tick) -> list[Group]:
     """Spread the prompts evenly over the servers; groups come back in the prompts' order."""
-    shares = [prompts[index :: len(clients)] for index in range(len(clients))]
-    with ThreadPoolExecutor(len(clients)) as pool:
-        parts = list(
-            pool.map(
-                lambda pair: pair[0].generate_many(pair[1], timeout=_CALL_SECONDS), zip(clients, shares, strict=True)
-            )
-        )
-    groups: list[Group | None] = [None] * len(prompts)
-    for index, part in enumerate(parts):
-        groups[index :: len(clients)] = part
-    return [group for group in groups if group is not None]
+    pool = ThreadPoolExecutor(len(clients) * _CONCURRENCY)
+    try:
+        asked = [
+            pool.submit(clients[index % len(clients)].generate, prompt, timeout=_CALL_SECONDS)
+            for index, prompt in enumerate(prompts)
+        ]
+        return results(asked, tick)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)

@@ -33,6 +33,8 @@ from mmr1_rollout_server import cpu_generator, orphan_guard
 
 BACKEND = "mmr1"
 TRANSPORTS = ("gloo",)
+# The learner listens before it calls: where nobody does it has given this group up, and the next one must not wait.
+CONNECT_LIMIT = timedelta(seconds=5)
 
 # Its "Failed to load weights" names every module without a checkpoint tensor (rotary tables, a tied head) at every
 # update. `UpdateReport` is exact about what was not written, and the server refuses the update for it.
@@ -86,9 +88,10 @@ class GlooGroup:
             info.master_port,
             info.world_size,
             is_master=False,
-            timeout=limit,
+            timeout=min(limit, CONNECT_LIMIT),
             wait_for_workers=False,
         )
+        store.set_timeout(limit)
         self._store = PrefixStore(info.store_prefix, store)
         self._group = ProcessGroupGloo(self._store, info.rank, info.world_size, limit)
 
