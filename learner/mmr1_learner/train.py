@@ -50,7 +50,6 @@ def train(config: RunConfig) -> None:
         loaded, _ = trainer.engine.load_checkpoint(str(found[0]), tag="engine")
         if loaded is None:
             raise RuntimeError(f"DeepSpeed loaded nothing from {found[0]}: going on would train the base weights")
-    step = found[1].step if found else 0
     leader = Leader(config, ranks, trainer.policy, encoder, checkpoints) if ranks.is_first else None
     try:
         if leader:
@@ -59,7 +58,7 @@ def train(config: RunConfig) -> None:
             # Rank 0 says when to stop; a rank that went by itself would leave the others in a collective.
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, signal.SIG_IGN)
-        if not _take_steps(config, ranks, trainer, leader, checkpoints, step):
+        if not _take_steps(config, ranks, trainer, leader, checkpoints, found[1].step if found else None):
             return
         if leader:
             leader.finish()
@@ -72,9 +71,14 @@ def train(config: RunConfig) -> None:
 
 
 def _take_steps(
-    config: RunConfig, ranks: Ranks, trainer: Trainer, leader: Leader | None, checkpoints: Checkpoints, step: int
+    config: RunConfig,
+    ranks: Ranks,
+    trainer: Trainer,
+    leader: Leader | None,
+    checkpoints: Checkpoints,
+    durable: int | None,
 ) -> bool:
-    """From `step` to the run's last, or until told to stop: then False."""
+    """From the step of the newest checkpoint to the run's last, or until told to stop: then False."""
     from mmr1_learner.plan import StepPlan
 
     def save(step: int) -> None:
@@ -86,10 +90,12 @@ def _take_steps(
         if leader:
             leader.commit_checkpoint(leader.state_at(step))
 
+    step = durable or 0
     while step < config.num_steps:
         plan = StepPlan.decode(ranks.share(leader.next_plan(step).encode() if leader else None))
         if plan.stop:
-            save(step)
+            if step != durable:
+                save(step)
             log.info("stopped as told", step=step)
             return False
         started = time.monotonic()
@@ -99,6 +105,7 @@ def _take_steps(
             leader.after_step(plan, report, trainer.phases, time.monotonic() - started)
         if step % config.checkpoint_every == 0 or step == config.num_steps:
             save(step)
+            durable = step
     return True
 
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from unittest.mock import Mock
 
 import pytest
 import redis
 import redis.asyncio
+import torch
 from PIL import Image
 
 from mmr1.config import RunConfig
@@ -19,9 +23,12 @@ from mmr1.errors import ConfigurationError, StaleWriterError
 from mmr1.images import ImageStore
 from mmr1.records import Group, PolicyVersion, Prompt, PromptId
 from mmr1.streams import PromptConsumer, RunForgottenError, RunQueue
-from mmr1_learner.checkpoint import Checkpoints, RunState
+from mmr1_learner.checkpoint import Checkpoints, RunState, verify
+from mmr1_learner.plan import StepPlan
+from mmr1_learner.ranks import Ranks
 from mmr1_learner.resume import reconcile
 from mmr1_learner.source import GroupSource
+from mmr1_learner.train import _take_steps
 from tests.conftest import make_group, make_prompt
 from tests.models import small_config
 
@@ -210,17 +217,96 @@ def test_a_group_whose_image_has_changed_is_dropped_with_the_reason(run: Run) ->
     assert learner.queue.ledger().dropped["image"] == PER_STEP
 
 
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(run: Run) -> None:
+def test_a_damaged_checkpoint_is_refused_because_its_groups_are_acknowledged(run: Run) -> None:
+    """Going on from the one before would lose them: nobody holds them any more. Removing it is the user's decision."""
     learner = run.learner()
     for _ in range(2):
         learner.collect()
         learner.save()
     newest = run.checkpoints.path(2)
     (newest / "state.json").write_text((newest / "state.json").read_text() + " ")
+    with pytest.raises(ConfigurationError, match=r"step-000002 is damaged: state\.json has other bytes .* put a copy"):
+        run.learner()
+    (newest / "manifest.json").unlink()
+    with pytest.raises(ConfigurationError, match="no readable manifest"):
+        run.learner()
+    shutil.rmtree(newest)
     found = run.checkpoints.newest()
     assert found is not None and found[1].step == 1
     manifest = json.loads((run.checkpoints.path(1) / "manifest.json").read_text())
     assert set(manifest["files"]) == {"state.json"}
+
+
+@pytest.mark.parametrize("renames", [0, 1, 2])
+def test_a_checkpoint_is_there_wherever_its_replacement_is_cut(
+    run: Run, renames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = run.learner()
+    learner.collect()
+    learner.save()
+    done: list[Path] = []
+    rename, sync = Path.rename, os.fsync
+
+    def cut(_: object) -> None:
+        raise OSError("cut")
+
+    def rename_some(path: Path, target: Path) -> Path:
+        if len(done) == renames:
+            cut(path)
+        done.append(target)
+        if len(done) == 2:
+            monkeypatch.setattr(os, "fsync", cut)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename_some)
+    with pytest.raises(OSError, match="cut"):
+        learner.save()
+    monkeypatch.setattr(Path, "rename", rename)
+    monkeypatch.setattr(os, "fsync", sync)
+    found = run.checkpoints.newest()
+    assert found is not None and found[1].step == 1 and verify(found[0]) is None
+    learner.save()
+    assert [path.name for path in sorted((run.folder / "checkpoints").iterdir())] == ["step-000001"]
+
+
+def test_a_manifest_is_written_when_everything_it_names_is_on_the_disk(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    sync = os.fsync
+
+    def record(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}").removeprefix(str(run.folder)))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    shard = run.checkpoints.start(3) / "engine" / "shard.pt"
+    shard.parent.mkdir()
+    shard.write_bytes(b"weights")
+    run.checkpoints.finish(RunState(3, 3, 0), lambda: None)
+    aside = "/checkpoints/step-000003.writing"
+    before, after = synced[: synced.index(f"{aside}/manifest.json")], synced[synced.index(f"{aside}/manifest.json") :]
+    assert set(before) == {aside, f"{aside}/engine", f"{aside}/engine/shard.pt", f"{aside}/state.json"}
+    assert after[1:] == [aside, "/checkpoints", ""]
+
+
+@pytest.mark.parametrize("durable", [None, 2])
+def test_a_step_that_is_durable_is_not_saved_again_at_the_end(run: Run, durable: int | None) -> None:
+    """Stopped right after a checkpoint: the one that is there needs no replacement."""
+    saved: list[int] = []
+
+    class Told:
+        def next_plan(self, step: int) -> StepPlan:
+            return StepPlan(step, (), stop=True)
+
+        def state_at(self, step: int) -> int:
+            return step
+
+        commit_checkpoint = staticmethod(saved.append)
+
+    leader, trainer = cast(Any, Told()), Mock()
+    assert not _take_steps(run.config, Ranks(0, 1, torch.device("cpu")), trainer, leader, run.checkpoints, durable)
+    assert saved == ([0] if durable is None else [])
 
 
 def test_a_superseded_learner_cannot_make_its_checkpoint_real(run: Run) -> None:
