@@ -68,7 +68,9 @@ class Run:
         found = self.checkpoints.newest()
         return Learner(self, found[1] if found else None)
 
-    def serve(self, rewards: Callable[[Prompt], tuple[float | None, ...]] = lambda _: (1.0, 0.0)) -> None:
+    def serve(
+        self, rewards: Callable[[Prompt], tuple[float | None, ...]] = lambda _: (1.0, 0.0), count: int = 100
+    ) -> None:
         """A rollout server takes what waits and publishes it, scored by `rewards`."""
 
         async def work() -> None:
@@ -77,7 +79,7 @@ class Run:
                 queue = RunQueue(redis.Redis.from_url(self.url), "test")
                 version = PolicyVersion(queue.ledger().incarnation, queue.ledger().version_number)
                 await consumer.register("x", "serves", version, 30)
-                for held in await consumer.take(100, version, 1):
+                for held in await consumer.take(count, version, 1):
                     group = make_group(held.prompt, rewards(held.prompt), version.number)
                     spans = tuple(span._replace(version=version) for span in group.rollouts[0].spans)
                     rollouts = tuple(replace(rollout, spans=spans) for rollout in group.rollouts)

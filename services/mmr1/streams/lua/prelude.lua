@@ -16,6 +16,14 @@ local function stale(incarnation)
   return redis.error_reply('STALE incarnation ' .. incarnation .. ' was superseded by ' .. current)
 end
 
+-- Everything the ledger is made of. Pending is counted, never derived.
+local function accounts()
+  return {
+    redis.call('XLEN', prompts), redis.call('XLEN', groups), redis.call('SCARD', applied), redis.call('HGETALL', ledger),
+    redis.call('HGET', writer, 'incarnation') or '0', redis.call('HGET', writer, 'number') or '0',
+  }
+end
+
 -- Who holds a delivered entry, and how often it was delivered.
 local function holder(stream, group, entry)
   local found = redis.call('XPENDING', stream, group, entry, entry, 1)
