@@ -33,7 +33,7 @@ from mmr1_learner.ranks import Ranks
 from mmr1_learner.resume import reconcile
 from mmr1_learner.source import Collected, GroupSource
 from mmr1_learner.step_records import completion_records, step_record
-from mmr1_learner.weights import SERVERS_SECONDS, UpdateResult, WeightSender
+from mmr1_learner.weights import UpdateResult, WeightSender
 
 log = structlog.get_logger()
 
@@ -81,7 +81,7 @@ class Leader:
         self.files.rewind(state.step if state else -1)
         outputs.serve_metrics(self._config.host, self._config.learner_metrics_port)
         self.files.status("loading", "waiting for rollout servers")
-        self._sender.wait_for_servers(self._config.rollout_replicas, SERVERS_SECONDS, self._check_stop)
+        self._sender.wait_for_servers(self._config.rollout_replicas, self._check_stop)
         self.files.status("parity", "comparing log-probabilities with the rollout servers")
         self._send(self._parity_gate)
         if state is None and self._config.eval_at_start:

@@ -21,7 +21,7 @@ import torch
 from mmr1.config import RunConfig
 from mmr1.errors import WeightUpdateError
 from mmr1.records import PolicyVersion
-from mmr1.rollout_client import RolloutClient, WeightGroup
+from mmr1.rollout_client import LOAD_SECONDS, RolloutClient, WeightGroup
 from mmr1.streams import Member, RunQueue
 from mmr1.weight_plan import buckets, fingerprint
 from mmr1_learner.collective import Collective
@@ -34,7 +34,6 @@ log = structlog.get_logger()
 Probe = Callable[[RolloutClient], float]
 
 _ATTEMPTS = 4
-SERVERS_SECONDS = 300.0  # an engine that is started anew takes a minute or two to load
 _ANSWER_SECONDS = 5.0  # a server that does not say in this time how it is will not follow an update either
 _DEAF = ("starting", "draining")  # states in which every verb is refused
 _T = TypeVar("_T")
@@ -62,8 +61,8 @@ class WeightSender:
         self._clients: dict[str, RolloutClient] = {}
         self._pool = ThreadPoolExecutor(max_workers=128, thread_name_prefix="weights")
 
-    def wait_for_servers(self, count: int, timeout_seconds: float, tick: Tick) -> list[Member]:
-        """Wait until `count` rollout servers accept weights.
+    def wait_for_servers(self, count: int, tick: Tick, timeout_seconds: float = LOAD_SECONDS) -> list[Member]:
+        """Wait until `count` rollout servers accept weights: as long as one may take to load.
 
         Raises:
             WeightUpdateError: none came in time. Fewer than `count`, but at least one, is enough when the time is over.
@@ -108,7 +107,7 @@ class WeightSender:
             WeightUpdateError: it did not succeed in several tries, or no server came back. Nothing serves then.
         """
         for attempt in range(1, _ATTEMPTS + 1):
-            members = self.wait_for_servers(1, SERVERS_SECONDS, tick)
+            members = self.wait_for_servers(1, tick)
             try:
                 return self._try_update(version, tuple(members), probe, tick)
             except (grpc.RpcError, WeightUpdateError) as error:

@@ -6,11 +6,13 @@ The collective, Redis and gRPC are real; the servers receive into plain buffers 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -21,6 +23,7 @@ import torch
 from torch.distributed import BroadcastOptions, PrefixStore, ProcessGroupGloo, TCPStore
 
 from mmr1.errors import WeightUpdateError
+from mmr1.local.plan import plan
 from mmr1.records import PolicyVersion, TensorSpec
 from mmr1.rollout_client import RolloutClient
 from mmr1.streams import PromptConsumer, RunQueue
@@ -169,13 +172,13 @@ def test_a_dead_server_with_a_lease_is_passed_over(sender: WeightSender, start: 
 
 def test_an_update_fails_as_soon_as_one_server_refuses_to_join(sender: WeightSender, start: Any) -> None:
     """The learner's own end of the collective would wait for it until the deadline."""
-    healthy = start("healthy")
-    start("refusing", on_init=lambda context: context.abort(grpc.StatusCode.ABORTED, "no room"))
+    start("healthy")
+    refusing = start("refusing", on_init=lambda context: context.abort(grpc.StatusCode.ABORTED, "no room"))
     begun = time.monotonic()
     with pytest.raises(WeightUpdateError, match="ABORTED: no room"):
         sender.update(VERSION, None, lambda: None)
     assert time.monotonic() - begun < LIMIT / 2
-    assert healthy.calls.count("Init") == 4, "each try joins anew"
+    assert refusing.calls.count("Init") == 4, "each try joins anew"
     sender.close()
     ending = threading.Thread(target=sender._pool.shutdown)
     ending.start()
@@ -202,6 +205,14 @@ def test_what_is_no_fault_of_the_transport_is_not_tried_again(sender: WeightSend
     with pytest.raises(RuntimeError, match="StopIteration"):
         sender.update(VERSION, broken_probe, lambda: None)
     assert server.calls == ["Init", "Update"]
+
+
+def test_an_engine_is_waited_for_as_long_as_it_may_take_to_load(sender: WeightSender, tmp_path: Path) -> None:
+    (rollout,) = plan(small_config(tmp_path, redis_url="redis://127.0.0.1:1")).rollouts
+    waits = inspect.signature(sender.wait_for_servers).parameters["timeout_seconds"].default
+    assert waits == rollout.ready_deadline_seconds
+    with pytest.raises(WeightUpdateError, match="no rollout server answers after 0 s"):
+        sender.wait_for_servers(1, lambda: None, timeout_seconds=0.2)
 
 
 def test_an_evaluation_ends_between_two_problems(start: Any) -> None:
