@@ -5,6 +5,7 @@ Knows bytes and how many take part. What they mean, and who the others are, `wei
 
 from __future__ import annotations
 
+import socket
 import uuid
 from datetime import timedelta
 from typing import Any
@@ -19,6 +20,8 @@ from torch.distributed import (  # type: ignore[attr-defined]
 
 from mmr1.errors import WeightUpdateError
 
+_EVERYWHERE = ("0.0.0.0", "::")
+
 
 class Collective:
     """A group that is formed once and given up when anything fails.
@@ -30,11 +33,27 @@ class Collective:
         self.prefix = uuid.uuid4().hex  # a late member of an older group meets nobody
         self._world_size = world_size
         self._limit = limit = timedelta(seconds=deadline_seconds)
-        self._store: Any = TCPStore(host, 0, world_size, is_master=True, timeout=limit, wait_for_workers=False)
-        self.port: int = self._store.port
+        # By default the store listens on every network, and gloo where this machine's name leads.
+        listener = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        self.port: int = listener.getsockname()[1]
+        self._store: Any = TCPStore(
+            host,
+            self.port,
+            world_size,
+            is_master=True,
+            timeout=limit,
+            wait_for_workers=False,
+            master_listen_fd=listener.detach(),
+        )
         # A connection of its own, so that `join` fails at once when `close` ends the store.
         self._client = TCPStore(host, self.port, world_size, is_master=False, timeout=limit, wait_for_workers=False)
         self._group: Any = None
+        self._options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+        self._options._timeout = limit
+        if host not in _EVERYWHERE:
+            self._options._devices = [ProcessGroupGloo.create_device(hostname=host)]
+        else:
+            self._options._devices = [ProcessGroupGloo.create_default_device()]
 
     def join(self) -> None:
         """Meet the servers, which join at the same time.
@@ -44,7 +63,7 @@ class Collective:
         """
         try:
             store = PrefixStore(self.prefix, self._client)
-            self._group = ProcessGroupGloo(store, 0, self._world_size, self._limit)
+            self._group = ProcessGroupGloo(store, 0, self._world_size, self._options)
         except RuntimeError as error:
             raise WeightUpdateError(f"the transfer group did not form: {_first_line(error)}") from error
 

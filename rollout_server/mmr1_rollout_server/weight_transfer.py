@@ -30,6 +30,7 @@ from vllm.platforms import current_platform
 from mmr1.records import TensorSpec
 from mmr1.weight_plan import buckets, fingerprint, tensor_bytes
 from mmr1_rollout_server import cpu_generator, orphan_guard
+from mmr1_rollout_server.interface import address_towards
 
 BACKEND = "mmr1"
 TRANSPORTS = ("gloo",)
@@ -93,7 +94,11 @@ class GlooGroup:
         )
         store.set_timeout(limit)
         self._store = PrefixStore(info.store_prefix, store)
-        self._group = ProcessGroupGloo(self._store, info.rank, info.world_size, limit)
+        # Without a device of its own, gloo listens where this machine's name leads, which may be a public network.
+        options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+        options._timeout = limit
+        options._devices = [ProcessGroupGloo.create_device(hostname=address_towards(info.master_address))]
+        self._group = ProcessGroupGloo(self._store, info.rank, info.world_size, options)
 
     def receive(self, buffer: torch.Tensor, deadline_seconds: float) -> None:
         """Fill `buffer` (flat uint8) from rank 0. Raises RuntimeError when the sender is gone or the time is over."""

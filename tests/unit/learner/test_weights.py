@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import psutil
 import pytest
 import redis
 import redis.asyncio
@@ -168,6 +169,21 @@ def test_a_dead_server_with_a_lease_is_passed_over(sender: WeightSender, start: 
     assert time.monotonic() - begun < LIMIT / 3
     assert alive.calls.count("Resume") == 2
     assert sender.behind(VERSION, lambda: None)[0].server_id == "alive", "its lease here never names a version"
+
+
+def test_the_collective_listens_on_the_runs_own_address(sender: WeightSender, start: Any) -> None:
+    """Wherever this machine's name leads: here to another address of the loopback than the run's."""
+    start("a")
+    sender._master_address = "127.0.0.2"
+    before = listening()
+    sender.update(VERSION, None, lambda: None)
+    opened = [address.ip for address in listening() - before]
+    assert opened.count("127.0.0.2") == 2, "the store and gloo's device"
+    assert "::" not in opened
+
+
+def listening() -> set[Any]:
+    return {one.laddr for one in psutil.Process().net_connections("tcp") if one.status == psutil.CONN_LISTEN}
 
 
 def test_an_update_fails_as_soon_as_one_server_refuses_to_join(sender: WeightSender, start: Any) -> None:
