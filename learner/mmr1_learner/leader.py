@@ -28,6 +28,7 @@ from mmr1_learner.evaluate import Evaluator
 from mmr1_learner.model import Policy, PromptEncoder
 from mmr1_learner.parity import ParityReport, Scorer, gate
 from mmr1_learner.plan import StepPlan
+from mmr1_learner.prompt_lengths import check_prompt_lengths
 from mmr1_learner.prompts import PromptFactory
 from mmr1_learner.ranks import Ranks
 from mmr1_learner.resume import reconcile
@@ -54,9 +55,9 @@ class Leader:
         self.files = outputs.RunFiles(config.run_dir)
         self._problems = train_problems(config)
         self._prompts = PromptFactory(config, self._problems, encoder.forbidden_token_ids)
-        self._evaluator = (
-            Evaluator(config, self._prompts, eval_problems(config)) if config.eval_file is not None else None
-        )
+        held_out = eval_problems(config)
+        check_prompt_lengths(config, encoder, self._prompts, [*self._problems, *held_out])
+        self._evaluator = Evaluator(config, self._prompts, held_out) if held_out else None
         self._scorer = Scorer(config, policy, encoder, ranks.device)
         self.queue = RunQueue(connect(config.resolved_redis_url), config.run)
         self._sender = WeightSender(config, self.queue, policy, config.host)

@@ -1,4 +1,4 @@
-"""Do the run's prompts fit `max_prompt_length`? Asked before the first is sampled; later, each would be dead on its own.
+"""Do the run's prompts fit `max_prompt_length`? Asked before the first is sampled; later each would be dead by itself.
 
 Only the few that look longest are encoded, so a large dataset costs no more than reading its images' headers. It does
 not know what a prompt is for.
