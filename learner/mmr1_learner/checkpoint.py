@@ -1,8 +1,8 @@
 """Durable checkpoints: written aside, synced, and real only once their manifest is there.
 
 A checkpoint holds the engine's shards (weights, optimizer, scheduler), an exported Hugging Face folder, and what the
-queue must be reconciled to. The manifest, written last by rank 0, has the hash of every file; a folder without one, or
-whose files do not match it, is not a checkpoint. Knows files; decides nothing about training.
+queue must be reconciled to. The manifest, written last by rank 0, has the hash of every file; only then does the folder
+get its name. One with a name whose files do not match is damaged. Knows files; decides nothing about training.
 """
 
 from __future__ import annotations
@@ -16,15 +16,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import structlog
-
+from mmr1.errors import ConfigurationError
 from mmr1.records import PromptId
 from mmr1.streams import Ledger
 
-log = structlog.get_logger()
-
 _MANIFEST = "manifest.json"
 _STATE = "state.json"
+_REPLACED = ".replaced"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,30 +68,60 @@ class Checkpoints:
         """
         folder = self.aside(state.step)
         (folder / _STATE).write_text(json.dumps(_to_json(state), indent=1))
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        hashes = {str(path.relative_to(folder)): _hash_and_sync(path) for path in files}
+        paths = sorted(folder.rglob("*"))
+        hashes = {str(path.relative_to(folder)): _hash_and_sync(path) for path in paths if path.is_file()}
+        for inner in (folder, *(path for path in paths if path.is_dir())):
+            _sync_folder(inner)
         manifest = folder / _MANIFEST
         manifest.write_text(json.dumps({"step": state.step, "files": hashes}, indent=1))
         _hash_and_sync(manifest)
+        _sync_folder(folder)
         allowed()
-        final = self.path(state.step)
-        shutil.rmtree(final, ignore_errors=True)
-        folder.rename(final)
-        _sync_folder(self._folder)
+        final = self._give_name(folder, self.path(state.step))
         self._forget_old()
         return final
 
+    def _give_name(self, folder: Path, final: Path) -> Path:
+        """A checkpoint of that name, if there is one, is whole and found until the new one has the name."""
+        replaced = final.with_name(f"{final.name}{_REPLACED}")
+        if final.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+            final.rename(replaced)
+        folder.rename(final)
+        _sync_folder(self._folder)
+        _sync_folder(self._folder.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
+        return final
+
     def newest(self) -> tuple[Path, RunState] | None:
-        """The newest checkpoint whose manifest verifies; damaged ones are named in the log and passed over."""
-        for folder in sorted(self._folder.glob("step-??????"), reverse=True):
-            problem = verify(folder)
-            if problem is None:
-                return folder, _from_json(json.loads((folder / _STATE).read_text()))
-            log.warning("checkpoint passed over", checkpoint=folder.name, reason=problem)
-        return None
+        """The newest checkpoint, or None. Its groups are acknowledged: from an older one nobody would train them again.
+
+        Raises:
+            ConfigurationError: it is damaged.
+        """
+        found = self._named()
+        if not found:
+            return None
+        folder = found[-1]
+        problem = verify(folder)
+        if problem is not None:
+            raise ConfigurationError(
+                f"checkpoint {folder} is damaged: {problem}; put a copy in its place, or remove it to go on without "
+                "what was trained since the one before"
+            )
+        return folder, _from_json(json.loads((folder / _STATE).read_text()))
+
+    def _named(self) -> list[Path]:
+        """The checkpoints, oldest first. One about to be replaced counts where the new one is not there yet."""
+        named = {path.name: path for path in self._folder.glob("step-??????")}
+        for path in self._folder.glob(f"step-??????{_REPLACED}"):
+            named.setdefault(path.name.removesuffix(_REPLACED), path)
+        return [named[name] for name in sorted(named)]
 
     def _forget_old(self) -> None:
-        for folder in sorted(self._folder.glob("step-??????"))[: -self._keep_last]:
+        named = self._named()
+        replaced = [path for path in self._folder.glob(f"step-??????{_REPLACED}") if path not in named]
+        for folder in [*named[: -self._keep_last], *replaced]:
             shutil.rmtree(folder)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -18,11 +18,15 @@ from mmr1.errors import ConfigurationError
 from mmr1.records import Group, Problem, Prompt, PromptId
 from mmr1.rollout_client import RolloutClient
 from mmr1_learner.prompts import PromptFactory, evaluation_seed
-from mmr1_reward_server.api import Item
-from mmr1_reward_server.client import RewardClient
+from mmr1_learner.waiting import Tick, results
+from mmr1_reward_server.api import Item, Outcome, Result
+from mmr1_reward_server.client import RewardClient, RewardServerError
 
 _CALL_SECONDS = 600.0
+_CONCURRENCY = 32  # prompts at once, on each server
 _ITEMS_PER_REQUEST = 256
+_ATTEMPTS = 4  # at one item's verdict
+_AGAIN_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,20 +48,20 @@ class Evaluator:
         self._prompts = prompts
         self._problems = problems[: config.eval_sample_size]
 
-    def run(self, clients: Sequence[RolloutClient], temperature: float) -> list[Evaluation]:
-        """Greedy, then sampled at `temperature`.
+    def run(self, clients: Sequence[RolloutClient], temperature: float, tick: Tick) -> list[Evaluation]:
+        """Greedy, then sampled at `temperature`. `tick` is called all the while; what it raises ends the evaluation.
 
         Raises:
             ConfigurationError: a row cannot be scored: its solution or task is not what the reward server takes.
-            RewardServerError: the reward server does not answer.
+            RewardServerError: the reward server does not answer, or cannot judge an item in several tries.
         """
-        return [self._one(clients, "greedy", 0.0), self._one(clients, "sampled", temperature)]
+        return [self._one(clients, "greedy", 0.0, tick), self._one(clients, "sampled", temperature, tick)]
 
-    def _one(self, clients: Sequence[RolloutClient], mode: str, temperature: float) -> Evaluation:
+    def _one(self, clients: Sequence[RolloutClient], mode: str, temperature: float, tick: Tick) -> Evaluation:
         started = time.monotonic()
         prompts = [self._prompt(index, problem, temperature) for index, problem in enumerate(self._problems)]
-        groups = _generate(clients, prompts)
-        correct = asyncio.run(self._score(groups))
+        groups = _generate(clients, prompts, tick)
+        correct = _in_thread(lambda: asyncio.run(self._score(groups)), tick)
         return Evaluation(mode, len(groups), correct / len(groups), temperature, time.monotonic() - started)
 
     def _prompt(self, index: int, problem: Problem, temperature: float) -> Prompt:
@@ -80,26 +84,50 @@ class Evaluator:
         correct = 0
         async with RewardClient(self._config.resolved_reward_url, self._config.reward_deadline_seconds) as client:
             for start in range(0, len(items), _ITEMS_PER_REQUEST):
-                for result in await client.score_or_raise(items[start : start + _ITEMS_PER_REQUEST]):
-                    if result.reward is None:
-                        position = self._problems[int(result.id)].position
-                        raise ConfigurationError(
-                            f"{self._config.eval_file}: row {position + 1} cannot be scored: {result.detail}"
-                        )
-                    correct += result.reward == 1.0
+                verdicts = await self._verdicts(client, items[start : start + _ITEMS_PER_REQUEST])
+                correct += sum(verdict.reward == 1.0 for verdict in verdicts)
         return correct
 
+    async def _verdicts(self, client: RewardClient, items: Sequence[Item]) -> list[Result]:
+        """A result with a reward for each item. One that has none is asked for again: a busy machine is no verdict."""
+        verdicts: dict[str, Result] = {}
+        for attempt in range(_ATTEMPTS):
+            if attempt:
+                await asyncio.sleep(_AGAIN_SECONDS)
+            missing = [item for item in items if item.id not in verdicts]
+            answers = await client.score_or_raise(missing)
+            verdicts |= {answer.id: answer for answer in answers if answer.reward is not None}
+            if len(verdicts) == len(items):
+                return [verdicts[item.id] for item in items]
+        refused = {answer.id: answer for answer in answers if answer.reward is None}
+        raise await self._complaint(client, next(item for item in items if item.id in refused), refused)
 
-def _generate(clients: Sequence[RolloutClient], prompts: Sequence[Prompt]) -> list[Group]:
+    async def _complaint(self, client: RewardClient, item: Item, refused: dict[str, Result]) -> Exception:
+        """Whose fault it is that an item has no verdict. An empty answer is scored wherever the row itself is right."""
+        said = refused[item.id]
+        (empty,) = await client.score_or_raise([item.model_copy(update={"response": ""})])
+        row = f"{self._config.eval_file}: row {self._problems[int(item.id)].position + 1}"
+        if said.outcome is Outcome.VERIFIER_ERROR and empty.outcome is Outcome.VERIFIER_ERROR:
+            return ConfigurationError(f"{row} cannot be scored: {said.detail}")
+        return RewardServerError(f"{row} has no verdict after {_ATTEMPTS} tries: {said.detail}", said.outcome)
+
+
+def _in_thread(work: Callable[[], int], tick: Tick) -> int:
+    pool = ThreadPoolExecutor(1)
+    try:
+        return results([pool.submit(work)], tick)[0]
+    finally:
+        pool.shutdown(wait=False)
+
+
+def _generate(clients: Sequence[RolloutClient], prompts: Sequence[Prompt], tick: Tick) -> list[Group]:
     """Spread the prompts evenly over the servers; groups come back in the prompts' order."""
-    shares = [prompts[index :: len(clients)] for index in range(len(clients))]
-    with ThreadPoolExecutor(len(clients)) as pool:
-        parts = list(
-            pool.map(
-                lambda pair: pair[0].generate_many(pair[1], timeout=_CALL_SECONDS), zip(clients, shares, strict=True)
-            )
-        )
-    groups: list[Group | None] = [None] * len(prompts)
-    for index, part in enumerate(parts):
-        groups[index :: len(clients)] = part
-    return [group for group in groups if group is not None]
+    pool = ThreadPoolExecutor(len(clients) * _CONCURRENCY)
+    try:
+        asked = [
+            pool.submit(clients[index % len(clients)].generate, prompt, timeout=_CALL_SECONDS)
+            for index, prompt in enumerate(prompts)
+        ]
+        return results(asked, tick)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)

@@ -8,37 +8,38 @@ from __future__ import annotations
 import signal
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-import redis
 import structlog
 
 from mmr1.config import RunConfig
 from mmr1.dataset import eval_problems, train_problems
 from mmr1.errors import ConfigurationError, WeightUpdateError
-from mmr1.records import PolicyVersion, Prompt, PromptId
+from mmr1.records import Group, PolicyVersion, Prompt, PromptId
 from mmr1.rollout_client import RolloutClient
 from mmr1.streams import RunQueue
 from mmr1_learner import metrics as outputs
 from mmr1_learner.checkpoint import Checkpoints, RunState
+from mmr1_learner.connection import connect
 from mmr1_learner.errors import StopRequestedError
 from mmr1_learner.evaluate import Evaluator
 from mmr1_learner.model import Policy, PromptEncoder
 from mmr1_learner.parity import ParityReport, Scorer, gate
 from mmr1_learner.plan import StepPlan
+from mmr1_learner.prompt_lengths import check_prompt_lengths
 from mmr1_learner.prompts import PromptFactory
 from mmr1_learner.ranks import Ranks
 from mmr1_learner.resume import reconcile
 from mmr1_learner.source import Collected, GroupSource
 from mmr1_learner.step_records import completion_records, step_record
-from mmr1_learner.weights import SERVERS_SECONDS, UpdateResult, WeightSender
+from mmr1_learner.weights import UpdateResult, WeightSender
 
 log = structlog.get_logger()
 
 _GENERATE_SECONDS = 300.0
 _MAX_UNSCORED_STEPS = 3
-_REDIS_SECONDS = 60.0
 _LATE_SERVER_SECONDS = 2.0  # between looks for rollout servers that joined late or missed an update
 
 
@@ -54,9 +55,9 @@ class Leader:
         self.files = outputs.RunFiles(config.run_dir)
         self._problems = train_problems(config)
         self._prompts = PromptFactory(config, self._problems, encoder.forbidden_token_ids)
-        self._evaluator = (
-            Evaluator(config, self._prompts, eval_problems(config)) if config.eval_file is not None else None
-        )
+        held_out = eval_problems(config)
+        check_prompt_lengths(config, encoder, self._prompts, [*self._problems, *held_out])
+        self._evaluator = Evaluator(config, self._prompts, held_out) if held_out else None
         self._scorer = Scorer(config, policy, encoder, ranks.device)
         self.queue = RunQueue(connect(config.resolved_redis_url), config.run)
         self._sender = WeightSender(config, self.queue, policy, config.host)
@@ -81,7 +82,7 @@ class Leader:
         self.files.rewind(state.step if state else -1)
         outputs.serve_metrics(self._config.host, self._config.learner_metrics_port)
         self.files.status("loading", "waiting for rollout servers")
-        self._sender.wait_for_servers(self._config.rollout_replicas, SERVERS_SECONDS, self._check_stop)
+        self._sender.wait_for_servers(self._config.rollout_replicas, self._check_stop)
         self.files.status("parity", "comparing log-probabilities with the rollout servers")
         self._send(self._parity_gate)
         if state is None and self._config.eval_at_start:
@@ -127,7 +128,9 @@ class Leader:
         result = None
         if report:
             self.version = PolicyVersion(sampled_by.incarnation, sampled_by.number + 1)
-            result = self._send(self._probe)
+            # The step is in the parameters: when told to stop, the checkpoint that ends the run contains it.
+            with suppress(StopRequestedError):
+                result = self._send(self._probe)
         took = {"wait": self._collected.wait_seconds, **phases, "weight_update": time.monotonic() - started}
         seconds += took["wait"] + took["weight_update"]
         record = step_record(self._config, plan, self._collected, report, took, seconds)
@@ -148,7 +151,8 @@ class Leader:
         )
         done = plan.step + 1
         if self._config.eval_every and done % self._config.eval_every == 0 and done < self._config.num_steps:
-            self._evaluate("step", done)
+            with suppress(StopRequestedError):
+                self._evaluate("step", done)
 
     def state_at(self, step: int) -> RunState:
         """What a checkpoint after `step` optimizer steps must remember."""
@@ -183,6 +187,10 @@ class Leader:
         self.files.write("ledger", self.queue.ledger().as_dict())
         self.files.status("done")
 
+    def close(self) -> None:
+        """Wait for nobody any more."""
+        self._sender.close()
+
     def _send(self, probe: Any) -> UpdateResult:
         result = self._sender.update(self.version, probe, self._check_stop)
         self._state = replace(self._state, num_weight_updates=self._state.num_weight_updates + 1)
@@ -192,16 +200,14 @@ class Leader:
 
     def _parity_gate(self, client: RolloutClient) -> float:
         """The gate before the first step and after each resume: many prompts, and planted perturbations."""
-        groups = client.generate_many(
-            self._parity_prompts(self._config.parity_prompts), timeout=_GENERATE_SECONDS, probe=True
-        )
+        groups = self._sample(client, self._config.parity_prompts)
         report = gate(self._scorer, self._policy, groups, self._config.bound(self._config.dtype))
         self._record_parity(report, client)
         return report.max_abs_dlogp
 
     def _probe(self, client: RolloutClient) -> float:
         """After each update: one fixed prompt with its image."""
-        groups = client.generate_many(self._parity_prompts(1), timeout=_GENERATE_SECONDS, probe=True)
+        groups = self._sample(client, 1)
         report = self._scorer.compare(groups)
         bound = self._config.bound(self._config.dtype)
         if not report.mean_abs_dlogp <= bound:
@@ -210,6 +216,12 @@ class Leader:
                 f"{report.mean_abs_dlogp:.2e} from the learner's (bound {bound:.0e})"
             )
         return report.max_abs_dlogp
+
+    def _sample(self, client: RolloutClient, count: int) -> list[Group]:
+        prompts = self._parity_prompts(count)
+        return self._sender.call(
+            lambda: client.generate_many(prompts, timeout=_GENERATE_SECONDS, probe=True), self._check_stop
+        )
 
     def _parity_prompts(self, count: int) -> list[Prompt]:
         temperature = self._config.temperature_at(self._state.step, self._config.num_steps)
@@ -239,9 +251,10 @@ class Leader:
     def _evaluate(self, name: str, step: int) -> None:
         if self._evaluator is None:
             return
+        self._check_stop()
         self.files.status("evaluating", f"{name}: held-out problems")
         temperature = self._config.temperature_at(max(0, step - 1), self._config.num_steps)
-        for result in self._evaluator.run(self._sender.clients(), temperature):
+        for result in self._evaluator.run(self._sender.clients(), temperature, self._check_stop):
             log.info("held-out", when=name, mode=result.mode, n=result.num_problems, accuracy=round(result.accuracy, 4))
             line = {
                 "name": name,
@@ -261,7 +274,7 @@ class Leader:
         if time.monotonic() - self._last_look < _LATE_SERVER_SECONDS:
             return
         self._last_look = time.monotonic()
-        behind = self._sender.behind(self.version)
+        behind = self._sender.behind(self.version, self._check_stop)
         if behind:
             log.info("bringing rollout servers up to date", servers=[member.server_id for member in behind])
             self._send(self._probe)
@@ -272,22 +285,3 @@ class Leader:
 
     def _on_signal(self, *_: object) -> None:
         self._stop = True
-
-
-def connect(url: str) -> redis.Redis:
-    """A client that has reached its Redis, which may still be starting: a minute is waited for it.
-
-    Raises:
-        redis.RedisError: nothing answers, or not as a Redis that lets us in. A restart may mend it.
-    """
-    client = redis.Redis.from_url(url)
-    deadline = time.monotonic() + _REDIS_SECONDS
-    while True:
-        try:
-            client.ping()
-            return client
-        except redis.ConnectionError as error:
-            if time.monotonic() > deadline:
-                raise
-            log.warning("waiting for Redis", at=url.rpartition("@")[2], reason=str(error))  # never a password
-            time.sleep(1.0)

@@ -107,12 +107,18 @@ def gate(scorer: Scorer, policy: Policy, groups: Sequence[Group], bound: float) 
 
 @contextmanager
 def perturbed(policy: Policy, tower: str) -> Iterator[str]:
-    """Scale the last matrix of one tower's first block for a while; yields its name, restores it exactly."""
-    name, parameter = next(
-        (name, parameter)
-        for name, parameter in policy.hf.named_parameters()
-        if (tower in name and parameter.ndim == 2 and "down_proj" in name) or (tower in name and "linear_fc2" in name)
+    """Scale the last matrix of one tower's first block for a while; yields its name, restores it exactly.
+
+    Found by its place, because every family has its own names: that matrix leads out of the block's MLP in all of them.
+    """
+    prefix = f"model.{tower}"
+    name, block = next(
+        (f"{prefix}.{name}.0", module[0])
+        for name, module in policy.hf.get_submodule(prefix).named_modules()
+        if isinstance(module, torch.nn.ModuleList)
     )
+    matrices = [(f"{name}.{part}", parameter) for part, parameter in block.named_parameters() if parameter.ndim == 2]
+    name, parameter = matrices[-1]
     original = parameter.data.clone()
     parameter.data.mul_(_PERTURBATION)
     try:

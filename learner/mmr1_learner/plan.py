@@ -20,6 +20,7 @@ from mmr1_learner.loss import group_advantages
 from mmr1_learner.source import reward_of
 
 _LENGTH = struct.Struct("<I")
+_NO_VERSION = PolicyVersion(0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class StepPlan:
     step: int
     groups: tuple[Group, ...]
     stop: bool = False
-    version: PolicyVersion = PolicyVersion(0, 0)
+    version: PolicyVersion = _NO_VERSION
 
     def encode(self) -> bytes:
         header = json.dumps({"step": self.step, "stop": self.stop, "version": self.version}).encode()

@@ -6,13 +6,13 @@ Bytes and numbers only; nothing is pickled. Every collective has a deadline, so 
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
+
+from mmr1_learner.extension import load_extension
 
 # Longer than any weight update or evaluation, during which the other ranks wait for rank 0.
 COLLECTIVE_DEADLINE = timedelta(minutes=30)
@@ -61,8 +61,7 @@ class Ranks:
 
 def join_ranks() -> Ranks:
     """Meet the other ranks: RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT as torchrun and `mmr1 up` set them."""
-    # Compiled code names the environment it was compiled for: one shared by two would be compiled anew at every turn.
-    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
+    load_extension()  # before ranks meet: one that waited for its turn inside would hold up the one whose turn it is
     import deepspeed
 
     for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1")):

@@ -28,9 +28,14 @@ def reconcile(queue: RunQueue, state: RunState | None, prompts: PromptFactory) -
     missing = [id_ for id_ in state.outstanding if id_ not in pending and not _superseded(id_, pending)]
     for id_ in missing:
         queue.feed(prompts.training(id_), force=True)
-    # Fed before the checkpoint, and neither outstanding nor contained then: Redis has forgotten how it ended.
-    known = set(state.outstanding)
-    stale = [id_ for id_ in pending if id_.position < state.next_position and id_ not in known and id_.attempt == 0]
+    # Fed before the checkpoint, and neither outstanding nor contained then: Redis has forgotten how it ended. A later
+    # attempt of an outstanding one was fed after the checkpoint, when that one was dropped: it is the place's own.
+    known = {id_.position: id_.attempt for id_ in state.outstanding}
+    stale = [
+        id_
+        for id_ in pending
+        if id_.position < state.next_position and id_.attempt < known.get(id_.position, id_.attempt + 1)
+    ]
     for id_ in stale:
         queue.drop(id_, FORGOTTEN)
     log.info(

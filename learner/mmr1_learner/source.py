@@ -22,7 +22,9 @@ from mmr1_learner.prompts import PromptFactory
 
 log = structlog.get_logger()
 
-_POLL_SECONDS = 0.005
+# Between looks into an empty queue: a sampler on the same cores has better use for them.
+_SHORTEST_PAUSE_SECONDS = 0.005
+_LONGEST_PAUSE_SECONDS = 0.05
 
 
 @dataclass
@@ -77,7 +79,7 @@ class GroupSource:
         return PromptId(self._config.run, position, attempt)
 
     def feed(self) -> Ledger:
-        """Top the queue up to the bound. Returns the accounts as they were before."""
+        """Top the queue up to the bound. Returns the accounts as they were before; decisions rest on them alone."""
         ledger = self._queue.ledger()
         bound = (self._config.max_off_policy_steps + 1) * self._config.prompts_per_step
         for _ in range(max(0, bound - ledger.unapplied)):
@@ -94,22 +96,25 @@ class GroupSource:
         """
         collected = Collected()
         started = time.monotonic()
+        pause = _SHORTEST_PAUSE_SECONDS
         while True:
+            position = self.next_position
             ledger = self.feed()
             self._note_dead(ledger, collected)
             wanted = self._config.prompts_per_step - collected.num_closed
             if wanted <= 0:
                 break
-            if self.next_position >= self._end and self._queue.ledger().unapplied == len(collected.groups):
+            if position >= self._end and ledger.unapplied == len(collected.groups):
                 # Places that an earlier life closed and whose step no checkpoint contains: others take their part.
                 self._end += wanted
                 continue
             groups = self._queue.read(wanted)
             for group in groups:
                 self._sort(group, version, collected)
+            pause = _SHORTEST_PAUSE_SECONDS if groups else min(_LONGEST_PAUSE_SECONDS, pause * 1.5)
             if not groups:
                 tick()
-                time.sleep(_POLL_SECONDS)
+                time.sleep(pause)
         self._queue.mark_applied([group.prompt.id for group in collected.groups])
         collected.wait_seconds = time.monotonic() - started
         return collected

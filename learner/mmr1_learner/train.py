@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -22,6 +23,12 @@ from mmr1.telemetry import configure_logging
 from mmr1_learner.errors import StopRequestedError
 from mmr1_learner.reward_names import check_reward_names
 
+if TYPE_CHECKING:  # they import torch
+    from mmr1_learner.checkpoint import Checkpoints
+    from mmr1_learner.leader import Leader
+    from mmr1_learner.ranks import Ranks
+    from mmr1_learner.trainer import Trainer
+
 log = structlog.get_logger()
 
 
@@ -30,7 +37,6 @@ def train(config: RunConfig) -> None:
     from mmr1_learner.checkpoint import Checkpoints
     from mmr1_learner.leader import Leader
     from mmr1_learner.model import PromptEncoder, load_policy
-    from mmr1_learner.plan import StepPlan
     from mmr1_learner.ranks import join_ranks
     from mmr1_learner.trainer import Trainer
 
@@ -44,14 +50,36 @@ def train(config: RunConfig) -> None:
         loaded, _ = trainer.engine.load_checkpoint(str(found[0]), tag="engine")
         if loaded is None:
             raise RuntimeError(f"DeepSpeed loaded nothing from {found[0]}: going on would train the base weights")
-    step = found[1].step if found else 0
     leader = Leader(config, ranks, trainer.policy, encoder, checkpoints) if ranks.is_first else None
-    if leader:
-        leader.prepare(found[1] if found else None)
-    else:
-        # Rank 0 says when to stop; a rank that went by itself would leave the others in a collective.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)
+    try:
+        if leader:
+            leader.prepare(found[1] if found else None)
+        else:
+            # Rank 0 says when to stop; a rank that went by itself would leave the others in a collective.
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, signal.SIG_IGN)
+        if not _take_steps(config, ranks, trainer, leader, checkpoints, found[1].step if found else None):
+            return
+        if leader:
+            leader.finish()
+            trainer.policy.hf.save_pretrained(config.run_dir / "model")
+            encoder.processor.save_pretrained(config.run_dir / "model")
+        ranks.barrier()
+    finally:
+        if leader:
+            leader.close()
+
+
+def _take_steps(
+    config: RunConfig,
+    ranks: Ranks,
+    trainer: Trainer,
+    leader: Leader | None,
+    checkpoints: Checkpoints,
+    durable: int | None,
+) -> bool:
+    """From the step of the newest checkpoint to the run's last, or until told to stop: then False."""
+    from mmr1_learner.plan import StepPlan
 
     def save(step: int) -> None:
         if leader:
@@ -62,12 +90,14 @@ def train(config: RunConfig) -> None:
         if leader:
             leader.commit_checkpoint(leader.state_at(step))
 
+    step = durable or 0
     while step < config.num_steps:
         plan = StepPlan.decode(ranks.share(leader.next_plan(step).encode() if leader else None))
         if plan.stop:
-            save(step)
+            if step != durable:
+                save(step)
             log.info("stopped as told", step=step)
-            return
+            return False
         started = time.monotonic()
         report = trainer.step(plan)
         step += 1
@@ -75,11 +105,8 @@ def train(config: RunConfig) -> None:
             leader.after_step(plan, report, trainer.phases, time.monotonic() - started)
         if step % config.checkpoint_every == 0 or step == config.num_steps:
             save(step)
-    if leader:
-        leader.finish()
-        trainer.policy.hf.save_pretrained(config.run_dir / "model")
-        encoder.processor.save_pretrained(config.run_dir / "model")
-    ranks.barrier()
+            durable = step
+    return True
 
 
 def main(argv: list[str] | None = None) -> int:

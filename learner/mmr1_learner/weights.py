@@ -8,30 +8,25 @@ update fail as a whole, and a fresh group is formed for the next try. Runs on ra
 from __future__ import annotations
 
 import time
-import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import Any
+from typing import TypeVar
 
 import grpc
 import structlog
 import torch
-from torch.distributed import (  # type: ignore[attr-defined]
-    BroadcastOptions,
-    PrefixStore,
-    ProcessGroupGloo,
-    TCPStore,
-)
 
 from mmr1.config import RunConfig
 from mmr1.errors import WeightUpdateError
 from mmr1.records import PolicyVersion
-from mmr1.rollout_client import RolloutClient, WeightGroup
+from mmr1.rollout_client import LOAD_SECONDS, RolloutClient, WeightGroup
 from mmr1.streams import Member, RunQueue
 from mmr1.weight_plan import buckets, fingerprint
+from mmr1_learner.collective import Collective
 from mmr1_learner.model import Policy
+from mmr1_learner.waiting import Tick, rest, results
 
 log = structlog.get_logger()
 
@@ -39,7 +34,9 @@ log = structlog.get_logger()
 Probe = Callable[[RolloutClient], float]
 
 _ATTEMPTS = 4
-SERVERS_SECONDS = 300.0  # an engine that is started anew takes a minute or two to load
+_ANSWER_SECONDS = 5.0  # a server that does not say in this time how it is will not follow an update either
+_DEAF = ("starting", "draining")  # states in which every verb is refused
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,32 +48,6 @@ class UpdateResult:
     probe_max_abs_dlogp: float | None
 
 
-class _Collective:
-    """Rank 0 of a gloo group that stands beside torch.distributed's own: no global state, and every wait has an end."""
-
-    def __init__(self, host: str, world_size: int, deadline_seconds: float) -> None:
-        self.prefix = uuid.uuid4().hex  # a late member of an older group meets nobody
-        self._limit = timedelta(seconds=deadline_seconds)
-        self._world_size = world_size
-        self.store = TCPStore(host, 0, world_size, is_master=True, timeout=self._limit, wait_for_workers=False)
-        self._group: Any = None
-
-    def join(self) -> None:
-        """Meet the servers, which join at the same time."""
-        self._group = ProcessGroupGloo(PrefixStore(self.prefix, self.store), 0, self._world_size, self._limit)
-
-    def send(self, buffer: torch.Tensor) -> None:
-        """Broadcast flat bytes. Raises RuntimeError when a receiver is gone or the time is over."""
-        assert self._group is not None
-        options = BroadcastOptions()
-        options.rootRank, options.rootTensor = 0, 0
-        self._group.broadcast([buffer], options).wait(self._limit)
-
-    def close(self) -> None:
-        if self._group is not None:
-            self._group.abort()
-
-
 class WeightSender:
     """Keeps every rollout server at the learner's version."""
 
@@ -85,111 +56,124 @@ class WeightSender:
         self._queue = queue
         self._policy = policy
         self._master_address = master_address
-        self._collective: _Collective | None = None
+        self._collective: Collective | None = None
         self._members: tuple[Member, ...] = ()
         self._clients: dict[str, RolloutClient] = {}
-        self._pool = ThreadPoolExecutor(max_workers=32, thread_name_prefix="weights")
+        self._pool = ThreadPoolExecutor(max_workers=128, thread_name_prefix="weights")
 
-    def wait_for_servers(self, count: int, timeout_seconds: float, tick: Callable[[], None]) -> list[Member]:
-        """Wait until `count` rollout servers accept weights.
+    def wait_for_servers(self, count: int, tick: Tick, timeout_seconds: float = LOAD_SECONDS) -> list[Member]:
+        """Wait until `count` rollout servers accept weights: as long as one may take to load.
 
         Raises:
             WeightUpdateError: none came in time. Fewer than `count`, but at least one, is enough when the time is over.
         """
         deadline = time.monotonic() + timeout_seconds
         while True:
-            members = self._queue.members()
+            members = self._answering(self._queue.members(), tick)
             if len(members) >= count:
                 return members
             if time.monotonic() > deadline:
                 if members:
                     return members
-                raise WeightUpdateError(f"no rollout server has a lease after {timeout_seconds:.0f} s; is one running?")
-            tick()
-            time.sleep(0.1)
+                raise WeightUpdateError(f"no rollout server answers after {timeout_seconds:.0f} s; is one running?")
+            rest(0.1, tick)
 
     def clients(self) -> list[RolloutClient]:
         """The servers of the last committed update."""
         return [self._client(member) for member in self._members]
 
-    def behind(self, version: PolicyVersion) -> list[Member]:
-        """Lease holders that do not hold `version`: newly started ones, or ones that missed an update."""
-        return [member for member in self._queue.members() if member.version != version]
+    def behind(self, version: PolicyVersion, tick: Tick) -> list[Member]:
+        """Servers that do not hold `version`: newly started ones, or ones that missed an update."""
+        return self._answering([member for member in self._queue.members() if member.version != version], tick)
 
-    def update(self, version: PolicyVersion, probe: Probe | None, tick: Callable[[], None]) -> UpdateResult:
+    def call(self, question: Callable[[], _T], tick: Tick) -> _T:
+        """Ask a server something that takes long. Raises what `question` and `tick` do."""
+        return results([self._pool.submit(question)], tick)[0]
+
+    def close(self) -> None:
+        """Leave the servers; whatever still waits for one of them ends."""
+        self._leave()
+        for client in self._clients.values():
+            client.close()
+        self._clients.clear()
+
+    def update(self, version: PolicyVersion, probe: Probe | None, tick: Tick) -> UpdateResult:
         """Bring all lease holders to `version`, or raise.
 
-        A try that fails is repeated with a fresh group of those that still hold a lease: a dead server's lease runs out
-        meanwhile. When none is left, the update waits for one to come back; `tick` is called meanwhile.
+        A try that fails is repeated with a fresh group of those that still hold a lease and answer. When none is left,
+        the update waits for one to come back.
 
         Raises:
             WeightUpdateError: it did not succeed in several tries, or no server came back. Nothing serves then.
         """
         for attempt in range(1, _ATTEMPTS + 1):
-            members = self.wait_for_servers(1, SERVERS_SECONDS, tick)
+            members = self.wait_for_servers(1, tick)
             try:
-                return self._try_update(version, tuple(members), probe)
-            except (grpc.RpcError, RuntimeError, WeightUpdateError, TimeoutError) as error:
+                return self._try_update(version, tuple(members), probe, tick)
+            except (grpc.RpcError, WeightUpdateError) as error:
                 reason = _reason(error)
                 log.warning("weight update failed", version=str(version), attempt=attempt, reason=reason)
-                self._leave()
                 if attempt == _ATTEMPTS:
                     raise WeightUpdateError(f"version {version}: {reason}") from error
-                time.sleep(self._config.lease_seconds / 2)
+                rest(self._config.lease_seconds / 2, tick)
         raise AssertionError("unreachable")
 
-    def _try_update(self, version: PolicyVersion, members: tuple[Member, ...], probe: Probe | None) -> UpdateResult:
+    def _try_update(
+        self, version: PolicyVersion, members: tuple[Member, ...], probe: Probe | None, tick: Tick
+    ) -> UpdateResult:
         limit = self._config.weight_update_deadline_seconds
-        self._form_group(members)
-        clients = [self._client(member) for member in members]
-        started = time.monotonic()
-        self._everywhere(clients, lambda c: c.start_weight_update(version, self._config.pause_deadline_seconds))
-        received = [self._pool.submit(client.update_weights, version, limit) for client in clients]
-        sent = self._broadcast()
-        for client, future in zip(clients, received, strict=True):
-            _compare(client.address, sent, future.result())
-        self._everywhere(clients, lambda c: c.finish_weight_update(version, limit))
-        worst = max((probe(client) for client in clients), default=0.0) if probe else None
-        self._queue.commit_version(version)
-        self._everywhere(clients, lambda c: c.resume(version))
+        with ExitStack() as on_failure:
+            on_failure.callback(self.close)
+            collective = self._form_group(members, tick)
+            clients = [self._client(member) for member in members]
+            started = time.monotonic()
+            self._everywhere(
+                clients, lambda c: c.start_weight_update(version, self._config.pause_deadline_seconds), tick
+            )
+            sending = self._pool.submit(self._broadcast, collective)
+            receiving = [self._pool.submit(client.update_weights, version, limit) for client in clients]
+            sent, *received = results([sending, *receiving], tick)
+            for client, arrived in zip(clients, received, strict=True):
+                _compare(client.address, sent, arrived)
+            self._everywhere(clients, lambda c: c.finish_weight_update(version, limit), tick)
+            worst = max((probe(client) for client in clients), default=0.0) if probe else None
+            self._queue.commit_version(version)
+            self._everywhere(clients, lambda c: c.resume(version), tick)
+            on_failure.pop_all()
         return UpdateResult(time.monotonic() - started, len(clients), worst)
 
-    def _form_group(self, members: tuple[Member, ...]) -> None:
+    def _form_group(self, members: tuple[Member, ...], tick: Tick) -> Collective:
         """A collective with these servers; the standing one when it is with the same, and none was started anew."""
         known = {(m.server_id, m.address) for m in self._members}
         fresh = any(member.version is None for member in members)
         if self._collective is not None and not fresh and known == {(m.server_id, m.address) for m in members}:
-            return
+            return self._collective
         self._leave()
         limit = self._config.weight_update_deadline_seconds
-        world_size = len(members) + 1
-        collective = _Collective(self._master_address, world_size, limit)
+        self._collective = collective = Collective(self._master_address, len(members) + 1, limit)
         group = WeightGroup(
             transport="gloo",
             master_address=self._master_address,
-            master_port=collective.store.port,
+            master_port=collective.port,
             store_prefix=collective.prefix,
-            world_size=world_size,
+            world_size=len(members) + 1,
             tensors=self._policy.manifest(),
             bucket_bytes=self._config.weight_bucket_bytes,
         )
-        joining = [
-            self._pool.submit(self._client(member).init_weight_transfer, group, rank, limit)
-            for rank, member in enumerate(members, start=1)
-        ]
-        collective.join()
-        for future in joining:
-            future.result()
-        self._collective, self._members = collective, members
+        joining = [self._pool.submit(collective.join)]
+        for rank, member in enumerate(members, start=1):
+            joining.append(self._pool.submit(self._client(member).init_weight_transfer, group, rank, limit))
+        results(joining, tick)
+        self._members = members
+        return collective
 
     def _leave(self) -> None:
         if self._collective is not None:
             self._collective.close()
         self._collective, self._members = None, ()
 
-    def _broadcast(self) -> dict[str, int]:
+    def _broadcast(self, collective: Collective) -> dict[str, int]:
         """Send every tensor, bucket by bucket. Returns the fingerprint of each."""
-        assert self._collective is not None
         tensors = dict(self._policy.named_tensors())
         sent = {}
         for bucket in buckets(self._policy.manifest(), self._config.weight_bucket_bytes):
@@ -198,17 +182,33 @@ class WeightSender:
                 data = tensors[spec.name].detach().cpu().contiguous().view(-1).view(torch.uint8)
                 sent[spec.name] = fingerprint(data.numpy().data)
                 parts.append(data)
-            self._collective.send(torch.cat(parts))
+            collective.send(torch.cat(parts))
         return sent
 
-    def _everywhere(self, clients: list[RolloutClient], verb: Callable[[RolloutClient], object]) -> None:
-        for future in [self._pool.submit(verb, client) for client in clients]:
-            future.result()
+    def _everywhere(self, clients: list[RolloutClient], verb: Callable[[RolloutClient], object], tick: Tick) -> None:
+        results([self._pool.submit(verb, client) for client in clients], tick)
+
+    def _answering(self, members: Sequence[Member], tick: Tick) -> list[Member]:
+        """Those that take verbs now. A lease outlives its holder for a while; to wait for a dead one helps nobody."""
+        answers = results([self._pool.submit(_answers, self._client(member)) for member in members], tick)
+        for member, answered in zip(members, answers, strict=True):
+            if not answered:
+                # A new connection next time: this one would wait ever longer between its attempts.
+                self._client(member).close()
+                del self._clients[member.address]
+        return [member for member, answered in zip(members, answers, strict=True) if answered]
 
     def _client(self, member: Member) -> RolloutClient:
         if member.address not in self._clients:
             self._clients[member.address] = RolloutClient(member.address, self._config.run, self._queue.incarnation)
         return self._clients[member.address]
+
+
+def _answers(client: RolloutClient) -> bool:
+    try:
+        return client.status(_ANSWER_SECONDS).state not in _DEAF
+    except grpc.RpcError:
+        return False
 
 
 def _compare(address: str, sent: dict[str, int], received: dict[str, int]) -> None:

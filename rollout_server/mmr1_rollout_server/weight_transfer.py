@@ -30,9 +30,12 @@ from vllm.platforms import current_platform
 from mmr1.records import TensorSpec
 from mmr1.weight_plan import buckets, fingerprint, tensor_bytes
 from mmr1_rollout_server import cpu_generator, orphan_guard
+from mmr1_rollout_server.interface import address_towards
 
 BACKEND = "mmr1"
 TRANSPORTS = ("gloo",)
+# The learner listens before it calls: where nobody does it has given this group up, and the next one must not wait.
+CONNECT_LIMIT = timedelta(seconds=5)
 
 # Its "Failed to load weights" names every module without a checkpoint tensor (rotary tables, a tied head) at every
 # update. `UpdateReport` is exact about what was not written, and the server refuses the update for it.
@@ -86,11 +89,16 @@ class GlooGroup:
             info.master_port,
             info.world_size,
             is_master=False,
-            timeout=limit,
+            timeout=min(limit, CONNECT_LIMIT),
             wait_for_workers=False,
         )
+        store.set_timeout(limit)
         self._store = PrefixStore(info.store_prefix, store)
-        self._group = ProcessGroupGloo(self._store, info.rank, info.world_size, limit)
+        # Without a device of its own, gloo listens where this machine's name leads, which may be a public network.
+        options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+        options._timeout = limit
+        options._devices = [ProcessGroupGloo.create_device(hostname=address_towards(info.master_address))]
+        self._group = ProcessGroupGloo(self._store, info.rank, info.world_size, options)
 
     def receive(self, buffer: torch.Tensor, deadline_seconds: float) -> None:
         """Fill `buffer` (flat uint8) from rank 0. Raises RuntimeError when the sender is gone or the time is over."""

@@ -17,6 +17,9 @@ from mmr1.wire import group_from_message, prompt_to_message, version_from_messag
 from mmr1.wire.v1 import rollout_pb2 as pb
 from mmr1.wire.v1.rollout_pb2_grpc import RolloutServiceStub
 
+# A large model is read from disk, and its graphs are captured. Who starts a server and who waits for it agree on this.
+LOAD_SECONDS = 1800.0
+
 _MAX_MESSAGE_BYTES = 256 * 2**20
 
 

@@ -15,6 +15,7 @@ from mmr1.config import RunConfig
 from mmr1.local.readiness import grpc_serving, http_ready, redis_answers
 from mmr1.local.redis_server import find_redis_server, redis_command
 from mmr1.local.service import ProcessSpec, ServiceSpec
+from mmr1.rollout_client import LOAD_SECONDS
 
 CONFIG_NAME = "config.yaml"
 
@@ -99,7 +100,7 @@ def _rollout(config: RunConfig, index: int, inherited: Mapping[str, str]) -> Ser
         name=name,
         processes=(ProcessSpec(name, command, environment),),
         ready=grpc_serving(f"{config.host}:{port}"),
-        ready_deadline_seconds=1800.0,  # a large model is read from disk, and its graphs are captured
+        ready_deadline_seconds=LOAD_SECONDS,
         stop_deadline_seconds=15.0,
     )
 

@@ -3,5 +3,6 @@
 from mmr1.streams.groups import Member, RunQueue
 from mmr1.streams.ledger import Ledger, read_ledger
 from mmr1.streams.prompts import Delivery, PromptConsumer
+from mmr1.streams.scripts import RunForgottenError
 
-__all__ = ["Delivery", "Ledger", "Member", "PromptConsumer", "RunQueue", "read_ledger"]
+__all__ = ["Delivery", "Ledger", "Member", "PromptConsumer", "RunForgottenError", "RunQueue", "read_ledger"]

@@ -1,7 +1,7 @@
 """The learner's side of the queue: feed prompts, read groups, acknowledge what a durable checkpoint contains.
 
-Every call carries the learner's incarnation and raises StaleWriterError once a newer learner exists. This file knows
-nothing of datasets, batches or checkpoints; `mmr1_learner.source` does.
+Every call carries the learner's incarnation and raises StaleWriterError once a newer learner exists, RunForgottenError
+when Redis has been emptied. This file knows nothing of datasets, batches or checkpoints; `mmr1_learner.source` does.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from redis.exceptions import ResponseError
 
 from mmr1.errors import ConfigurationError
 from mmr1.records import Group, PolicyVersion, Prompt, PromptId
-from mmr1.streams.ledger import Ledger, ledger_from_snapshot
-from mmr1.streams.scripts import Scripts, stale_writer
+from mmr1.streams.ledger import Ledger, ledger_from_accounts
+from mmr1.streams.scripts import Scripts, refusal
 from mmr1.wire import decode_group, encode_prompt
 
 
@@ -119,7 +119,7 @@ class RunQueue:
         return sorted(members, key=lambda member: member.server_id)
 
     def ledger(self) -> Ledger:
-        return ledger_from_snapshot(self._scripts.call("snapshot"))
+        return ledger_from_accounts(self._scripts.call("accounts"))
 
     def pending_ids(self) -> set[PromptId]:
         """Every id that is fed, ready or applied."""
@@ -132,7 +132,7 @@ class RunQueue:
         for field in reply[6]:
             position, _, attempt = field.decode().partition("/")
             pending.add(PromptId(self._run, int(position), int(attempt)))
-        return ledger_from_snapshot(reply), pending
+        return ledger_from_accounts(reply[:6]), pending
 
     def restore(self, ledger: Ledger) -> bool:
         """Put counters back into a Redis that has forgotten the run. False: it has not."""
@@ -146,4 +146,4 @@ class RunQueue:
         try:
             return self._scripts.call(name, self.incarnation, *arguments)
         except ResponseError as error:
-            raise stale_writer(error) or error from None
+            raise refusal(error) or error from None

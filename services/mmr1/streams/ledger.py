@@ -55,11 +55,11 @@ class Ledger:
 
 def read_ledger(redis: Redis, run: str) -> Ledger:
     """The accounts of `run`, without being its learner."""
-    return ledger_from_snapshot(Scripts(redis, run).call("snapshot"))
+    return ledger_from_accounts(Scripts(redis, run).call("accounts"))
 
 
-def ledger_from_snapshot(reply: list[Any]) -> Ledger:
-    num_prompts, num_groups, num_applied, counters, incarnation, number = reply[:6]
+def ledger_from_accounts(reply: list[Any]) -> Ledger:
+    num_prompts, num_groups, num_applied, counters, incarnation, number = reply
     counts = _pairs(counters)
     return Ledger(
         fed=counts.get("fed", 0),

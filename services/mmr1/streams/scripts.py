@@ -17,6 +17,10 @@ from mmr1.errors import StaleWriterError
 _KEYS = ("prompts", "groups", "ledger", "items", "applied", "leases", "writer", "graveyard")
 
 
+class RunForgottenError(Exception):
+    """Redis no longer knows the run. Not a takeover: the learner starts again and reconciles Redis."""
+
+
 @cache
 def _source(name: str) -> str:
     folder = resources.files("mmr1.streams") / "lua"
@@ -42,7 +46,9 @@ class Scripts:
         return script(keys=self._keys, args=list(arguments))
 
 
-def stale_writer(error: ResponseError) -> StaleWriterError | None:
-    """The StaleWriterError behind a script's refusal, if it was one."""
+def refusal(error: ResponseError) -> StaleWriterError | RunForgottenError | None:
+    """What a script's refusal means to the learner that called it; None: it was no refusal."""
     message = str(error)
+    if message.startswith("FORGOTTEN"):
+        return RunForgottenError("Redis was emptied during the run; a restart fills it from the newest checkpoint")
     return StaleWriterError(message.removeprefix("STALE ")) if message.startswith("STALE") else None

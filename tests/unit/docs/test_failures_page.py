@@ -21,6 +21,7 @@ from mmr1.local.run_lock import run_lock
 from mmr1.preflight import check_model, check_redis, check_reward_server
 from mmr1.report import build
 from mmr1.templates import Templates
+from mmr1_learner.checkpoint import Checkpoints
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "failures.md"
 GOOD: dict[str, Any] = {
@@ -62,6 +63,11 @@ def port_in_use() -> None:
 def run_in_use() -> None:
     with run_lock(Path("runs/demo")), run_lock(Path("runs/demo")):
         pass
+
+
+def damaged_checkpoint() -> None:
+    Path("runs/demo/checkpoints/step-000040").mkdir(parents=True)
+    Checkpoints(Path("runs/demo/checkpoints"), 2).newest()
 
 
 def model_of_another_family() -> None:
@@ -112,6 +118,7 @@ CASES: dict[str, Callable[[], object]] = {
     "reward server down": lambda: check_reward_server("http://127.0.0.1:1"),
     "run in use": run_in_use,
     "no run": lambda: build(Path("runs/dmeo")),
+    "damaged checkpoint": damaged_checkpoint,
 }
 
 

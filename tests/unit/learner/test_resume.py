@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from unittest.mock import Mock
 
 import pytest
 import redis
 import redis.asyncio
+import torch
 from PIL import Image
 
 from mmr1.config import RunConfig
 from mmr1.errors import ConfigurationError, StaleWriterError
 from mmr1.images import ImageStore
 from mmr1.records import Group, PolicyVersion, Prompt, PromptId
-from mmr1.streams import PromptConsumer, RunQueue
-from mmr1_learner.checkpoint import Checkpoints, RunState
+from mmr1.streams import PromptConsumer, RunForgottenError, RunQueue
+from mmr1_learner.checkpoint import Checkpoints, RunState, verify
+from mmr1_learner.plan import StepPlan
+from mmr1_learner.ranks import Ranks
 from mmr1_learner.resume import reconcile
 from mmr1_learner.source import GroupSource
+from mmr1_learner.train import _take_steps
 from tests.conftest import make_group, make_prompt
 from tests.models import small_config
 
@@ -61,7 +68,9 @@ class Run:
         found = self.checkpoints.newest()
         return Learner(self, found[1] if found else None)
 
-    def serve(self, rewards: Callable[[Prompt], tuple[float | None, ...]] = lambda _: (1.0, 0.0)) -> None:
+    def serve(
+        self, rewards: Callable[[Prompt], tuple[float | None, ...]] = lambda _: (1.0, 0.0), count: int = 100
+    ) -> None:
         """A rollout server takes what waits and publishes it, scored by `rewards`."""
 
         async def work() -> None:
@@ -70,7 +79,7 @@ class Run:
                 queue = RunQueue(redis.Redis.from_url(self.url), "test")
                 version = PolicyVersion(queue.ledger().incarnation, queue.ledger().version_number)
                 await consumer.register("x", "serves", version, 30)
-                for held in await consumer.take(100, version, 1):
+                for held in await consumer.take(count, version, 1):
                     group = make_group(held.prompt, rewards(held.prompt), version.number)
                     spans = tuple(span._replace(version=version) for span in group.rollouts[0].spans)
                     rollouts = tuple(replace(rollout, spans=spans) for rollout in group.rollouts)
@@ -172,6 +181,23 @@ def test_an_emptied_redis_is_filled_from_the_checkpoint(run: Run) -> None:
     assert second.queue.ledger().trained == STEPS * PER_STEP
 
 
+def test_a_redis_emptied_during_the_run_is_no_takeover(run: Run) -> None:
+    """Superseded means exit code 2 and no restart; forgotten is an ordinary failure, after which the run goes on."""
+    first = run.learner()
+    first.collect()
+    first.save()
+    redis.Redis.from_url(run.url).flushall()
+    with pytest.raises(RunForgottenError, match="emptied during the run"):
+        first.collect()
+    with pytest.raises(RunForgottenError):
+        first.save()
+    second = run.learner()
+    with pytest.raises(StaleWriterError, match="superseded by 2"):
+        first.collect()
+    second.finish()
+    assert places(run) == list(range(STEPS * PER_STEP))
+
+
 def test_a_run_whose_dropped_places_no_checkpoint_contains_still_ends(redis_url: str, tmp_path: Path) -> None:
     """Groups without variance are dropped; the learner then dies before a checkpoint has the step they closed."""
     run = Run(redis_url, tmp_path, kl=[])
@@ -193,17 +219,96 @@ def test_a_group_whose_image_has_changed_is_dropped_with_the_reason(run: Run) ->
     assert learner.queue.ledger().dropped["image"] == PER_STEP
 
 
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(run: Run) -> None:
+def test_a_damaged_checkpoint_is_refused_because_its_groups_are_acknowledged(run: Run) -> None:
+    """Going on from the one before would lose them: nobody holds them any more. Removing it is the user's decision."""
     learner = run.learner()
     for _ in range(2):
         learner.collect()
         learner.save()
     newest = run.checkpoints.path(2)
     (newest / "state.json").write_text((newest / "state.json").read_text() + " ")
+    with pytest.raises(ConfigurationError, match=r"step-000002 is damaged: state\.json has other bytes .* put a copy"):
+        run.learner()
+    (newest / "manifest.json").unlink()
+    with pytest.raises(ConfigurationError, match="no readable manifest"):
+        run.learner()
+    shutil.rmtree(newest)
     found = run.checkpoints.newest()
     assert found is not None and found[1].step == 1
     manifest = json.loads((run.checkpoints.path(1) / "manifest.json").read_text())
     assert set(manifest["files"]) == {"state.json"}
+
+
+@pytest.mark.parametrize("renames", [0, 1, 2])
+def test_a_checkpoint_is_there_wherever_its_replacement_is_cut(
+    run: Run, renames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = run.learner()
+    learner.collect()
+    learner.save()
+    done: list[Path] = []
+    rename, sync = Path.rename, os.fsync
+
+    def cut(_: object) -> None:
+        raise OSError("cut")
+
+    def rename_some(path: Path, target: Path) -> Path:
+        if len(done) == renames:
+            cut(path)
+        done.append(target)
+        if len(done) == 2:
+            monkeypatch.setattr(os, "fsync", cut)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename_some)
+    with pytest.raises(OSError, match="cut"):
+        learner.save()
+    monkeypatch.setattr(Path, "rename", rename)
+    monkeypatch.setattr(os, "fsync", sync)
+    found = run.checkpoints.newest()
+    assert found is not None and found[1].step == 1 and verify(found[0]) is None
+    learner.save()
+    assert [path.name for path in sorted((run.folder / "checkpoints").iterdir())] == ["step-000001"]
+
+
+def test_a_manifest_is_written_when_everything_it_names_is_on_the_disk(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    sync = os.fsync
+
+    def record(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}").removeprefix(str(run.folder)))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    shard = run.checkpoints.start(3) / "engine" / "shard.pt"
+    shard.parent.mkdir()
+    shard.write_bytes(b"weights")
+    run.checkpoints.finish(RunState(3, 3, 0), lambda: None)
+    aside = "/checkpoints/step-000003.writing"
+    before, after = synced[: synced.index(f"{aside}/manifest.json")], synced[synced.index(f"{aside}/manifest.json") :]
+    assert set(before) == {aside, f"{aside}/engine", f"{aside}/engine/shard.pt", f"{aside}/state.json"}
+    assert after[1:] == [aside, "/checkpoints", ""]
+
+
+@pytest.mark.parametrize("durable", [None, 2])
+def test_a_step_that_is_durable_is_not_saved_again_at_the_end(run: Run, durable: int | None) -> None:
+    """Stopped right after a checkpoint: the one that is there needs no replacement."""
+    saved: list[int] = []
+
+    class Told:
+        def next_plan(self, step: int) -> StepPlan:
+            return StepPlan(step, (), stop=True)
+
+        def state_at(self, step: int) -> int:
+            return step
+
+        commit_checkpoint = staticmethod(saved.append)
+
+    leader, trainer = cast(Any, Told()), Mock()
+    assert not _take_steps(run.config, Ranks(0, 1, torch.device("cpu")), trainer, leader, run.checkpoints, durable)
+    assert saved == ([0] if durable is None else [])
 
 
 def test_a_superseded_learner_cannot_make_its_checkpoint_real(run: Run) -> None:

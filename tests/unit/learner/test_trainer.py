@@ -68,7 +68,12 @@ def run_step(folder: Path, model: Path, groups: list[Group], **options: Any) -> 
         subprocess.Popen([*command, json.dumps(options)], env={**environment, "RANK": str(r), "LOCAL_RANK": str(r)})
         for r in range(world_size)
     ]
-    assert [rank.wait(180) for rank in ranks] == [0] * world_size
+    try:
+        assert [rank.wait(180) for rank in ranks] == [0] * world_size
+    finally:  # a rank whose sibling has failed waits for it in a collective, and would outlive the test
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
     result: dict[str, Any] = torch.load(folder / "result.pt", weights_only=True)
     return result
 

@@ -7,11 +7,21 @@ local function now()
   return tonumber(t[1]) + tonumber(t[2]) / 1e6
 end
 
--- A learner that has been superseded may write nothing.
+-- A learner that has been superseded may write nothing. Nor may one that Redis has no memory of: it was emptied, nobody
+-- has taken over, and the learner must first fill it again.
 local function stale(incarnation)
   local current = redis.call('HGET', writer, 'incarnation')
   if current == incarnation then return nil end
-  return redis.error_reply('STALE incarnation ' .. incarnation .. ' was superseded by ' .. (current or 'none'))
+  if not current then return redis.error_reply('FORGOTTEN incarnation ' .. incarnation) end
+  return redis.error_reply('STALE incarnation ' .. incarnation .. ' was superseded by ' .. current)
+end
+
+-- Everything the ledger is made of. Pending is counted, never derived.
+local function accounts()
+  return {
+    redis.call('XLEN', prompts), redis.call('XLEN', groups), redis.call('SCARD', applied), redis.call('HGETALL', ledger),
+    redis.call('HGET', writer, 'incarnation') or '0', redis.call('HGET', writer, 'number') or '0',
+  }
 end
 
 -- Who holds a delivered entry, and how often it was delivered.

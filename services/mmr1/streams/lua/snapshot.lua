@@ -1,6 +1,4 @@
--- Everything the ledger is made of, and every pending id, at one instant. Pending is counted, never derived.
-return {
-  redis.call('XLEN', prompts), redis.call('XLEN', groups), redis.call('SCARD', applied), redis.call('HGETALL', ledger),
-  redis.call('HGET', writer, 'incarnation') or '0', redis.call('HGET', writer, 'number') or '0',
-  redis.call('HKEYS', items),
-}
+-- The accounts, and every pending id, at one instant.
+local found = accounts()
+table.insert(found, redis.call('HKEYS', items))
+return found

@@ -1,0 +1,39 @@
+"""The learner's connection to Redis: waited for at the start, and never silent for long. Knows nothing of queues."""
+
+from __future__ import annotations
+
+import time
+
+import redis
+import structlog
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+log = structlog.get_logger()
+
+_START_SECONDS = 60.0
+_ANSWER_SECONDS = 10.0  # an answer later than this is none; shorter than what a learner told to stop is given
+
+
+def connect(url: str, answer_seconds: float = _ANSWER_SECONDS) -> redis.Redis:
+    """A client that has reached its Redis, which may still be starting: a minute is waited for it.
+
+    Commands are not repeated: what a lost answer has read would be read by nobody. The error ends this learner, and the
+    next one reconciles Redis with the checkpoint.
+
+    Raises:
+        redis.RedisError: nothing answers, or not as a Redis that lets us in. A restart may mend it.
+    """
+    client = redis.Redis.from_url(
+        url, socket_timeout=answer_seconds, socket_connect_timeout=answer_seconds, retry=Retry(NoBackoff(), 0)
+    )
+    deadline = time.monotonic() + _START_SECONDS
+    while True:
+        try:
+            client.ping()
+            return client
+        except (redis.ConnectionError, redis.TimeoutError) as error:
+            if time.monotonic() > deadline:
+                raise
+            log.warning("waiting for Redis", at=url.rpartition("@")[2], reason=str(error))  # never a password
+            time.sleep(1.0)
