@@ -21,10 +21,10 @@ packages() {
     openrlhf) printf '%s\n' "$torch" transformers aiohttp sympy pylatexenc 'bare openrlhf==0.11.2' ;;
     trl) printf '%s\n' "$torch" trl==1.16.0 ;;
     verifiers) printf '%s\n' verifiers==0.4.0 ;;
-    verl) printf '%s\n' "$torch" transformers 'ray[default]' tensordict hydra-core codetiming torchdata datasets \
-      accelerate pandas pyarrow peft dill pylatexenc 'bare verl==0.9.1' ;;
-    swift) printf '%s\n' "$torch" 'transformers<5.20' modelscope 'datasets>=4,<4.8.5' 'peft<0.21' accelerate \
-      'bare ms-swift==4.6.0' ;;
+    verl) printf '%s\n' "$torch" orjson verl==0.9.1 ;;
+    swift) printf '%s\n' "$torch" 'transformers<5.20' modelscope 'datasets>=4,<4.8.5' 'peft<0.21' accelerate addict \
+      pandas json-repair dacite einops matplotlib nltk rouge openai aiohttp simplejson zstandard binpacking \
+      importlib-metadata tiktoken sentencepiece 'bare attrdict' 'bare trl<1.0' 'bare ms-swift==4.6.0' ;;
     *) return 1 ;;
   esac
 }

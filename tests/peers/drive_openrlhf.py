@@ -1,4 +1,4 @@
-"""OpenRLHF's SingleTurnAgentExecutor against the server: it samples from an engine made up here, and asks for rewards."""
+"""OpenRLHF's SingleTurnAgentExecutor against the server: it samples from a made-up engine and asks for rewards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""verl's reward loop with our custom reward functions: its own loading of them, its naive manager, a batch made up here."""
+"""verl's reward loop with our custom reward functions: its own loading of them, its naive manager, a made-up batch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ class Characters:
 def batch(response: str, ground_truth: Any) -> DataProto:
     prompt = torch.tensor([[ord("?")]])
     written = torch.tensor([[ord(letter) for letter in response]])
-    tensors = {"prompts": prompt, "responses": written, "attention_mask": torch.ones(1, 1 + len(response))}
+    mask = torch.ones(1, 1 + len(response), dtype=torch.long)
+    tensors = {"prompts": prompt, "responses": written, "attention_mask": mask}
     others = {
         "data_source": np.array(["dogs"], dtype=object),
         "reward_model": np.array([{"ground_truth": ground_truth}], dtype=object),
