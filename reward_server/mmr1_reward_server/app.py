@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from . import __version__
 from .api import ErrorBody, ScoreRequest, ScoreResponse, TaskList
 from .auth import RequireKey, load_keys
-from .bodies import BodyLimits
+from .bodies import BodyLimits, read_body
 from .errors import RequestError, add_error_handlers, json_response, overloaded
 from .metrics import Metrics
 from .plugins import build_registry
@@ -35,8 +35,15 @@ _REF = "#/components/schemas/"
 class PlainRoute(APIRoute):
     """A route whose function takes the Request and returns the Response: FastAPI describes it and does nothing more."""
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        return self.endpoint
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        endpoint = self.endpoint
+
+        async def plain(scope: Scope, receive: Receive, send: Send) -> None:
+            response = await endpoint(Request(scope, receive, send))
+            await response(scope, receive, send)
+
+        self.app = plain
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -103,7 +110,7 @@ def _v1_routes(settings: Settings, registry: Registry, scoring: Scoring, metrics
     )
     async def score(request: Request) -> Response:
         """Scores items. What a model wrote never fails the request: look at each result's `outcome`."""
-        items = parse_request(await request.body()).items
+        items = parse_request(await read_body(request)).items
         if len(items) > settings.max_items:
             message = f"{len(items)} items in one request, the limit is {settings.max_items}: send them in several"
             raise RequestError(413, "too_many_items", message)

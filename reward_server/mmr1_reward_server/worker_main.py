@@ -126,7 +126,7 @@ class _Worker:
             score_item(self._registry, example.item, max_response_chars=self._max_response_chars)
 
     def _score(self, item: Item) -> Scored:
-        """A verdict that is sure to be readable: `parsed` may be half a surrogate pair, a cycle, or nested too deeply."""
+        """A verdict that is sure to be readable: `parsed` may hold half a surrogate pair, or be too deep."""
         scored = Scored(score_item(self._registry, item, max_response_chars=self._max_response_chars), 0.0)
         try:
             encoded = scored.encoded
