@@ -46,21 +46,18 @@ class PlainRoute(APIRoute):
         self.app = plain
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings, registry: Registry | None = None, scoring: Scoring | None = None) -> FastAPI:
     """The ASGI application. It binds no port; its workers start with its lifespan, or with the first request.
 
-    Raises PluginError and SettingsError.
+    `registry` and `scoring` belong together and replace the tasks that the settings name and the workers that score
+    them. Raises PluginError and SettingsError.
     """
-    registry = build_registry(settings.reward)
     keys = load_keys(settings.api_key_file)
-    metrics = Metrics(lambda: scoring.num_pending, lambda: scoring.num_alive)
-    scoring = WorkerPool(
-        WorkerOptions(settings.reward, settings.max_response_chars),
-        num_workers=settings.workers,
-        item_deadline_seconds=settings.item_deadline_seconds,
-        max_pending_items=settings.max_pending_items,
-        on_restart=metrics.worker_restarted,
-    )
+    metrics = Metrics()
+    if registry is None or scoring is None:
+        registry = build_registry(settings.reward)
+        scoring = _workers(settings, metrics)
+    metrics.watch(scoring)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -94,6 +91,16 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(_Observed, metrics=metrics, access_log=settings.access_log)
     _describe_request_bodies(app)
     return app
+
+
+def _workers(settings: Settings, metrics: Metrics) -> WorkerPool:
+    return WorkerPool(
+        WorkerOptions(settings.reward, settings.max_response_chars),
+        num_workers=settings.workers,
+        item_deadline_seconds=settings.item_deadline_seconds,
+        max_pending_items=settings.max_pending_items,
+        on_restart=metrics.worker_restarted,
+    )
 
 
 def _v1_routes(settings: Settings, registry: Registry, scoring: Scoring, metrics: Metrics) -> APIRouter:
