@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 WARM_UP_SECONDS = 60.0
 
 # A frame that takes longer was guessed wrongly: what is left of it may go to another worker, or wait behind others.
-_GIVE_BACK_SECONDS = 0.02
+_GIVE_BACK_SECONDS = 0.04
 _LENGTH_BYTES = 4
 _SURELY_READABLE_DEPTH = 100
 _PR_SET_PDEATHSIG = 1
