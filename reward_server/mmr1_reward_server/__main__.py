@@ -78,6 +78,7 @@ def serve(settings: Settings, listener: socket.socket) -> int:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # nothing here depends on who asks
         backlog=_BACKLOG,
         # Longer than the client keeps idle connections, so that it is never the server who drops one about to be used.
         timeout_keep_alive=75,

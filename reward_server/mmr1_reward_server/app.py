@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from . import __version__
 from .api import ErrorBody, Item, ScoreRequest, ScoreResponse, TaskList
 from .auth import RequireKey, load_keys
-from .bodies import BodyLimits
+from .bodies import BodyLimits, read_body
 from .dialects import Defaults, usual_task
 from .dialects import router as peers_router
 from .errors import RequestError, add_error_handlers, json_response, overloaded
@@ -37,25 +37,29 @@ _REF = "#/components/schemas/"
 class PlainRoute(APIRoute):
     """A route whose function takes the Request and returns the Response: FastAPI describes it and does nothing more."""
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        return self.endpoint
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        endpoint = self.endpoint
+
+        async def plain(scope: Scope, receive: Receive, send: Send) -> None:
+            response = await endpoint(Request(scope, receive, send))
+            await response(scope, receive, send)
+
+        self.app = plain
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings, registry: Registry | None = None, scoring: Scoring | None = None) -> FastAPI:
     """The ASGI application. It binds no port; its workers start with its lifespan, or with the first request.
 
-    Raises PluginError and SettingsError.
+    `registry` and `scoring` belong together and replace the tasks that the settings name and the workers that score
+    them. Raises PluginError and SettingsError.
     """
-    registry = build_registry(settings.reward)
     keys = load_keys(settings.api_key_file)
-    metrics = Metrics(lambda: scoring.num_pending, lambda: scoring.num_alive)
-    scoring = WorkerPool(
-        WorkerOptions(settings.reward, settings.max_response_chars),
-        num_workers=settings.workers,
-        item_deadline_seconds=settings.item_deadline_seconds,
-        max_pending_items=settings.max_pending_items,
-        on_restart=metrics.worker_restarted,
-    )
+    metrics = Metrics()
+    if registry is None or scoring is None:
+        registry = build_registry(settings.reward)
+        scoring = _workers(settings, metrics)
+    metrics.watch(scoring)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -92,6 +96,16 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
+def _workers(settings: Settings, metrics: Metrics) -> WorkerPool:
+    return WorkerPool(
+        WorkerOptions(settings.reward, settings.max_response_chars),
+        num_workers=settings.workers,
+        item_deadline_seconds=settings.item_deadline_seconds,
+        max_pending_items=settings.max_pending_items,
+        on_restart=metrics.worker_restarted,
+    )
+
+
 def _v1_routes(settings: Settings, registry: Registry, scoring: Scoring, metrics: Metrics) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["scoring"], route_class=PlainRoute)
     task_list = json_response(TaskList(tasks=[task.info() for task in registry], version=__version__))
@@ -106,7 +120,7 @@ def _v1_routes(settings: Settings, registry: Registry, scoring: Scoring, metrics
     )
     async def score(request: Request) -> Response:
         """Scores items. What a model wrote never fails the request: look at each result's `outcome`."""
-        items = parse_request(await request.body()).items
+        items = parse_request(await read_body(request)).items
         if len(items) > settings.max_items:
             message = f"{len(items)} items in one request, the limit is {settings.max_items}: send them in several"
             raise RequestError(413, "too_many_items", message)

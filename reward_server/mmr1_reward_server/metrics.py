@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -16,7 +16,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from .api import Outcome
-from .scoring import Scored
+from .scoring import Scored, Scoring
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _ITEM_SECONDS = (0.00001, 0.0001, 0.001, 0.01, 0.1, 1, 10)
@@ -60,9 +60,8 @@ class _Histogram:
 class Metrics(Collector):
     """One server's metrics, in a registry of their own so that two servers in one process do not mix."""
 
-    def __init__(self, num_pending: Callable[[], int], num_alive: Callable[[], int]) -> None:
-        self._num_pending = num_pending
-        self._num_alive = num_alive
+    def __init__(self) -> None:
+        self._scoring: Scoring | None = None
         self._requests: Counter[tuple[str, int]] = Counter()
         self._items: Counter[tuple[str, Outcome]] = Counter()
         self._restarts: Counter[str] = Counter()
@@ -75,6 +74,10 @@ class Metrics(Collector):
         self._rewards = _Histogram("mmr1_reward_value", "Rewards given", "task", _REWARDS)
         self._registry = CollectorRegistry()
         self._registry.register(self)
+
+    def watch(self, scoring: Scoring) -> None:
+        """Whose queue and workers are shown."""
+        self._scoring = scoring
 
     def request(self, route: str, status: int, seconds: float) -> None:
         self._requests[route, status] += 1
@@ -104,8 +107,10 @@ class Metrics(Collector):
             restarts.add_metric([cause], count)
         yield from (requests, items, restarts)
         yield from (self._request_seconds.family(), self._item_seconds.family(), self._rewards.family())
-        yield GaugeMetricFamily("mmr1_reward_queue_depth", "Items taken and not yet answered", self._num_pending())
-        yield GaugeMetricFamily("mmr1_reward_workers_alive", "Worker processes that are ready", self._num_alive())
+        if self._scoring is not None:
+            num_pending, num_alive = self._scoring.num_pending, self._scoring.num_alive
+            yield GaugeMetricFamily("mmr1_reward_queue_depth", "Items taken and not yet answered", num_pending)
+            yield GaugeMetricFamily("mmr1_reward_workers_alive", "Worker processes that are ready", num_alive)
 
     def expose(self) -> bytes:
         return generate_latest(self._registry)

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 WARM_UP_SECONDS = 60.0
 
 # A frame that takes longer was guessed wrongly: what is left of it may go to another worker, or wait behind others.
-_GIVE_BACK_SECONDS = 0.02
+_GIVE_BACK_SECONDS = 0.04
 _LENGTH_BYTES = 4
 _SURELY_READABLE_DEPTH = 100
 _PR_SET_PDEATHSIG = 1
@@ -126,7 +126,7 @@ class _Worker:
             score_item(self._registry, example.item, max_response_chars=self._max_response_chars)
 
     def _score(self, item: Item) -> Scored:
-        """A verdict that is sure to be readable: `parsed` may be half a surrogate pair, a cycle, or nested too deep."""
+        """A verdict that is sure to be readable: `parsed` may hold half a surrogate pair, or be too deep."""
         scored = Scored(score_item(self._registry, item, max_response_chars=self._max_response_chars), 0.0)
         try:
             encoded = scored.encoded

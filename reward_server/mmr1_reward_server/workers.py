@@ -19,7 +19,7 @@ from .worker_process import WorkerOptions, WorkerProcess, WorkerStartError
 logger = logging.getLogger(__name__)
 
 # A frame is meant to take about so long, so that its cost is shared and yet no item waits long behind another.
-_FRAME_SECONDS = 0.005
+_FRAME_SECONDS = 0.01
 _MAX_FRAME_ITEMS = 256
 _MAX_FRAME_CHARS = 2**20
 _SMOOTHING = 0.3  # of the newest frame in the mean that guesses the next

@@ -18,6 +18,7 @@ from mmr1_reward_server.app import create_app
 from mmr1_reward_server.rewards import builtin_tasks
 from mmr1_reward_server.scoring import WorkersCannotStart
 from mmr1_reward_server.settings import Settings
+from tests.unit.reward_server.reward_in_process import InProcessScoring
 from tests.unit.reward_server.reward_scorers import FAILING, item
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -244,3 +245,10 @@ async def test_openapi_is_complete(http: httpx.AsyncClient) -> None:
         "$ref": "#/components/schemas/ScoreRequest"
     }
     assert set(posted["responses"]) == {"200", "400", "401", "408", "413", "422", "503"}
+
+
+async def test_tasks_and_scoring_can_be_given() -> None:
+    registry = builtin_tasks()
+    app = create_app(Settings(), registry, InProcessScoring(registry, item_deadline_seconds=5))
+    async with client_of(app) as client:
+        assert (await client.post("/v1/score", content=body(item("counting")))).json()["results"][0]["reward"] == 1.0
