@@ -19,9 +19,9 @@ import structlog
 from mmr1.config import RunConfig, load_config
 from mmr1.errors import ConfigurationError, StaleWriterError
 from mmr1.lifecycle import run_command
+from mmr1.reward_names import check_reward_names
 from mmr1.telemetry import configure_logging
 from mmr1_learner.errors import StopRequestedError
-from mmr1_learner.reward_names import check_reward_names
 
 if TYPE_CHECKING:  # they import torch
     from mmr1_learner.checkpoint import Checkpoints

@@ -18,7 +18,7 @@ from fastapi import FastAPI
 from . import __version__
 from .app import create_app
 from .logs import configure_logging
-from .plugins import PluginError, import_from_here
+from .plugins import PluginError, build_registry, import_from_here
 from .scoring import WorkersCannotStart
 from .settings import PROGRAM, Settings, SettingsError, parse_settings
 from .tls import tls_options
@@ -34,12 +34,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serves until SIGTERM or Ctrl-C. Exit codes: 0 drained, 2 something the user must change, 1 anything else."""
     try:
         settings = parse_settings(argv)
+        if settings.list_tasks:
+            return list_tasks(settings)
         configure_logging()
         with bind(settings.host, settings.port) as listener:
             return serve(settings, listener)
     except (SettingsError, PluginError, WorkersCannotStart) as error:
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)
         return _CONFIGURATION_ERROR
+
+
+def list_tasks(settings: Settings) -> int:
+    """What could be asked of the server, without starting it. Raises PluginError."""
+    if settings.reward:
+        import_from_here()
+    for task in build_registry(settings.reward):
+        print(task.name)
+    return 0
 
 
 def bind(host: str, port: int) -> socket.socket:

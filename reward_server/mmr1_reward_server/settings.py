@@ -43,6 +43,7 @@ class Settings(BaseModel):
     tls_key: str | None = Field(None, description="its key (PEM)")
     tls_client_ca: str | None = Field(None, description="CA (PEM) that must have signed each client's certificate")
     access_log: bool = Field(False, description="one log line for each request")
+    list_tasks: bool = Field(False, description="print the names of the tasks, one a line, and end")
 
     @model_validator(mode="after")
     def _one_request_fits(self) -> Self:

@@ -21,6 +21,7 @@ from mmr1.config import RunConfig
 from mmr1.dataset import eval_problems, train_problems
 from mmr1.errors import ConfigurationError
 from mmr1.local.ports import ports_of, require_free
+from mmr1.reward_names import check_names_of_own_server, check_reward_names
 from mmr1.templates import Templates
 
 MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -40,8 +41,11 @@ def check(config: RunConfig) -> None:
     require_free(ports_of(config))
     if config.redis_url is not None:
         check_redis(config.redis_url)
-    if config.reward_url is not None:
+    if config.reward_url is None:
+        check_names_of_own_server(config)
+    else:
         check_reward_server(config.reward_url)
+        check_reward_names(config)
     train_problems(config)
     eval_problems(config)
 

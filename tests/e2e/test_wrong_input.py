@@ -90,6 +90,17 @@ def test_batch_that_does_not_divide(folder: Path) -> None:
     refuse(folder, "per_device_batch_size does not divide", "nearest valid", per_device_batch_size=7)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"rewards": ["couting=1.0"]}, ("option 'rewards'", "'couting'", "did you mean 'counting'")),
+        ({"task": "couting", "eval_file": "data/train.json"}, ("option 'task'", "did you mean 'counting'")),
+    ],
+)
+def test_a_reward_that_does_not_exist(folder: Path, options: dict[str, Any], words: tuple[str, ...]) -> None:
+    refuse(folder, *words, **options)
+
+
 def test_unknown_template(folder: Path) -> None:
     refuse(folder, "question_template", "'defualt'", "did you mean 'default'", question_template="defualt")
 

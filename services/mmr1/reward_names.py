@@ -1,9 +1,15 @@
-"""Does the reward server know the run's rewards? Asked before the model loads; later, nothing would be scored."""
+"""Does the reward server know the run's rewards? Asked before a model loads; later, nothing would be scored.
+
+`mmr1 up` asks the program that it is about to start, the learner the server that runs.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import difflib
+import subprocess
+import sys
+from collections.abc import Collection
 
 from mmr1.config import RunConfig
 from mmr1.errors import ConfigurationError
@@ -19,7 +25,24 @@ def check_reward_names(config: RunConfig) -> None:
         ConfigurationError: the server has no such task; the nearest is named.
         RewardServerError: it does not answer. A restart may mend it.
     """
-    offered = asyncio.run(_offered(config.resolved_reward_url))
+    _require(config, asyncio.run(_offered(config.resolved_reward_url)))
+
+
+def check_names_of_own_server(config: RunConfig) -> None:
+    """The same against the reward server of this environment, which need not run.
+
+    Raises:
+        ConfigurationError: as `check_reward_names`, or the reward server does not start.
+    """
+    command = [sys.executable, "-m", "mmr1_reward_server", "--list-tasks"]
+    listed = subprocess.run(command, capture_output=True, text=True, timeout=_ANSWER_SECONDS, check=False)
+    if listed.returncode != 0:
+        lines = listed.stderr.strip().splitlines() or [f"exit code {listed.returncode}"]
+        raise ConfigurationError(f"the reward server does not start: {lines[-1]}; `make setup` installs it")
+    _require(config, listed.stdout.split())
+
+
+def _require(config: RunConfig, offered: Collection[str]) -> None:
     named = {"rewards": [spec.task for spec in config.reward_specs]}
     if config.eval_file is not None:
         named["task"] = [config.task]
