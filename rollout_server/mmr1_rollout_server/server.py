@@ -24,10 +24,10 @@ from mmr1.config import RunConfig
 from mmr1.errors import ConfigurationError
 from mmr1.images import ImageStore
 from mmr1.lifecycle import StopRequest
+from mmr1.reward_access import reward_client
 from mmr1.streams import PromptConsumer
 from mmr1.wire.v1 import rollout_pb2
 from mmr1.wire.v1.rollout_pb2_grpc import add_RolloutServiceServicer_to_server
-from mmr1_reward_server.client import RewardClient
 from mmr1_rollout_server.metrics import Metrics
 from mmr1_rollout_server.scoring import Scorer
 from mmr1_rollout_server.servicer import RolloutServicer
@@ -133,8 +133,8 @@ class Server:
         url, options = self.config.resolved_reward_url, self.config
         async with (
             Redis.from_url(options.resolved_redis_url, socket_timeout=REDIS_SECONDS) as redis,
-            RewardClient(url, options.reward_deadline_seconds) as client,
-            RewardClient(url, REWARD_PROBE_SECONDS) as prober,
+            reward_client(url, options.reward_deadline_seconds) as client,
+            reward_client(url, REWARD_PROBE_SECONDS) as prober,
         ):
             consumer = PromptConsumer(
                 redis,

@@ -23,6 +23,7 @@ from mmr1.errors import ConfigurationError
 from mmr1.local.ports import ports_of, require_free
 from mmr1.reward_names import check_names_of_own_server, check_reward_names
 from mmr1.templates import Templates
+from mmr1_reward_server.client import RewardServerError
 
 MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
@@ -45,7 +46,10 @@ def check(config: RunConfig) -> None:
         check_names_of_own_server(config)
     else:
         check_reward_server(config.reward_url)
-        check_reward_names(config)
+        try:
+            check_reward_names(config)
+        except RewardServerError as error:
+            raise ConfigurationError(f"reward_url {config.reward_url}: {error}") from None
     train_problems(config)
     eval_problems(config)
 

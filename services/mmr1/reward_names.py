@@ -13,7 +13,7 @@ from collections.abc import Collection
 
 from mmr1.config import RunConfig
 from mmr1.errors import ConfigurationError
-from mmr1_reward_server.client import RewardClient
+from mmr1.reward_access import reward_client
 
 _ANSWER_SECONDS = 30.0
 
@@ -55,5 +55,5 @@ def _require(config: RunConfig, offered: Collection[str]) -> None:
 
 
 async def _offered(url: str) -> set[str]:
-    async with RewardClient(url, _ANSWER_SECONDS) as client:
+    async with reward_client(url, _ANSWER_SECONDS) as client:
         return {task.name for task in await client.tasks()}
