@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from mmr1.config import RunConfig
 from mmr1.errors import ConfigurationError
 from mmr1.records import Group, Problem, Prompt, PromptId
+from mmr1.reward_access import reward_client
 from mmr1.rollout_client import RolloutClient
 from mmr1_learner.prompts import PromptFactory, evaluation_seed
 from mmr1_learner.waiting import Tick, results
