@@ -129,6 +129,36 @@ def test_a_run_whose_learner_is_killed_trains_every_group_once_and_passes_the_ga
     check_model(str(run_dir / "model"))
 
 
+def test_a_run_stopped_while_a_rollout_server_is_frozen_leaves_a_last_checkpoint(digits: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "frozen"
+    config = tmp_path / "run.yaml"
+    given = options(digits, run_dir, learner_processes=1, zero_stage=0, per_device_batch_size=16, num_steps=1000)
+    config.write_text(yaml.safe_dump(given | {"checkpoint_every": 1000, "eval_at_start": False}))
+    with (tmp_path / "up.log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mmr1.cli", "up", str(config)], stdout=log, stderr=subprocess.STDOUT, cwd=REPOSITORY
+        )
+    try:
+        while len(lines(run_dir / "metrics.jsonl")) < 2:
+            assert process.poll() is None, (tmp_path / "up.log").read_text()[-4000:]
+            time.sleep(0.05)
+        everyone = psutil.Process(process.pid).children(recursive=True)
+        (server,) = [one for one in everyone if "mmr1_rollout_server" in one.cmdline()]
+        for one in [server, *server.children(recursive=True)]:
+            one.suspend()
+        time.sleep(2.0)
+        process.terminate()
+        code = process.wait(120)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait(60)
+    assert code == 143, (tmp_path / "up.log").read_text()[-4000:]
+    assert not psutil.wait_procs(everyone, timeout=5)[1], "a process was left behind"
+    (checkpoint,) = (run_dir / "checkpoints").iterdir()
+    assert checkpoint.name == f"step-{len(lines(run_dir / 'metrics.jsonl')):06d}"
+
+
 def test_a_corrupted_weight_makes_the_learner_refuse_to_train(digits: Path, tmp_path: Path, redis_url: str) -> None:
     """Fingerprints agree, for what was sent arrived; only the parity gate can see it. Exit code 2, no step."""
     run_dir = tmp_path / "corrupted"
