@@ -52,6 +52,11 @@ class Scored:
         self.outcome, self.reward, self.seconds = outcome, reward, seconds
         return self
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Scored) and (self.result, self.seconds) == (other.result, other.seconds)
+
+    __hash__ = None  # type: ignore[assignment]
+
     @property
     def result(self) -> Result:
         if self._result is None:

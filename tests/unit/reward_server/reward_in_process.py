@@ -18,7 +18,7 @@ class InProcessScoring:
         *,
         item_deadline_seconds: float = 5.0,
         max_response_chars: int = 1000,
-        max_pending_items: int = 100,
+        max_pending_items: int = 16_384,
     ) -> None:
         self._registry = registry
         self._deadline = item_deadline_seconds
@@ -50,5 +50,6 @@ class InProcessScoring:
         try:
             result = await asyncio.wait_for(running, self._deadline)
         except TimeoutError:
-            result = without_reward(item, Outcome.TIMEOUT, f"not finished within {self._deadline:g} s")
+            detail = f"the scorer of this item did not finish within {self._deadline:g} s"
+            result = without_reward(item, Outcome.TIMEOUT, detail)
         return Scored(result, time.monotonic() - began)

@@ -24,7 +24,7 @@ from tests.unit.reward_server.reward_scorers import FAILING, item
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 LIMITS = Settings(
-    max_body_bytes=20_000, max_items=8, max_response_chars=100, max_pending_items=8, workers=1, reward=FAILING
+    max_body_bytes=20_000, max_items=8, max_response_chars=1000, max_pending_items=8, workers=1, reward=FAILING
 )
 
 
@@ -82,7 +82,7 @@ async def test_the_contract_to_the_letter(http: httpx.AsyncClient) -> None:
 
 
 async def test_bad_model_output_is_never_an_http_error(http: httpx.AsyncClient) -> None:
-    responses = ["", "\x00", "x" * 101, "<answer>" * 10, "😀", "{" * 100, "\\"]
+    responses = ["", "\x00", "x" * 1001, "<answer>" * 10, "😀", "{" * 100, "\\"]
     answer = await http.post("/v1/score", content=body(*(item("counting", text) for text in responses)))
     assert answer.status_code == 200
     assert {result["outcome"] for result in answer.json()["results"]} == {"invalid_output"}

@@ -228,6 +228,7 @@ async def test_items_and_results_cross_unchanged() -> None:
     ]
     sent = encode_scored([Scored(result, 0.25) for result in results])
     got = decode_scored(sent)
+    assert got == [Scored(result, 0.25) for result in results]
     assert [(one.result, one.outcome, one.reward, one.seconds) for one in got] == [
         (result, result.outcome, result.reward, 0.25) for result in results
     ]
