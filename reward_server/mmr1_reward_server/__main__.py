@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import gc
 import logging
 import signal
 import socket
@@ -11,30 +13,33 @@ from collections.abc import Sequence
 from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 
 from . import __version__
 from .app import create_app
 from .logs import configure_logging
-from .registry import Registry
-from .rewards import builtin_tasks
+from .plugins import PluginError, import_from_here
+from .scoring import WorkersCannotStart
 from .settings import PROGRAM, Settings, SettingsError, parse_settings
+from .tls import tls_options
 
 logger = logging.getLogger(__name__)
 
 _CONFIGURATION_ERROR = 2
 _BACKLOG = 2048
+_SIGNAL_SECONDS = 0.2  # until a signal is noticed while workers start
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serves until SIGTERM or Ctrl-C. Exit codes: 0 drained, 2 something the user must change, 1 anything else."""
     try:
         settings = parse_settings(argv)
-        listener = bind(settings.host, settings.port)
-    except SettingsError as error:
+        configure_logging()
+        with bind(settings.host, settings.port) as listener:
+            return serve(settings, listener)
+    except (SettingsError, PluginError, WorkersCannotStart) as error:
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)
         return _CONFIGURATION_ERROR
-    configure_logging()
-    return serve(settings, builtin_tasks(), listener)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -60,19 +65,27 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(settings: Settings, registry: Registry, listener: socket.socket) -> int:
-    """Runs the server on a listening socket until a signal has it drained."""
+def serve(settings: Settings, listener: socket.socket) -> int:
+    """Runs the server on a listening socket until a signal has it drained.
+
+    Raises SettingsError, PluginError, and WorkersCannotStart, all before the first request is taken.
+    """
+    if settings.reward:
+        import_from_here()
+    app = create_app(settings)
     config = uvicorn.Config(
-        create_app(settings, registry),
+        app,
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # nothing here depends on who asks
         backlog=_BACKLOG,
         # Longer than the client keeps idle connections, so that it is never the server who drops one about to be used.
         timeout_keep_alive=75,
         timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
+        **tls_options(settings),
     )
-    server = uvicorn.Server(config)
+    server = _Server(config, app, listener)
 
     def stop(_: int, __: FrameType | None) -> None:
         server.should_exit = True
@@ -81,13 +94,31 @@ def serve(settings: Settings, registry: Registry, listener: socket.socket) -> in
     # clean end, and a signal that comes before uvicorn's are in place is not lost.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    host, port = listener.getsockname()[:2]
-    logger.info(
-        "listening", extra={"fields": {"host": host, "port": port, "tasks": len(registry), "version": __version__}}
-    )
     server.run(sockets=[listener])
     logger.info("stopped")
-    return 0 if server.started else 1
+    return 0 if server.started or server.should_exit else 1
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn's, except that a server whose workers do not start ends with that error, and never listens."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI, listener: socket.socket) -> None:
+        super().__init__(config)
+        self._app = app
+        self._listener = listener
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        starting = asyncio.ensure_future(self._app.state.scoring.start())
+        while not starting.done():
+            await asyncio.wait({starting}, timeout=_SIGNAL_SECONDS)
+            if self.should_exit:
+                return
+        starting.result()
+        await super().startup(sockets)
+        gc.freeze()  # what is loaded by now stays, and need not be looked through again
+        host, port = self._listener.getsockname()[:2]
+        fields = {"host": host, "port": port, "tasks": self._app.state.num_tasks, "version": __version__}
+        logger.info("listening", extra={"fields": fields})
 
 
 if __name__ == "__main__":

@@ -10,6 +10,9 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, PositiveInt, ValidationError, model_validator
 
+MAX_ID_CHARS = 1024
+MAX_TASK_CHARS = 256
+
 
 class Outcome(StrEnum):
     """What became of one item. Only the first two come with a reward; the last two are never the model's fault."""
@@ -37,8 +40,8 @@ class _Answered(BaseModel):
 class Item(_Asked):
     """One response to score."""
 
-    id: str = Field(description="the caller's name for this item, returned with its result")
-    task: str = Field(description="a name that GET /v1/tasks lists")
+    id: str = Field(max_length=MAX_ID_CHARS, description="the caller's name for this item, returned with its result")
+    task: str = Field(max_length=MAX_TASK_CHARS, description="a name that GET /v1/tasks lists")
     response: str = Field(description="what the model wrote, without the prompt")
     solution: JsonValue = Field(description="the truth, in the form that the task's `solution_schema` describes")
     params: dict[str, JsonValue] = Field(default_factory=dict, description="see the task's `params_schema`")
@@ -89,7 +92,7 @@ class TaskInfo(_Answered):
     floor: float = Field(description="the reward of invalid_output; never above the worst valid answer's")
     solution_schema: dict[str, Any]
     params_schema: dict[str, Any]
-    example: Example
+    example: Example | None = Field(default=None, description="null only for a plugin that declares none")
 
 
 class TaskList(_Answered):

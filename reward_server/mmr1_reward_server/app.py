@@ -4,55 +4,64 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
-from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from . import __version__
-from .api import ErrorBody, ErrorInfo, ScoreRequest, ScoreResponse, TaskList
+from .api import ErrorBody, ScoreRequest, ScoreResponse, TaskList
+from .auth import RequireKey, load_keys
+from .bodies import BodyLimits, read_body
+from .errors import RequestError, add_error_handlers, json_response, overloaded
 from .metrics import Metrics
+from .plugins import build_registry
 from .registry import Registry
-from .scoring import Overloaded, Scoring
+from .scoring import Overloaded, Scored, Scoring
 from .settings import Settings
-from .threads import ThreadScoring
+from .worker_process import WorkerOptions
+from .workers import WorkerPool
 
 logger = logging.getLogger(__name__)
 
-_RETRY_AFTER_SECONDS = 1
 _MAX_PROBLEMS_SHOWN = 5
-_DISCARDED_BODIES = 4  # times the limit, of a body that is over it
 _REF = "#/components/schemas/"
 
 
-class RequestError(Exception):
-    """A request that is refused as a whole."""
+class PlainRoute(APIRoute):
+    """A route whose function takes the Request and returns the Response: FastAPI describes it and does nothing more."""
 
-    def __init__(self, status: int, code: str, message: str, headers: dict[str, str] | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.body = ErrorBody(error=ErrorInfo(code=code, message=message))
-        self.headers = headers
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        endpoint = self.endpoint
+
+        async def plain(scope: Scope, receive: Receive, send: Send) -> None:
+            response = await endpoint(Request(scope, receive, send))
+            await response(scope, receive, send)
+
+        self.app = plain
 
 
-def create_app(settings: Settings, registry: Registry) -> FastAPI:
-    """The ASGI application. Nothing runs until its lifespan starts; it binds no port."""
-    scoring = ThreadScoring(
-        registry,
-        num_threads=settings.num_threads,
-        item_deadline_seconds=settings.item_deadline_seconds,
-        max_response_chars=settings.max_response_chars,
-        max_pending_items=settings.max_pending_items,
-        max_stuck_threads=settings.max_stuck_threads,
-    )
-    metrics = Metrics(lambda: scoring.num_pending)
+def create_app(settings: Settings, registry: Registry | None = None, scoring: Scoring | None = None) -> FastAPI:
+    """The ASGI application. It binds no port; its workers start with its lifespan, or with the first request.
+
+    `registry` and `scoring` belong together and replace the tasks that the settings name and the workers that score
+    them. Raises PluginError and SettingsError.
+    """
+    keys = load_keys(settings.api_key_file)
+    metrics = Metrics()
+    if registry is None or scoring is None:
+        registry = build_registry(settings.reward)
+        scoring = _workers(settings, metrics)
+    metrics.watch(scoring)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await scoring.start()
         yield
         await scoring.close()
 
@@ -65,44 +74,63 @@ def create_app(settings: Settings, registry: Registry) -> FastAPI:
         redoc_url=None,
         separate_input_output_schemas=False,
     )
+    app.state.scoring = scoring
+    app.state.num_tasks = len(registry)
     app.include_router(_v1_routes(settings, registry, scoring, metrics))
     app.include_router(_operations_routes(scoring, metrics))
-    app.add_exception_handler(RequestError, _answer_request_error)
-    app.add_exception_handler(HTTPException, _answer_http_exception)
-    app.add_exception_handler(Exception, _answer_bug)
+    add_error_handlers(app)
+    # The last one is the outermost.
+    app.add_middleware(
+        BodyLimits,
+        max_body_bytes=settings.max_body_bytes,
+        max_pending_bytes=settings.max_pending_bytes,
+        body_seconds=settings.body_seconds,
+    )
+    if keys:
+        app.add_middleware(RequireKey, keys=keys)
     app.add_middleware(_Observed, metrics=metrics, access_log=settings.access_log)
     _describe_request_bodies(app)
     return app
 
 
+def _workers(settings: Settings, metrics: Metrics) -> WorkerPool:
+    return WorkerPool(
+        WorkerOptions(settings.reward, settings.max_response_chars),
+        num_workers=settings.workers,
+        item_deadline_seconds=settings.item_deadline_seconds,
+        max_pending_items=settings.max_pending_items,
+        on_restart=metrics.worker_restarted,
+    )
+
+
 def _v1_routes(settings: Settings, registry: Registry, scoring: Scoring, metrics: Metrics) -> APIRouter:
-    router = APIRouter(prefix="/v1", tags=["scoring"])
-    task_list = TaskList(tasks=[task.info() for task in registry], version=__version__)
+    router = APIRouter(prefix="/v1", tags=["scoring"], route_class=PlainRoute)
+    task_list = json_response(TaskList(tasks=[task.info() for task in registry], version=__version__))
 
     @router.post(
         "/score",
         response_model=ScoreResponse,
-        responses={status: {"model": ErrorBody} for status in (400, 413, 422, 503)},
+        responses={status: {"model": ErrorBody} for status in (400, 401, 408, 413, 422, 503)},
         openapi_extra={
             "requestBody": {"required": True, "content": {"application/json": {"schema": _ref(ScoreRequest)}}}
         },
     )
     async def score(request: Request) -> Response:
         """Scores items. What a model wrote never fails the request: look at each result's `outcome`."""
-        items = parse_request(await _read_body(request, settings.max_body_bytes)).items
+        items = parse_request(await read_body(request)).items
         if len(items) > settings.max_items:
             message = f"{len(items)} items in one request, the limit is {settings.max_items}: send them in several"
             raise RequestError(413, "too_many_items", message)
         try:
             scored = await scoring.score(items)
         except Overloaded as error:
-            raise RequestError(503, "overloaded", str(error), {"Retry-After": str(_RETRY_AFTER_SECONDS)}) from None
+            raise overloaded(str(error)) from None
         for item, one in zip(items, scored, strict=True):
-            metrics.item(item.task if item.task in registry else "unknown", one.result, one.seconds)
-        return _json(ScoreResponse(results=[one.result for one in scored], version=__version__))
+            metrics.item(item.task if item.task in registry else "unknown", one)
+        return Response(to_score_response(scored), media_type="application/json")
 
-    @router.get("/tasks")
-    async def tasks() -> TaskList:
+    @router.get("/tasks", response_model=TaskList, responses={401: {"model": ErrorBody}})
+    async def tasks(_: Request) -> Response:
         """Every task: its formula, its floor, the forms of its solution and params, and an example."""
         return task_list
 
@@ -133,57 +161,23 @@ def _operations_routes(scoring: Scoring, metrics: Metrics) -> APIRouter:
 
 
 def parse_request(body: bytes) -> ScoreRequest:
-    """Raises RequestError: 400 when it is not JSON, 422 when it is of another form."""
+    """Raises RequestError: 400 when it is not JSON or nested too deeply, 422 when it is of another form."""
     try:
         return ScoreRequest.model_validate_json(body)
     except ValidationError as error:
         problems = error.errors(include_input=False, include_url=False, include_context=False)
     if problems[0]["type"] == "json_invalid":
+        if "recursion limit" in problems[0]["msg"]:
+            raise RequestError(400, "too_deep", "lists and objects are nested too deeply in the body")
         raise RequestError(400, "not_json", problems[0]["msg"])
     shown = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in problems[:_MAX_PROBLEMS_SHOWN]]
     more = f"; and {len(problems) - len(shown)} more" if len(problems) > len(shown) else ""
     raise RequestError(422, "invalid_request", "; ".join(shown) + more)
 
 
-async def _read_body(request: Request, max_bytes: int) -> bytes:
-    """The body, held to its limit while it arrives: a declared length can be missing or false.
-
-    What is over the limit is read on and thrown away for a while, since closing at once would reset the connection and
-    lose the answer that says why.
-    """
-    body = bytearray()
-    num_bytes = 0
-    async for chunk in request.stream():
-        num_bytes += len(chunk)
-        if num_bytes <= max_bytes:
-            body += chunk
-        elif num_bytes > _DISCARDED_BODIES * max_bytes:
-            break
-    if num_bytes > max_bytes:
-        message = f"the body exceeds {max_bytes} bytes: send fewer items at a time"
-        raise RequestError(413, "body_too_large", message, {"Connection": "close"})
-    return bytes(body)
-
-
-def _json(model: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(model.model_dump_json(), status, headers, "application/json")
-
-
-async def _answer_request_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestError)
-    return _json(error.body, error.status, error.headers)
-
-
-async def _answer_http_exception(_: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    body = ErrorBody(error=ErrorInfo(code="http_error", message=str(error.detail)))
-    return _json(body, error.status_code, dict(error.headers or {}))
-
-
-async def _answer_bug(_: Request, error: Exception) -> Response:
-    return _json(
-        ErrorBody(error=ErrorInfo(code="internal", message=f"a bug in the server: {type(error).__name__}")), 500
-    )
+def to_score_response(scored: Sequence[Scored]) -> bytes:
+    """A ScoreResponse as JSON, put together from results that are JSON already."""
+    return b'{"results":[%b],"version":"%b"}' % (b",".join([one.encoded for one in scored]), __version__.encode())
 
 
 def _ref(model: type[BaseModel]) -> dict[str, str]:

@@ -6,6 +6,7 @@ It knows no task and imports no web framework.
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
@@ -43,11 +44,20 @@ class RewardClient:
     """Asks one reward server. Use it as `async with`, or call `aclose`; it belongs to one event loop.
 
     `deadline_seconds` bounds each call, retries and waiting included. `transport` replaces the network, for instance by
-    `httpx.ASGITransport(app)`. Raises ValueError for a `base_url` that is no http URL.
+    `httpx.ASGITransport(app)`. `api_key` goes with each request. `verify`, for https: True trusts the usual
+    authorities, a path the CA certificate in that file (PEM), an SSLContext may also hold a certificate of the
+    client's own; False trusts anybody. Raises ValueError for a `base_url` that is no http URL and for a key that fits
+    into no header, OSError for a CA file that cannot be read.
     """
 
     def __init__(
-        self, base_url: str, deadline_seconds: float, transport: httpx.AsyncBaseTransport | None = None
+        self,
+        base_url: str,
+        deadline_seconds: float,
+        transport: httpx.AsyncBaseTransport | None = None,
+        *,
+        api_key: str | None = None,
+        verify: ssl.SSLContext | str | bool = True,
     ) -> None:
         url = httpx.URL(base_url)
         if url.scheme not in ("http", "https") or not url.host:
@@ -55,7 +65,14 @@ class RewardClient:
         self._base_url = base_url
         self._deadline = deadline_seconds
         # The deadline is ours (httpx's are per read); a proxy from the environment has no place between these services.
-        self._http = httpx.AsyncClient(base_url=url, timeout=None, transport=transport, trust_env=False)
+        self._http = httpx.AsyncClient(
+            base_url=url,
+            timeout=None,
+            transport=transport,
+            trust_env=False,
+            headers=_key_header(api_key),
+            verify=ssl.create_default_context(cafile=verify) if isinstance(verify, str) else verify,
+        )
 
     async def score(self, items: Sequence[Item]) -> list[Result]:
         """One result for each item, in order. Never raises for what the server or the network does.
@@ -139,6 +156,14 @@ class RewardClient:
         if response.status_code in _RETRIED_STATUSES:
             raise _Transient(message, _retry_after(response))
         raise RewardServerError(message)
+
+
+def _key_header(key: str | None) -> dict[str, str]:
+    if key is None:
+        return {}
+    if not key or not key.isascii() or not key.isprintable() or " " in key:
+        raise ValueError("an API key is made of ASCII characters without spaces")
+    return {"Authorization": f"Bearer {key}"}
 
 
 _back_off = wait_exponential(multiplier=_FIRST_WAIT_SECONDS, max=_LONGEST_WAIT_SECONDS)

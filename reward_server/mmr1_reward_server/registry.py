@@ -68,7 +68,7 @@ class Task(Generic[S, P]):
     solution: TypeAdapter[S]
     params: type[P]
     score: Callable[[Sample[S, P]], Verdict]
-    example: Example
+    example: Example | None  # only a plugin may have none
 
     def read(self, item: Item) -> Sample[S, P]:
         """Validates the caller's part of an item. Raises BadItem."""

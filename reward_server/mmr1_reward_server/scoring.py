@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from .api import Item, Outcome, Result, first_problem
 from .registry import BadItem, InvalidOutput, Registry, Task, Verdict
@@ -18,15 +18,53 @@ from .registry import BadItem, InvalidOutput, Registry, Task, Verdict
 logger = logging.getLogger(__name__)
 
 _MAX_DETAIL_CHARS = 500
+_RESULT = TypeAdapter(Result)
 
 
 class Overloaded(Exception):
     """No more items can be taken now. Nothing of the request was scored; it may be sent again."""
 
 
-class Scored(NamedTuple):
-    result: Result
-    seconds: float
+class WorkersCannotStart(Exception):
+    """No worker process gets ready. Says why in one line."""
+
+
+class Scored:
+    """The verdict on one item and how long it took: as an object, and as the JSON that a worker has made of it.
+
+    Most verdicts pass through the server without being looked into, so each form is made from the other when asked for.
+    """
+
+    __slots__ = ("_encoded", "_result", "outcome", "reward", "seconds")
+
+    def __init__(self, result: Result, seconds: float) -> None:
+        self._result: Result | None = result
+        self._encoded: bytes | None = None
+        self.outcome = result.outcome
+        self.reward = result.reward
+        self.seconds = seconds
+
+    @classmethod
+    def from_json(cls, encoded: bytes, outcome: Outcome, reward: float | None, seconds: float) -> Scored:
+        """`encoded` is a whole Result with this outcome and reward."""
+        self = cls.__new__(cls)
+        self._result, self._encoded = None, encoded
+        self.outcome, self.reward, self.seconds = outcome, reward, seconds
+        return self
+
+    @property
+    def result(self) -> Result:
+        if self._result is None:
+            assert self._encoded is not None
+            self._result = _RESULT.validate_json(self._encoded)
+        return self._result
+
+    @property
+    def encoded(self) -> bytes:
+        if self._encoded is None:
+            assert self._result is not None
+            self._encoded = encode_result(self._result)
+        return self._encoded
 
 
 class Scoring(Protocol):
@@ -40,11 +78,23 @@ class Scoring(Protocol):
     def unready(self) -> str | None:
         """Why no more items should be sent here; None when they may."""
 
+    @property
+    def num_alive(self) -> int:
+        """Worker processes that score, or could."""
+
+    async def start(self) -> None:
+        """Returns when items can be scored. Raises WorkersCannotStart."""
+
     async def score(self, items: Sequence[Item]) -> list[Scored]:
         """One verdict for each item, in order. Raises Overloaded, and nothing else that an item can cause."""
 
     async def close(self) -> None:
         """Ends what runs. `score` must not be called afterwards."""
+
+
+def encode_result(result: Result) -> bytes:
+    """Raises PydanticSerializationError for a `parsed` that no JSON can hold."""
+    return _RESULT.dump_json(result)
 
 
 def score_item(registry: Registry, item: Item, *, max_response_chars: int) -> Result:

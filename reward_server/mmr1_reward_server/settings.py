@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import NoReturn, Self
+from typing import Any, NoReturn, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -27,23 +27,38 @@ class Settings(BaseModel):
     max_items: int = Field(1024, gt=0, description="of one request; more are refused (413)")
     max_response_chars: int = Field(100_000, gt=0, description="a longer response is invalid_output")
     item_deadline_seconds: float = Field(5.0, gt=0, description="to score one item; then its outcome is timeout")
-    num_threads: int = Field(2, gt=0, description="batches scored at the same time")
+    workers: int = Field(2, gt=0, le=256, description="processes that score; one item at a time each")
+    reward: tuple[str, ...] = Field((), description="module:function, a reward of your own; may be repeated")
     max_pending_items: int = Field(
         16_384, gt=0, description="scored and waiting at once; beyond it, 503 with Retry-After"
     )
-    max_stuck_threads: int = Field(
-        16, gt=0, description="scorers past their deadline; at this many, the server is not ready"
+    max_pending_bytes: int = Field(
+        256 * 2**20, gt=0, description="of the bodies of all requests in progress; beyond it, 503 with Retry-After"
     )
+    body_seconds: float = Field(60.0, gt=0, description="for a request's body to arrive; then 408")
     drain_seconds: float = Field(30.0, gt=0, description="on SIGTERM, how long requests in progress may take")
+    api_key_file: str | None = Field(None, description="API keys, one a line; see also MMR1_REWARD_API_KEY")
+    tls_cert: str | None = Field(None, description="certificate chain (PEM): serves https")
+    tls_key: str | None = Field(None, description="its key (PEM)")
+    tls_client_ca: str | None = Field(None, description="CA (PEM) that must have signed each client's certificate")
     access_log: bool = Field(False, description="one log line for each request")
 
     @model_validator(mode="after")
     def _one_request_fits(self) -> Self:
-        if self.max_pending_items < self.max_items:
-            raise ValueError(
-                f"max_pending_items ({self.max_pending_items}) is below max_items ({self.max_items}): "
-                "the largest request could never be taken; raise the one or lower the other"
-            )
+        for pending, one in (("max_pending_items", "max_items"), ("max_pending_bytes", "max_body_bytes")):
+            if getattr(self, pending) < getattr(self, one):
+                raise ValueError(
+                    f"{pending} ({getattr(self, pending)}) is below {one} ({getattr(self, one)}): "
+                    "the largest request could never be taken; raise the one or lower the other"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("--tls-cert and --tls-key belong together: give both, or neither to serve http")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise ValueError("--tls-client-ca needs --tls-cert and --tls-key: http has no client certificates")
         return self
 
 
@@ -63,14 +78,15 @@ def parse_settings(argv: Sequence[str] | None = None) -> Settings:
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     for name, field in Settings.model_fields.items():
         option = f"--{name.replace('_', '-')}"
+        options: dict[str, Any] = {"default": field.default, "help": field.description}
         if field.annotation is bool:
-            parser.add_argument(
-                option, action=argparse.BooleanOptionalAction, default=field.default, help=field.description
-            )
+            options["action"] = argparse.BooleanOptionalAction
         else:
-            parser.add_argument(
-                option, default=field.default, metavar=name.rpartition("_")[2].upper(), help=field.description
-            )
+            options["metavar"] = name.rpartition("_")[2].upper()
+            options["action"] = "append" if name == "reward" else "store"
+        if not field.default:  # the help would say "(default: None)"
+            options["default"] = argparse.SUPPRESS
+        parser.add_argument(option, **options)
     try:
         return Settings.model_validate(vars(parser.parse_args(argv)))
     except ValidationError as error:

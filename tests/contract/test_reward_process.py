@@ -4,46 +4,47 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import textwrap
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 
-from mmr1_reward_server.api import Item, Outcome
+from mmr1_reward_server.api import Outcome, Result
 from mmr1_reward_server.client import RewardClient
+from tests.unit.reward_server.reward_scorers import item
 
-SLOW_SERVER = """
-import sys, time
-from pydantic import TypeAdapter
-from mmr1_reward_server.__main__ import bind, serve
-from mmr1_reward_server.api import Example, Item, Outcome, Result
-from mmr1_reward_server.logs import configure_logging
-from mmr1_reward_server.registry import Params, Registry, Task, Verdict
-from mmr1_reward_server.settings import Settings
-
-def slow(sample):
-    time.sleep(sample.solution)
-    return Verdict(1.0)
-
-item = Item(id="1", task="slow", response="", solution=0)
-example = Example(item=item, result=Result(id="1", outcome="ok", reward=1))
-task = Task("slow", "", "", 0.0, TypeAdapter(float), Params, slow, example)
-settings = Settings(port=0, item_deadline_seconds=1.5)
-configure_logging()
-sys.exit(serve(settings, Registry([task]), bind(settings.host, settings.port)))
-"""
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+SCORERS = "tests.unit.reward_server.reward_scorers"
 
 
-def start(*command: str) -> tuple[subprocess.Popen[str], int]:
-    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True)
+def reward(name: str) -> list[str]:
+    return ["--reward", f"{SCORERS}:{name}"]
+
+
+def command(*options: str) -> list[str]:
+    return [sys.executable, "-m", "mmr1_reward_server", *options]
+
+
+def start(*options: str, **environment: str) -> tuple[subprocess.Popen[str], int]:
+    process = subprocess.Popen(
+        command("--port", "0", *options),
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=REPOSITORY,
+        env={**os.environ, **environment},
+    )
     assert process.stdout is not None
     for line in process.stdout:
         if match := re.search(r"event=listening .*port=(\d+)", line):
@@ -59,7 +60,7 @@ def end(process: subprocess.Popen[str]) -> int:
 
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
-    process, port = start("-m", "mmr1_reward_server", "--port", "0", "--max-body-bytes", "100000")
+    process, port = start("--max-body-bytes", "100000", *reward("SLEEPS"), *reward("PROCESS_ID"))
     yield port
     assert end(process) == 0
 
@@ -67,8 +68,7 @@ def port() -> Iterator[int]:
 def test_scores_over_a_socket(port: int) -> None:
     async def call() -> list[float | None]:
         async with RewardClient(f"http://127.0.0.1:{port}", 20) as client:
-            item = Item(id="1", task="counting", response="<answer>3</answer>", solution=3)
-            batches = await asyncio.gather(*(client.score([item] * 16) for _ in range(20)))
+            batches = await asyncio.gather(*(client.score([item("counting")] * 16) for _ in range(20)))
             return [result.reward for batch in batches for result in batch]
 
     assert asyncio.run(call()) == [1.0] * 320
@@ -91,28 +91,55 @@ def test_a_port_in_use_is_one_line_and_exit_code_2() -> None:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
         taken = str(holder.getsockname()[1])
-        command = [sys.executable, "-m", "mmr1_reward_server", "--port", taken]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        done = subprocess.run(command("--port", taken), capture_output=True, text=True, timeout=30)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert f"port {taken}: the port is in use" in done.stderr and "--port" in done.stderr
 
 
-@pytest.mark.parametrize("argv", [["--prot", "1"], ["--port", "x"], ["--host", "no.such.host.invalid"]])
-def test_wrong_options_are_one_line_and_exit_code_2(argv: list[str]) -> None:
-    command = [sys.executable, "-m", "mmr1_reward_server", *argv]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert argv[0] in done.stderr
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        (["--prot", "1"], "--prot"),
+        (["--port", "x"], "--port"),
+        (["--host", "no.such.host.invalid"], "--host"),
+        (["--reward", "no_such_module:f"], "--reward no_such_module:f cannot be imported: ModuleNotFoundError"),
+        (["--reward", "json:tool"], "--reward json:tool cannot be imported: AttributeError"),
+        (["--reward", f"{SCORERS}:FAILING"], "is a tuple, not a function or a Task"),
+        (["--api-key-file", "/no/such/file"], "--api-key-file /no/such/file cannot be read"),
+        (["--tls-cert", "/no/cert", "--tls-key", "/no/key"], "--tls-cert /no/cert cannot be read"),
+    ],
+)
+def test_wrong_options_are_one_line_and_exit_code_2(argv: list[str], named: str) -> None:
+    done = subprocess.run(command("--port", "0", *argv), capture_output=True, text=True, timeout=30, cwd=REPOSITORY)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert named in done.stderr
 
 
-def test_sigterm_drains_and_a_stuck_scorer_does_not_hold_the_process() -> None:
-    process, port = start("-c", SLOW_SERVER)
+def test_workers_that_cannot_start_are_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    plugin = "import os, sys\nif '--parent' in sys.argv: os._exit(3)\nf = lambda response, solution: 1.0\n"
+    (tmp_path / "crashes.py").write_text(plugin)
+    argv = command("--port", "0", "--reward", "crashes:f", "--workers", "1")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, cwd=REPOSITORY, env=environment)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "it ended before it was ready" in done.stderr
+
+
+def processes_of(parent: int) -> list[int]:
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True)
+    return [int(one) for one in listed.stdout.split()]
+
+
+def test_sigterm_drains_and_a_hanging_scorer_does_not_hold_the_process() -> None:
+    process, port = start("--item-deadline-seconds", "1.5", *reward("SLEEPS"))
+    workers = processes_of(process.pid)
+    assert len(workers) == 2
 
     async def call() -> list[Outcome]:
         async with RewardClient(f"http://127.0.0.1:{port}", 20) as client:
-            stuck = await client.score([Item(id="0", task="slow", response="", solution=3600)])
-            draining = asyncio.ensure_future(client.score([Item(id="1", task="slow", response="", solution=1)]))
+            stuck = await client.score([item("sleeps", solution=3600)])
+            draining = asyncio.ensure_future(client.score([item("sleeps", solution=1)]))
             await asyncio.sleep(0.3)
             process.send_signal(signal.SIGTERM)
             return [result.outcome for result in stuck + await draining]
@@ -121,6 +148,108 @@ def test_sigterm_drains_and_a_stuck_scorer_does_not_hold_the_process() -> None:
     began = time.monotonic()
     assert process.wait(20) == 0
     assert time.monotonic() - began < 5
+
+
+def alive(process: int) -> bool:
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
+def test_no_worker_outlives_a_server_that_is_killed() -> None:
+    process, port = start("--item-deadline-seconds", "3600", *reward("HOLDS_LOCK"))
+    workers = processes_of(process.pid)
+
+    async def call() -> None:
+        async with RewardClient(f"http://127.0.0.1:{port}", 1) as client:
+            await client.score([item("holds_lock")])
+
+    asyncio.run(call())
+    process.kill()
+    process.wait(10)
+    for _ in range(100):
+        if not any(map(alive, workers)):
+            break
+        time.sleep(0.05)
+    assert [one for one in workers if alive(one)] == []
+
+
+def test_a_worker_killed_in_the_middle_of_a_batch_costs_one_item(port: int) -> None:
+    async def call() -> list[Outcome]:
+        async with RewardClient(f"http://127.0.0.1:{port}", 30) as client:
+            items = [item("counting")] * 50 + [item("sleeps", solution=1)] + [item("counting")] * 50
+            (told, *_) = await client.score([item("process_id")])
+            batches = [asyncio.ensure_future(client.score(items)) for _ in range(2)]  # one for each worker
+            await asyncio.sleep(0.5)
+            os.kill(int(told.reward or 0), signal.SIGKILL)
+            return [result.outcome for batch in batches for result in await batch]
+
+    outcomes = asyncio.run(call())
+    assert len(outcomes) == 202
+    assert Counter(outcomes) == {Outcome.OK: 201, Outcome.VERIFIER_ERROR: 1}
+
+
+def test_only_a_key_opens_the_server(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("# ours\nfirst-key-of-file\n\nsecond-key-of-file  # theirs\n")
+    keys.chmod(0o600)
+    process, port = start("--api-key-file", str(keys), "--workers", "1", MMR1_REWARD_API_KEY="key-of-environment")
+    url = f"http://127.0.0.1:{port}"
+
+    async def call(key: str | None) -> Result:
+        async with RewardClient(url, 10, api_key=key) as client:
+            return (await client.score([item("counting")]))[0]
+
+    try:
+        for key in ("first-key-of-file", "second-key-of-file", "key-of-environment"):
+            assert asyncio.run(call(key)).reward == 1.0
+        for wrong in (None, "first-key-of-fil", "another-key"):
+            refused = asyncio.run(call(wrong))
+            assert refused.outcome is Outcome.VERIFIER_ERROR
+            assert "401: this server asks for an API key" in refused.detail
+        for path in ("/healthz", "/readyz", "/metrics"):
+            assert httpx.get(url + path, trust_env=False).status_code == 200
+        basic = httpx.get(f"{url}/v1/tasks", auth=("anyone", "first-key-of-file"), trust_env=False)
+        assert basic.status_code == 200
+    finally:
+        assert end(process) == 0
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A certificate of 127.0.0.1 that signs itself, and its key."""
+    folder = tmp_path_factory.mktemp("tls")
+    made = (folder / "cert.pem", folder / "key.pem")
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
+            *("-keyout", str(made[1]), "-out", str(made[0]), "-days", "2", "-subj", "/CN=test"),
+            *("-addext", "subjectAltName=IP:127.0.0.1"),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    return made
+
+
+def test_tls_and_client_certificates(certificate: tuple[Path, Path]) -> None:
+    cert, key = map(str, certificate)
+    process, port = start("--tls-cert", cert, "--tls-key", key, "--tls-client-ca", cert, "--workers", "1")
+    known = ssl.create_default_context(cafile=cert)
+    known.load_cert_chain(cert, key)
+
+    async def call(verify: ssl.SSLContext | str | bool) -> Result:
+        async with RewardClient(f"https://127.0.0.1:{port}", 1, verify=verify) as client:
+            return (await client.score([item("counting")]))[0]
+
+    try:
+        assert asyncio.run(call(known)).reward == 1.0
+        for stranger in (cert, True):  # without a certificate of its own; without trust in the server's
+            assert asyncio.run(call(stranger)).outcome is Outcome.VERIFIER_ERROR
+    finally:
+        assert end(process) == 0
 
 
 @pytest.mark.parametrize(

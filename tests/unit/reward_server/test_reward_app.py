@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -9,20 +10,39 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
+from fastapi import FastAPI
 
 from mmr1_reward_server import __version__
 from mmr1_reward_server.api import Item, ScoreRequest, ScoreResponse, TaskList
 from mmr1_reward_server.app import create_app
+from mmr1_reward_server.rewards import builtin_tasks
+from mmr1_reward_server.scoring import WorkersCannotStart
 from mmr1_reward_server.settings import Settings
-from tests.unit.reward_server.reward_scorers import failing_tasks, item
+from tests.unit.reward_server.reward_in_process import InProcessScoring
+from tests.unit.reward_server.reward_scorers import FAILING, item
 
-LIMITS = Settings(max_body_bytes=20_000, max_items=8, max_response_chars=100, max_pending_items=8)
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+LIMITS = Settings(
+    max_body_bytes=20_000, max_items=8, max_response_chars=100, max_pending_items=8, workers=1, reward=FAILING
+)
 
 
-@pytest_asyncio.fixture
-async def http() -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(create_app(LIMITS, failing_tasks()))
-    async with httpx.AsyncClient(transport=transport, base_url="http://reward") as client:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def app() -> AsyncIterator[FastAPI]:
+    """One for all tests: its worker takes half a second to start."""
+    app = create_app(LIMITS)
+    async with app.router.lifespan_context(app):
+        yield app
+
+
+def client_of(app: FastAPI) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://reward")
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def http(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    async with client_of(app) as client:
         yield client
 
 
@@ -74,7 +94,10 @@ async def test_bad_model_output_is_never_an_http_error(http: httpx.AsyncClient) 
         (b"", (400, "not_json")),
         (b"{", (400, "not_json")),
         (b"\xff", (400, "not_json")),
-        (b"[" * 5000, (400, "not_json")),
+        (b"[" * 5000, (400, "too_deep")),
+        (b'{"items":[{"id":"1","task":"counting","response":"3","solution":' + b"[" * 300, (400, "too_deep")),
+        (b'{"items":[{"id":"' + b"1" * 1025 + b'","task":"x","response":"","solution":1}]}', (422, "invalid_request")),
+        (b'{"items":[{"id":"1","task":"' + b"x" * 257 + b'","response":"","solution":1}]}', (422, "invalid_request")),
         (b'{"items":[{"id":"1","task":"counting","response":"\\ud800","solution":1}]}', (400, "not_json")),
         (b"[]", (422, "invalid_request")),
         (b"{}", (422, "invalid_request")),
@@ -110,16 +133,58 @@ async def test_errors_name_the_place(http: httpx.AsyncClient) -> None:
 
 
 async def test_overload_is_503_with_retry_after(http: httpx.AsyncClient) -> None:
-    settings = Settings(item_deadline_seconds=0.02, max_stuck_threads=1)
-    transport = httpx.ASGITransport(create_app(settings, failing_tasks()))
-    async with httpx.AsyncClient(transport=transport, base_url="http://reward") as busy:
-        stuck = await busy.post("/v1/score", content=body(item("sleeps", solution=0.5)))
-        assert stuck.json()["results"][0]["outcome"] == "timeout"
-        refused = await busy.post("/v1/score", content=body(item("counting")))
-        assert error(refused) == (503, "overloaded")
-        assert refused.headers["retry-after"] == "1"
-        assert error(await busy.get("/readyz")) == (503, "not_ready")
-        assert (await busy.get("/healthz")).status_code == 200
+    slow = asyncio.ensure_future(http.post("/v1/score", content=body(item("sleeps", solution=0.3), item("counting"))))
+    await asyncio.sleep(0.1)
+    refused = await http.post("/v1/score", content=body(*[item("counting")] * 7))
+    assert error(refused) == (503, "overloaded")
+    assert refused.headers["retry-after"] == "1"
+    assert (await slow).status_code == 200
+    assert (await http.post("/v1/score", content=body(*[item("counting")] * 7))).status_code == 200
+
+
+async def test_all_bodies_together_are_limited() -> None:
+    limits = LIMITS.model_copy(update={"max_pending_bytes": 25_000, "reward": ()})
+    app = create_app(limits)
+    arriving = asyncio.Event()
+
+    async def slow_body() -> AsyncIterator[bytes]:
+        yield b" " * 15_000
+        arriving.set()
+        await asyncio.sleep(0.3)
+        yield b"{"
+
+    async with client_of(app) as client:
+        slow = asyncio.ensure_future(client.post("/v1/score", content=slow_body()))
+        await arriving.wait()
+        assert error(await client.post("/v1/score", content=b" " * 15_000)) == (503, "overloaded")
+        assert error(await slow) == (400, "not_json")
+        assert error(await client.post("/v1/score", content=b" " * 15_000)) == (400, "not_json")
+
+
+async def test_a_body_that_does_not_arrive_is_given_up() -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        while True:
+            yield b" "
+            await asyncio.sleep(0.02)
+
+    async with client_of(create_app(Settings(body_seconds=0.1))) as client:
+        assert error(await client.post("/v1/score", content=endless())) == (408, "body_too_slow")
+
+
+async def test_workers_that_do_not_start_are_a_named_error_and_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = create_app(Settings(workers=1))
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    async with client_of(app) as client:
+        answer = await client.post("/v1/score", content=body(item("counting")))
+        assert answer.json()["results"][0]["outcome"] == "verifier_error"
+        assert "no scoring process starts: it ended before it was ready" in answer.json()["results"][0]["detail"]
+        assert error(await client.get("/readyz")) == (503, "not_ready")
+        assert error(await client.post("/v1/score", content=body(item("counting")))) == (503, "overloaded")
+        assert (await client.get("/healthz")).status_code == 200
+        assert "mmr1_reward_workers_alive 0.0" in (await client.get("/metrics")).text
+    with pytest.raises(WorkersCannotStart):
+        await app.state.scoring.start()
+    await app.state.scoring.close()
 
 
 async def test_other_paths_and_methods(http: httpx.AsyncClient) -> None:
@@ -130,32 +195,41 @@ async def test_other_paths_and_methods(http: httpx.AsyncClient) -> None:
 
 async def test_every_listed_example_is_what_the_server_answers(http: httpx.AsyncClient) -> None:
     listed = TaskList.model_validate_json((await http.get("/v1/tasks")).content)
-    examples = [task.example for task in listed.tasks if task.name in ("counting", "format")]
-    assert len(examples) == 2
-    answer = await http.post("/v1/score", content=body(*(example.item for example in examples)))
-    assert ScoreResponse.model_validate_json(answer.content).results == [example.result for example in examples]
+    examples = [task.example for task in listed.tasks if task.example is not None]
+    assert len(examples) == len(builtin_tasks())
+    for example in examples:
+        answer = await http.post("/v1/score", content=body(example.item))
+        assert ScoreResponse.model_validate_json(answer.content).results == [example.result]
 
 
-async def test_metrics(http: httpx.AsyncClient) -> None:
-    await http.post(
-        "/v1/score", content=body(item("counting"), item("raises"), item("x" * 1000), item("counting", "?"))
-    )
-    await http.get("/nowhere/1")
-    await http.get("/nowhere/2")
-    lines = (await http.get("/metrics")).text.splitlines()
+async def test_metrics() -> None:
+    app = create_app(LIMITS)
+    async with client_of(app) as http:
+        await http.post(
+            "/v1/score", content=body(item("counting"), item("raises"), item("x" * 200), item("counting", "?"))
+        )
+        await http.post("/v1/score", content=body(item("exits"), item("counting")))
+        await http.get("/nowhere/1")
+        await http.get("/nowhere/2")
+        lines = (await http.get("/metrics")).text.splitlines()
+    await app.state.scoring.close()
     for line in (
-        'mmr1_reward_requests_total{route="/v1/score",status="200"} 1.0',
+        'mmr1_reward_requests_total{route="/v1/score",status="200"} 2.0',
         'mmr1_reward_requests_total{route="other",status="404"} 2.0',
-        'mmr1_reward_items_total{outcome="ok",task="counting"} 1.0',
+        'mmr1_reward_items_total{outcome="ok",task="counting"} 2.0',
         'mmr1_reward_items_total{outcome="invalid_output",task="counting"} 1.0',
         'mmr1_reward_items_total{outcome="verifier_error",task="raises"} 1.0',
         'mmr1_reward_items_total{outcome="verifier_error",task="unknown"} 1.0',
-        'mmr1_reward_value_count{task="counting"} 2.0',
-        'mmr1_reward_item_seconds_count{task="counting"} 2.0',
-        'mmr1_reward_request_seconds_count{route="/v1/score"} 1.0',
+        'mmr1_reward_value_count{task="counting"} 3.0',
+        'mmr1_reward_value_bucket{le="0.0",task="counting"} 1.0',
+        'mmr1_reward_value_bucket{le="+Inf",task="counting"} 3.0',
+        'mmr1_reward_item_seconds_count{task="counting"} 3.0',
+        'mmr1_reward_request_seconds_count{route="/v1/score"} 2.0',
+        'mmr1_reward_worker_restarts_total{cause="died"} 1.0',
+        "mmr1_reward_workers_alive 1.0",
         "mmr1_reward_queue_depth 0.0",
     ):
-        assert line in lines
+        assert line in lines, line
 
 
 async def test_openapi_is_complete(http: httpx.AsyncClient) -> None:
@@ -169,4 +243,11 @@ async def test_openapi_is_complete(http: httpx.AsyncClient) -> None:
     assert posted["requestBody"]["content"]["application/json"]["schema"] == {
         "$ref": "#/components/schemas/ScoreRequest"
     }
-    assert set(posted["responses"]) == {"200", "400", "413", "422", "503"}
+    assert set(posted["responses"]) == {"200", "400", "401", "408", "413", "422", "503"}
+
+
+async def test_tasks_and_scoring_can_be_given() -> None:
+    registry = builtin_tasks()
+    app = create_app(Settings(), registry, InProcessScoring(registry, item_deadline_seconds=5))
+    async with client_of(app) as client:
+        assert (await client.post("/v1/score", content=body(item("counting")))).json()["results"][0]["reward"] == 1.0

@@ -13,7 +13,6 @@ import pytest
 from mmr1_reward_server.api import Item, Outcome, Result
 from mmr1_reward_server.app import create_app
 from mmr1_reward_server.client import RewardClient, RewardServerError
-from mmr1_reward_server.rewards import builtin_tasks
 from mmr1_reward_server.settings import Settings
 from tests.unit.reward_server.reward_scorers import item
 
@@ -36,7 +35,7 @@ def check(results: list[Result], outcome: Outcome, detail: str) -> None:
 
 
 async def test_scores_and_tasks_of_the_real_application() -> None:
-    app = create_app(Settings(), builtin_tasks())
+    app = create_app(Settings(workers=1))
     async with RewardClient("http://reward", 5, httpx.ASGITransport(app)) as client:
         results = await client.score(ITEMS)
         assert [(result.id, result.reward) for result in results] == [("a", 1.0), ("b", 0.0)]
@@ -45,7 +44,7 @@ async def test_scores_and_tasks_of_the_real_application() -> None:
 
 
 async def test_the_servers_refusal_reaches_the_caller() -> None:
-    app = create_app(Settings(max_items=1), builtin_tasks())
+    app = create_app(Settings(max_items=1))
     async with RewardClient("http://reward", 5, httpx.ASGITransport(app)) as client:
         check(await client.score(ITEMS), Outcome.VERIFIER_ERROR, "413: 2 items in one request, the limit is 1")
 

@@ -15,6 +15,7 @@ def test_defaults_and_options() -> None:
     assert parse_settings([]) == Settings()
     settings = parse_settings(["--port", "0", "--item-deadline-seconds", "0.5", "--access-log"])
     assert (settings.port, settings.item_deadline_seconds, settings.access_log) == (0, 0.5, True)
+    assert parse_settings(["--reward", "a:b", "--workers", "3", "--reward", "c:d"]).reward == ("a:b", "c:d")
 
 
 @pytest.mark.parametrize(
@@ -24,6 +25,9 @@ def test_defaults_and_options() -> None:
         (["--port", "65536"], "--port: Input should be less than or equal to 65535"),
         (["--max-items", "0"], "--max-items: "),
         (["--max-items", "9", "--max-pending-items", "8"], "max_pending_items (8) is below max_items (9)"),
+        (["--max-pending-bytes", "1"], "max_pending_bytes (1) is below max_body_bytes (33554432)"),
+        (["--workers", "0"], "--workers: Input should be greater than 0"),
+        (["--api-key", "secret"], "unrecognized arguments: --api-key"),
         (["--prot", "1"], "unrecognized arguments: --prot"),
         (["--port"], "argument --port: expected one argument"),
     ],

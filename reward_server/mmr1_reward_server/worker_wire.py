@@ -1,0 +1,143 @@
+"""What passes between the server and one of its worker processes: frames over a socket, progress in shared memory.
+
+Both sides build on this file. It starts no process and scores nothing. Frames are length-prefixed JSON, never pickle:
+a worker runs other people's code, so nothing that it sends may do more than be wrong.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import struct
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter
+from pydantic_core import to_json
+
+from .api import Item, Outcome
+from .scoring import Scored
+
+_LENGTH = struct.Struct("!I")
+_SCORED = struct.Struct("!dd16sI")  # seconds, reward (not a number for none), outcome, length of the result's JSON
+_PROGRESS = struct.Struct("dq")  # what `Progress` keeps
+_RESTING = -1
+_CODES = {outcome: outcome.value.encode().ljust(16) for outcome in Outcome}
+_OUTCOMES = {code: outcome for outcome, code in _CODES.items()}
+_ITEMS = TypeAdapter(list[Item])
+
+
+class Hello(BaseModel):
+    """A worker's first frame: it is ready, or it cannot be and says why."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    problem: str | None = None
+
+
+def to_frame(payload: bytes) -> bytes:
+    return _LENGTH.pack(len(payload)) + payload
+
+
+class FrameReader:
+    """Cuts a stream of bytes into frames, whatever the pieces it comes in."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """The payloads that are complete with `data`."""
+        self._buffer += data
+        while len(self._buffer) >= _LENGTH.size:
+            end = _LENGTH.size + _LENGTH.unpack_from(self._buffer)[0]
+            if len(self._buffer) < end:
+                return
+            payload = bytes(self._buffer[_LENGTH.size : end])
+            del self._buffer[:end]
+            yield payload
+
+
+def encode_items(items: Sequence[Item]) -> bytes:
+    # Numbers too large for a float are infinite by now; as constants they stay what they are, not null. A model would
+    # be written by its own settings, so it is its fields that are given here.
+    return to_json([item.__dict__ for item in items], inf_nan_mode="constants")
+
+
+def decode_items(payload: bytes) -> list[Item]:
+    """Raises ValidationError."""
+    return _ITEMS.validate_json(payload)
+
+
+def encode_scored(scored: Iterable[Scored]) -> bytes:
+    """The results of a frame, in the order of its items. Raises nothing that `Scored.encoded` does not."""
+    parts: list[bytes] = []
+    for one in scored:
+        reward = math.nan if one.reward is None else one.reward
+        parts += (_SCORED.pack(one.seconds, reward, _CODES[one.outcome], len(one.encoded)), one.encoded)
+    return b"".join(parts)
+
+
+def decode_scored(payload: bytes) -> list[Scored]:
+    """Raises ValueError when the payload is not what `encode_scored` makes."""
+    scored = []
+    begin = 0
+    while begin < len(payload):
+        if begin + _SCORED.size > len(payload):
+            raise ValueError("a result's head is cut off")
+        seconds, number, code, length = _SCORED.unpack_from(payload, begin)
+        begin += _SCORED.size
+        encoded = payload[begin : begin + length]
+        begin += length
+        outcome = _OUTCOMES.get(code)
+        reward = number if math.isfinite(number) else None
+        if len(encoded) != length or encoded[:1] != b"{" or encoded[-1:] != b"}":
+            raise ValueError("a result is cut off")
+        if outcome is None or outcome.has_reward != (reward is not None):
+            raise ValueError("a result has no outcome that there is")
+        scored.append(Scored.from_json(encoded, outcome, reward, seconds))
+    return scored
+
+
+class Progress:
+    """Which item of its frame a worker is scoring, and since when: readable while it hangs, and after it has died.
+
+    A worker sends a frame's results together, so silence does not tell which item is late; this does, and costs no
+    system call.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._memory = mmap.mmap(descriptor, _PROGRESS.size)
+
+    @staticmethod
+    def new_descriptor() -> int:
+        """A file in memory that both processes map; the caller closes the descriptor."""
+        if hasattr(os, "memfd_create"):
+            descriptor = os.memfd_create("mmr1-reward-progress")
+        else:
+            with tempfile.TemporaryFile() as file:
+                descriptor = os.dup(file.fileno())
+        os.ftruncate(descriptor, _PROGRESS.size)
+        os.pwrite(descriptor, _PROGRESS.pack(0.0, _RESTING), 0)
+        return descriptor
+
+    def begin(self, position: int, counts_from: float) -> None:
+        """The worker begins with an item. `counts_from`: when its deadline starts to run, on the monotonic clock."""
+        # The time is written first: a reader in between sees the old item with a newer time, and waits.
+        _PROGRESS.pack_into(self._memory, 0, counts_from, position)
+
+    def rest(self) -> None:
+        """The worker has no item in hand."""
+        self.begin(_RESTING, 0.0)
+
+    @property
+    def position(self) -> int:
+        """Within the frame, from 0; negative while the worker rests."""
+        return int(_PROGRESS.unpack_from(self._memory)[1])
+
+    @property
+    def counts_from(self) -> float:
+        return float(_PROGRESS.unpack_from(self._memory)[0])
+
+    def close(self) -> None:
+        self._memory.close()

@@ -1,0 +1,54 @@
+"""A `Scoring` in threads of the test's own process, for tests of what stands before it over tasks of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+from mmr1_reward_server.api import Item, Outcome
+from mmr1_reward_server.registry import Registry
+from mmr1_reward_server.scoring import Overloaded, Scored, score_item, without_reward
+
+
+class InProcessScoring:
+    def __init__(
+        self,
+        registry: Registry,
+        *,
+        item_deadline_seconds: float = 5.0,
+        max_response_chars: int = 1000,
+        max_pending_items: int = 100,
+    ) -> None:
+        self._registry = registry
+        self._deadline = item_deadline_seconds
+        self._max_response_chars = max_response_chars
+        self._max_pending = max_pending_items
+        self.num_pending = 0
+        self.num_alive = 1
+        self.unready: str | None = None
+
+    async def start(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        self.unready = "the server is shutting down"
+
+    async def score(self, items: Sequence[Item]) -> list[Scored]:
+        if self.num_pending + len(items) > self._max_pending:
+            raise Overloaded(f"{self.num_pending} items are pending, {self._max_pending} is the limit; try again soon")
+        self.num_pending += len(items)
+        try:
+            return [await self._score(item) for item in items]
+        finally:
+            self.num_pending -= len(items)
+
+    async def _score(self, item: Item) -> Scored:
+        began = time.monotonic()
+        limit = self._max_response_chars
+        running = asyncio.to_thread(score_item, self._registry, item, max_response_chars=limit)
+        try:
+            result = await asyncio.wait_for(running, self._deadline)
+        except TimeoutError:
+            result = without_reward(item, Outcome.TIMEOUT, f"not finished within {self._deadline:g} s")
+        return Scored(result, time.monotonic() - began)

@@ -1,0 +1,252 @@
+"""Scoring in worker processes: what hangs, fails or dies takes down its own item only."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from mmr1_reward_server.api import Item, Outcome, Result
+from mmr1_reward_server.scoring import Overloaded, Scored, WorkersCannotStart
+from mmr1_reward_server.worker_process import WorkerOptions
+from mmr1_reward_server.worker_wire import (
+    FrameReader,
+    Progress,
+    decode_items,
+    decode_scored,
+    encode_items,
+    encode_scored,
+    to_frame,
+)
+from mmr1_reward_server.workers import WorkerPool
+from tests.unit.reward_server.reward_scorers import FAILING, item
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+restarts: Counter[str] = Counter()
+
+
+def make(**changes: Any) -> WorkerPool:
+    options = {"num_workers": 1, "item_deadline_seconds": 0.3, "max_pending_items": 100}
+    rewards = changes.pop("rewards", FAILING)
+    restarts.clear()
+    return WorkerPool(
+        WorkerOptions(rewards, max_response_chars=1000),
+        **{**options, **changes},  # type: ignore[arg-type]
+        on_restart=lambda cause: restarts.update([cause]),
+    )
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared() -> AsyncIterator[WorkerPool]:
+    """Two workers for all tests that do not need a pool of their own."""
+    pool = make(num_workers=2)
+    await pool.start()
+    yield pool
+    await pool.close()
+
+
+@pytest.fixture
+def pool(shared: WorkerPool) -> WorkerPool:
+    restarts.clear()
+    return shared
+
+
+def outcomes(scored: list[Scored]) -> list[str]:
+    return [one.result.outcome.value for one in scored]
+
+
+async def process_ids(pool: WorkerPool, num_items: int = 1) -> set[int]:
+    scored = await pool.score([item("process_id")] * num_items)
+    return {int(one.result.reward or 0) for one in scored}
+
+
+async def test_failures_stay_with_their_items(pool: WorkerPool) -> None:
+    failing = ["raises", "nan", "infinite_component", "unspeakable", "surrogate", "deep", "no_such"]
+    tasks = ["counting", *failing, "format"]
+    scored = await pool.score([item(task, name=task) for task in tasks])
+    assert [one.result.id for one in scored] == tasks
+    assert outcomes(scored) == ["ok", *["verifier_error"] * len(failing), "ok"]
+    assert all((one.result.reward is None) == (one.result.outcome is Outcome.VERIFIER_ERROR) for one in scored)
+    assert scored[1].result.detail == "scorer of raises failed: RuntimeError: cannot judge <answer>3</answer> at all ?"
+    assert all("unusable verdict" in one.result.detail for one in scored[2:7])
+    assert not restarts
+
+
+@pytest.mark.parametrize("task", ["sleeps", "holds_lock"])
+async def test_a_hanging_scorer_times_out_alone(pool: WorkerPool, task: str) -> None:
+    began = time.monotonic()
+    scored = await pool.score([item("counting"), item(task, solution=3600), item("counting"), item("format")])
+    assert outcomes(scored) == ["ok", "timeout", "ok", "ok"]
+    assert scored[1].result.reward is None
+    assert scored[1].result.detail == "the scorer of this item did not finish within 0.3 s"
+    assert restarts == {"timeout": 1}
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(("task", "end"), [("exits", "exit code 7"), ("segfaults", "SIGSEGV")])
+async def test_a_scorer_that_kills_its_process_fails_alone(pool: WorkerPool, task: str, end: str) -> None:
+    scored = await pool.score([*[item("counting")] * 3, item(task), *[item("counting")] * 3])
+    assert outcomes(scored) == ["ok"] * 3 + ["verifier_error"] + ["ok"] * 3
+    assert scored[3].result.detail.startswith("the process that scored this item died: it ")
+    assert end in scored[3].result.detail
+    assert restarts == {"died": 1}
+
+
+async def test_several_bad_items_of_one_batch_fail_each_for_itself(pool: WorkerPool) -> None:
+    tasks = ["exits", "counting", "sleeps", "exits", "format", "counting"]
+    scored = await pool.score([item(task, solution=3600 if task == "sleeps" else 3) for task in tasks])
+    assert outcomes(scored) == ["verifier_error", "ok", "timeout", "verifier_error", "ok", "ok"]
+    assert restarts == {"died": 2, "timeout": 1}
+
+
+async def test_a_scorer_that_writes_where_it_should_not_cannot_forge_a_result(
+    pool: WorkerPool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    scored = await pool.score([item("scribbles"), item("counting")])
+    assert outcomes(scored) == ["verifier_error", "ok"]
+    assert set(restarts) == {"nonsense"}
+    assert "forged" not in capfd.readouterr().out
+
+
+async def test_a_worker_killed_from_outside_is_replaced() -> None:
+    pool = make(item_deadline_seconds=5)
+    (victim,) = await process_ids(pool)
+    scoring = asyncio.ensure_future(pool.score([item("sleeps", solution=0.5), item("counting"), item("process_id")]))
+    await asyncio.sleep(0.2)
+    os.kill(victim, signal.SIGKILL)
+    scored = await scoring
+    assert outcomes(scored) == ["verifier_error", "ok", "ok"]
+    assert "SIGKILL; was it out of memory?" in scored[0].result.detail
+    assert scored[2].result.reward != victim
+    os.kill(int(scored[2].result.reward or 0), signal.SIGKILL)  # while it is idle: nothing is lost
+    assert outcomes(await pool.score([item("counting")])) == ["ok"]
+    await pool.close()
+
+
+async def test_deadline_is_of_each_item_not_of_the_batch(pool: WorkerPool) -> None:
+    assert outcomes(await pool.score([item("sleeps", solution=0.1)] * 8)) == ["ok"] * 8
+    assert not restarts
+
+
+async def test_what_a_task_loads_on_first_use_is_not_held_against_an_item() -> None:
+    pool = make(rewards=("tests.unit.reward_server.reward_scorers:LOADS",), item_deadline_seconds=0.3)
+    assert outcomes(await pool.score([item("loads")])) == ["ok"]
+    await pool.close()
+
+
+async def test_the_event_loop_stays_free(pool: WorkerPool) -> None:
+    scoring = asyncio.ensure_future(pool.score([item("sleeps", solution=0.2)]))
+    longest, last = 0.0, time.monotonic()
+    while not scoring.done():
+        await asyncio.sleep(0.01)
+        longest, last = max(longest, time.monotonic() - last), time.monotonic()
+    assert longest < 0.15
+
+
+async def test_all_workers_take_part(pool: WorkerPool) -> None:
+    ids: set[int] = set()
+    for _ in range(50):
+        ids |= await process_ids(pool, 64)
+    assert len(ids) == 2
+
+
+async def test_overload_takes_nothing() -> None:
+    pool = make(max_pending_items=3, item_deadline_seconds=5)
+    first = asyncio.ensure_future(pool.score([item("sleeps", solution=0.2)] * 2))
+    await asyncio.sleep(0.05)
+    assert pool.num_pending == 2
+    with pytest.raises(Overloaded, match="2 items are pending, 3 is the limit"):
+        await pool.score([item("counting")] * 2)
+    assert outcomes(await pool.score([item("counting")])) == ["ok"]
+    assert outcomes(await first) == ["ok", "ok"]
+    assert pool.num_pending == 0
+    await pool.close()
+    with pytest.raises(Overloaded, match="shutting down"):
+        await pool.score([item("counting")])
+
+
+async def test_a_caller_who_leaves_frees_its_place(pool: WorkerPool) -> None:
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await pool.score([item("sleeps", solution=0.2)] * 50)
+    assert pool.num_pending == 0
+    began = time.monotonic()
+    assert outcomes(await pool.score([item("counting")])) == ["ok"]
+    assert time.monotonic() - began < 2
+
+
+async def test_closing_ends_every_process_and_answers_every_caller() -> None:
+    pool = make(item_deadline_seconds=5)
+    (worker,) = await process_ids(pool)
+    scoring = asyncio.ensure_future(pool.score([item("sleeps", solution=3600), item("counting")]))
+    await asyncio.sleep(0.1)
+    await pool.close()
+    assert outcomes(await scoring) == ["verifier_error"] * 2
+    with pytest.raises(ProcessLookupError):
+        os.kill(worker, 0)
+
+
+async def test_a_reward_that_a_worker_cannot_import_is_named() -> None:
+    pool = make(rewards=("no.such:reward",))
+    with pytest.raises(WorkersCannotStart, match=r"--reward no\.such:reward cannot be imported: ModuleNotFoundError"):
+        await pool.start()
+    assert "no.such:reward" in (pool.unready or "")
+    await pool.close()
+
+
+async def test_no_items(pool: WorkerPool) -> None:
+    assert await pool.score([]) == []
+
+
+async def test_frames_survive_any_cut() -> None:
+    payloads = [b"", b"a", b"x" * 1000]
+    stream = b"".join(map(to_frame, payloads))
+    for size in (1, 2, 3, 5, 7, len(stream)):
+        reader = FrameReader()
+        cut = [stream[begin : begin + size] for begin in range(0, len(stream), size)]
+        assert [payload for piece in cut for payload in reader.feed(piece)] == payloads
+
+
+async def test_items_and_results_cross_unchanged() -> None:
+    items = [
+        Item(id="1", task="t", response="é\x00😀", solution=[1e400, -0.0, 2**70, None], image_size=(1, 2)),
+        item("t"),
+    ]
+    assert decode_items(encode_items(items)) == items
+    results = [
+        Result(id="1", outcome=Outcome.OK, reward=-0.5, components={"a": 1.0}, parsed=[1, "é"], detail="d"),
+        Result(id="2", outcome=Outcome.INVALID_OUTPUT, reward=0.0),
+        Result(id="3", outcome=Outcome.VERIFIER_ERROR, reward=None),
+    ]
+    sent = encode_scored([Scored(result, 0.25) for result in results])
+    got = decode_scored(sent)
+    assert [(one.result, one.outcome, one.reward, one.seconds) for one in got] == [
+        (result, result.outcome, result.reward, 0.25) for result in results
+    ]
+    whole = {len(encode_scored(got[:number])) for number in range(len(got) + 1)}
+    for cut in set(range(len(sent))) - whole:
+        with pytest.raises(ValueError, match="cut off"):
+            decode_scored(sent[:cut])
+    for wrong in (sent.replace(b"ok  ", b"so  "), sent.replace(b"timeout", b"ok     "), sent[:8] + sent[40:]):
+        if wrong != sent:
+            with pytest.raises(ValueError, match="a result"):
+                decode_scored(wrong)
+
+
+async def test_progress_is_seen_through_another_mapping() -> None:
+    descriptor = Progress.new_descriptor()
+    ours, theirs = Progress(descriptor), Progress(descriptor)
+    os.close(descriptor)
+    assert ours.position < 0
+    theirs.begin(3, 12.5)
+    assert (ours.position, ours.counts_from) == (3, 12.5)
+    theirs.rest()
+    assert ours.position < 0
