@@ -12,13 +12,14 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
 
 from ..api import Outcome
+from ..errors import RequestError
 from ..registry import Registry
 from ..scoring import Scoring
 from .chat import extract_response
 from .defaults import Defaults
-from .exchange import Call, Endpoints, Refusal, answer
+from .exchange import Call, Endpoints, answer
 from .holding import Holding
-from .routing import make_item, route
+from .routing import floor_of, make_item, route
 
 _HOLD_SECONDS = 150.0  # the client gives each of its five tries 180 s
 _LOGGED = (Outcome.INVALID_OUTPUT, Outcome.VERIFIER_ERROR, Outcome.TIMEOUT)
@@ -49,9 +50,9 @@ def router(scoring: Scoring, registry: Registry, defaults: Defaults) -> APIRoute
         labels = [None] * len(asked.query) if asked.labels is None else asked.labels
         if not len(asked.query) == len(prompts) == len(labels):
             sizes = f"{len(asked.query)} queries, {len(prompts)} prompts and {len(labels)} labels"
-            raise Refusal(422, "invalid_request", f"{sizes}: the lists must be of one length")
+            raise RequestError(422, "invalid_request", f"{sizes}: the lists must be of one length")
         if len(asked.query) > defaults.max_items:
-            raise Refusal(413, "too_many_items", f"{len(asked.query)} queries, the limit is {defaults.max_items}")
+            raise RequestError(413, "too_many_items", f"{len(asked.query)} queries, the limit is {defaults.max_items}")
         items = []
         for place, (query, prompt, label) in enumerate(zip(asked.query, prompts, labels, strict=True)):
             routed = route(label)
@@ -65,7 +66,7 @@ def router(scoring: Scoring, registry: Registry, defaults: Defaults) -> APIRoute
         )
         results = [one.result for one in scored]
         rewards = [
-            registry[item.task].floor if result.reward is None else result.reward
+            floor_of(registry, item) if result.reward is None else result.reward
             for item, result in zip(items, results, strict=True)
         ]
         # The same keys for every sample: the trainer averages each over the batch.
@@ -73,7 +74,7 @@ def router(scoring: Scoring, registry: Registry, defaults: Defaults) -> APIRoute
         scores = [min(1.0, max(0.0, reward)) for reward in rewards]
         return answer({"rewards": rewards, "scores": scores, "extra_logs": logs})
 
-    Endpoints(routes, registry, defaults.max_body_bytes).add(
+    Endpoints(routes, registry).add(
         "POST",
         "/get_reward",
         get_reward,

@@ -63,7 +63,7 @@ def router(scoring: Scoring, registry: Registry, defaults: Defaults) -> APIRoute
         """PipelineRL: the server answers."""
         return answer({"status": "ok"})
 
-    endpoints = Endpoints(routes, registry, defaults.max_body_bytes)
+    endpoints = Endpoints(routes, registry)
     schema = AnswerRequest.model_json_schema()
     endpoints.add("POST", "/verify_answer", verify_answer, asks=schema, answers=AnswerStatus, with_task=True)
     endpoints.add("GET", "/health", health, asks=None, answers=Health)

@@ -86,7 +86,7 @@ def router(scoring: Scoring, registry: Registry, defaults: Defaults) -> APIRoute
         reason = finished.result.detail
         return answer(_result(_DONE, "ok" if finished.result.reward is not None else reason, finished.result.reward))
 
-    endpoints = Endpoints(routes, registry, defaults.max_body_bytes)
+    endpoints = Endpoints(routes, registry)
     endpoints.add(
         "POST", "/submit_task", submit_task, asks=TaskRequest.model_json_schema(), answers=Submitted, with_task=True
     )

@@ -17,7 +17,7 @@ from ..scoring import Scoring
 from .defaults import Defaults
 from .exchange import Call, Endpoints, answer
 from .holding import Holding
-from .routing import make_item, route
+from .routing import floor_of, make_item, route
 
 _HOLD_SECONDS = 100.0  # the client's whole exchange may take 120 s
 _LOGGED = (Outcome.INVALID_OUTPUT, Outcome.VERIFIER_ERROR, Outcome.TIMEOUT)
@@ -40,13 +40,13 @@ def router(scoring: Scoring, registry: Registry, defaults: Defaults) -> APIRoute
         item = make_item(registry, routed, asked.response, tasks=(call.task, routed.task, defaults.default_task))
         scored = await holding.score([item], num_bytes=len(call.body), hold_seconds=_HOLD_SECONDS, gone=call.gone)
         result = scored[0].result
-        score = registry[item.task].floor if result.reward is None else result.reward
+        score = floor_of(registry, item) if result.reward is None else result.reward
         if call.query.get("detail") != "1":
             return answer(score)
         flags = {outcome.value: float(result.outcome is outcome) for outcome in _LOGGED}
         return answer({**result.components, **flags, "score": score})
 
-    Endpoints(routes, registry, defaults.max_body_bytes).add(
+    Endpoints(routes, registry).add(
         "POST",
         "/slime",
         slime,

@@ -12,11 +12,12 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field, NonNegativeFloat
 
 from ..api import Item, Result
+from ..errors import RequestError
 from ..labels import Label
 from ..registry import Registry
 from ..scoring import Scoring
 from .defaults import Defaults
-from .exchange import Call, Endpoints, Refusal, answer, failure
+from .exchange import Call, Endpoints, answer
 from .holding import Holding
 from .routing import make_item, route
 
@@ -60,7 +61,7 @@ def router(scoring: Scoring, registry: Registry, defaults: Defaults) -> APIRoute
         """V-Triune: accuracy·a/(a+f) + format·f/(a+f), with the two ratios; the format is think, then answer."""
         asked = call.read(JudgeRequest)
         if asked.accuracy_ratio + asked.format_ratio == 0:
-            raise Refusal(422, "invalid_request", "accuracy_ratio and format_ratio are both 0")
+            raise RequestError(422, "invalid_request", "accuracy_ratio and format_ratio are both 0")
         routed = route(asked.answer)
         tasks = (call.task, routed.task, _named_task(asked, registry), defaults.default_task)
         items = [make_item(registry, routed, asked.response, tasks=tasks, name="accuracy")]
@@ -71,14 +72,14 @@ def router(scoring: Scoring, registry: Registry, defaults: Defaults) -> APIRoute
         )
         results = [one.result for one in scored]
         if failed := next((result for result in results if result.reward is None), None):
-            return failure(500, failed.outcome.value, failed.detail)
+            raise RequestError(500, failed.outcome.value, failed.detail)
         return answer({"rewards": weigh(results, asked.accuracy_ratio, asked.format_ratio)})
 
     async def greet(call: Call) -> Response:
         """V-Triune looks for this sentence before it sends anything."""
         return answer({"message": "Reward Judge Server"})
 
-    endpoints = Endpoints(routes, registry, defaults.max_body_bytes)
+    endpoints = Endpoints(routes, registry)
     endpoints.add("POST", "/judge", judge, asks=JudgeRequest.model_json_schema(), answers=JudgeAnswer, with_task=True)
     endpoints.add("GET", "/", greet, asks=None, answers=Greeting)
     return routes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -13,11 +14,12 @@ from fastapi import FastAPI
 
 from mmr1_reward_server.api import Item, Outcome, Result
 from mmr1_reward_server.dialects.defaults import Defaults
+from mmr1_reward_server.errors import add_error_handlers
 from mmr1_reward_server.parsing import find_answer
 from mmr1_reward_server.registry import InvalidOutput, Params, Registry, Sample, Task, Verdict
 from mmr1_reward_server.rewards import builtin_tasks
 from mmr1_reward_server.scoring import Overloaded, Scored, Scoring
-from mmr1_reward_server.threads import ThreadScoring
+from tests.unit.reward_server.reward_in_process import InProcessScoring
 from tests.unit.reward_server.reward_scorers import task_of
 
 
@@ -30,7 +32,7 @@ def _equality(sample: Sample[Any, Params]) -> Verdict:
 
 
 def _hangs(sample: Sample[Any, Params]) -> Verdict:
-    time.sleep(0.3)
+    time.sleep(1.5)
     return Verdict(1.0)
 
 
@@ -40,26 +42,14 @@ def _raises(sample: Sample[Any, Params]) -> Verdict:
 
 def peer_tasks() -> Registry:
     """counting and format as they are; accuracy, ocr, detection by equality; below_zero with a floor of -1."""
-    below = task_of("below_zero", _equality)
     own: list[Task[Any, Any]] = [
         *(task_of(name, _equality) for name in ("accuracy", "ocr", "detection")),
-        Task(below.name, "", "", -1.0, below.solution, below.params, below.score, below.example),
+        replace(task_of("below_zero", _equality), floor=-1.0),
         task_of("hangs", _hangs),
         task_of("raises", _raises),
     ]
     names = {task.name for task in own}
     return Registry([*(task for task in builtin_tasks() if task.name not in names), *own])
-
-
-def thread_scoring(registry: Registry, **changes: Any) -> ThreadScoring:
-    options: dict[str, Any] = {
-        "num_threads": 2,
-        "item_deadline_seconds": 0.05,
-        "max_response_chars": 1000,
-        "max_pending_items": 100,
-        "max_stuck_threads": 50,
-    }
-    return ThreadScoring(registry, **{**options, **changes})
 
 
 class Scripted:
@@ -73,7 +63,11 @@ class Scripted:
         self.seconds = seconds
         self.calls: list[list[Item]] = []
         self.num_pending = 0
+        self.num_alive = 1
         self.unready: str | None = None
+
+    async def start(self) -> None:
+        pass
 
     async def score(self, items: Sequence[Item]) -> list[Scored]:
         self.calls.append(list(items))
@@ -101,9 +95,11 @@ def peers(
     `dialect` is one of the package's modules, or the package itself for all of them.
     """
     registry = registry or peer_tasks()
+    scoring = scoring or InProcessScoring(registry, item_deadline_seconds=0.5)
     app = FastAPI()
+    add_error_handlers(app)
     told = Defaults(**{"default_task": "counting", **defaults})
-    app.include_router(dialect.router(scoring or thread_scoring(registry), registry, told))
+    app.include_router(dialect.router(scoring, registry, told))
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://reward")
 
 

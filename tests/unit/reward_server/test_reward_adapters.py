@@ -20,6 +20,7 @@ from mmr1_reward_server import adapters
 from mmr1_reward_server.adapters import RewardUnavailable, calls, for_easyr1
 from mmr1_reward_server.app import create_app
 from mmr1_reward_server.settings import Settings
+from tests.unit.reward_server.reward_in_process import InProcessScoring
 from tests.unit.reward_server.reward_live import live
 from tests.unit.reward_server.reward_peers import peer_tasks
 
@@ -28,7 +29,9 @@ RIGHT, WRONG, MUTE = "<answer>3</answer>", "<answer>4</answer>", "no idea"
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with live(create_app(Settings(item_deadline_seconds=0.1), peer_tasks())) as address:
+    tasks = peer_tasks()
+    scoring = InProcessScoring(tasks, item_deadline_seconds=0.5, max_pending_items=2000)
+    with live(create_app(Settings(), tasks, scoring)) as address:
         yield address
 
 
@@ -71,7 +74,7 @@ async def test_verl(response: str, truth: Any, options: dict[str, Any], expected
 async def test_verl_ends_the_run_rather_than_inventing_a_reward() -> None:
     with pytest.raises(RewardUnavailable, match="verifier_error: scorer of raises failed"):
         await adapters.verl_reward_async(solution_str=RIGHT, ground_truth="3", task="raises")
-    with pytest.raises(RewardUnavailable, match="timeout: the scorer of this item did not finish"):
+    with pytest.raises(RewardUnavailable, match="timeout: not finished within"):
         adapters.verl_reward(solution_str=RIGHT, ground_truth="3", task="hangs")
     with pytest.raises(RewardUnavailable, match=r"within 0\.2 s"):
         adapters.verl_reward(solution_str=RIGHT, ground_truth="3", url="http://127.0.0.1:1", deadline_seconds=0.2)
