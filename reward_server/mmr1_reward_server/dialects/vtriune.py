@@ -6,10 +6,12 @@ three times and prints. `image_path` and the other parameters of its own verifie
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field, NonNegativeFloat
+from pydantic_core import from_json
 
 from ..api import Item, Result
 from ..errors import RequestError
@@ -62,7 +64,7 @@ def router(scoring: Scoring, registry: Registry, defaults: Defaults) -> APIRoute
         asked = call.read(JudgeRequest)
         if asked.accuracy_ratio + asked.format_ratio == 0:
             raise RequestError(422, "invalid_request", "accuracy_ratio and format_ratio are both 0")
-        routed = route(asked.answer)
+        routed = route(_read_answer(asked.answer))
         tasks = (call.task, routed.task, _named_task(asked, registry), defaults.default_task)
         items = [make_item(registry, routed, asked.response, tasks=tasks, name="accuracy")]
         if "format" in registry:
@@ -95,6 +97,15 @@ def weigh(results: list[Result], accuracy_ratio: float, format_ratio: float) -> 
         "reflection_reward": 0.0,
         "final_reward": accuracy * (accuracy_ratio / total) + layout * (format_ratio / total),
     }
+
+
+def _read_answer(answer: Any) -> Any:
+    """Lists of boxes are texts in the peer's datasets, as JSON or as Python prints them, with other quotes."""
+    if isinstance(answer, str) and answer.lstrip()[:2] in ("[{", "[]"):
+        for text in (answer, answer.replace("'", '"')):
+            with contextlib.suppress(ValueError):
+                return from_json(text)
+    return answer
 
 
 def _named_task(asked: JudgeRequest, registry: Registry) -> str | None:
