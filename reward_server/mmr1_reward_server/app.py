@@ -145,7 +145,9 @@ def _peers_routes(settings: Settings, registry: Registry, scoring: Scoring, metr
         metrics.item(item.task, scored)
 
     default_task = settings.default_task or usual_task(registry)
-    defaults = Defaults(default_task, max_items=settings.max_items, on_scored=count)
+    defaults = Defaults(
+        default_task, max_items=settings.max_items, max_held_bytes=settings.max_pending_bytes, on_scored=count
+    )
     try:
         return peers_router(scoring, registry, defaults)
     except BadItem as error:

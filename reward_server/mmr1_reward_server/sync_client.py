@@ -6,6 +6,7 @@ Its retries, deadlines and errors are those of `client.py`; nothing of them is r
 from __future__ import annotations
 
 import asyncio
+import ssl
 import threading
 from collections.abc import Coroutine, Sequence
 from types import TracebackType
@@ -22,14 +23,19 @@ T = TypeVar("T")
 class SyncRewardClient:
     """Asks one reward server, from any number of threads. Use it as `with`, or call `close`.
 
-    It does not survive a fork: make one in each process. `deadline_seconds` and `transport` are as in RewardClient, and
-    so is the ValueError for a `base_url` that is no http URL.
+    It does not survive a fork: make one in each process. Its arguments and what they raise are those of RewardClient.
     """
 
     def __init__(
-        self, base_url: str, deadline_seconds: float, transport: httpx.AsyncBaseTransport | None = None
+        self,
+        base_url: str,
+        deadline_seconds: float,
+        transport: httpx.AsyncBaseTransport | None = None,
+        *,
+        api_key: str | None = None,
+        verify: ssl.SSLContext | str | bool = True,
     ) -> None:
-        self._client = RewardClient(base_url, deadline_seconds, transport)
+        self._client = RewardClient(base_url, deadline_seconds, transport, api_key=api_key, verify=verify)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="reward client", daemon=True)
         self._thread.start()

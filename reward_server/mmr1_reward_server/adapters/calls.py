@@ -1,7 +1,8 @@
 """What all adapters share: where the server is, items from a trainer's columns, and failures that stay failures.
 
 The server is the argument `url` or MMR1_REWARD_URL. The task is the argument `task`, or else the one that the label
-names (`labels.py`), or else MMR1_REWARD_TASK. Clients are kept: one for each process, or for each event loop.
+names (`labels.py`), or else MMR1_REWARD_TASK. MMR1_REWARD_API_KEY goes with each request. Clients are kept, one for
+each process or event loop.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ def score(target: Target, items: Sequence[Item]) -> list[Result]:
     with _locks[0]:
         client = _sync_clients.get(key)
         if client is None:
-            client = _sync_clients[key] = SyncRewardClient(target.url, target.deadline_seconds)
+            client = _sync_clients[key] = SyncRewardClient(target.url, target.deadline_seconds, api_key=_key())
     return _told([result for part in _parts(items) for result in client.score(part)])
 
 
@@ -112,9 +113,14 @@ async def score_async(target: Target, items: Sequence[Item]) -> list[Result]:
     key = (target.url, target.deadline_seconds)
     client = clients.get(key)
     if client is None:
-        client = clients[key] = RewardClient(target.url, target.deadline_seconds)
+        client = clients[key] = RewardClient(target.url, target.deadline_seconds, api_key=_key())
     parts = await asyncio.gather(*(client.score(part) for part in _parts(items)))
     return _told([result for part in parts for result in part])
+
+
+def _key() -> str | None:
+    # Never an argument: those end up in printed configurations.
+    return os.environ.get("MMR1_REWARD_API_KEY")
 
 
 def reward_of(result: Result) -> float:

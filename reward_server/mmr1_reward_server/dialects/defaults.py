@@ -16,7 +16,7 @@ def _ignore(item: Item, scored: Scored) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """Limits, and what to do when a request does not say which task it is about.
+    """Limits beside the server's own, and what to do when a request does not say which task it is about.
 
     `max_held_requests` and `max_held_bytes` bound, for each dialect, the requests that wait for capacity (or, for ROLL,
     for their result to be fetched). `correct_from` is the smallest reward that PipelineRL is told to be correct.

@@ -1,6 +1,6 @@
-"""Reading peers' requests and answering them: one clear line when refused, in the form of `/v1`, and JSON out.
+"""Reading peers' requests and answering them: the same for every dialect, of which it knows none.
 
-It knows no dialect. How large a body may be is `bodies`' matter.
+What is refused is a RequestError of the application, so the limits and the form of errors are those of `/v1`.
 """
 
 from __future__ import annotations
@@ -14,22 +14,13 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json, to_json
 from starlette.datastructures import QueryParams
 
-from ..api import ErrorBody, ErrorInfo, first_problem
+from ..api import ErrorBody, first_problem
+from ..bodies import read_body
+from ..errors import RequestError, overloaded
 from ..registry import BadItem, Registry
 from ..scoring import Overloaded
 
 M = TypeVar("M", bound=BaseModel)
-
-_RETRY_AFTER_SECONDS = 1
-
-
-class Refusal(Exception):
-    """A request that is answered with an HTTP error: it is not of the peer's form, or asks for what is not there."""
-
-    def __init__(self, status: int, code: str, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,20 +33,20 @@ class Call:
     gone: Callable[[], Awaitable[bool]]
 
     def read(self, model: type[M]) -> M:
-        """The body as this model. Raises Refusal (422)."""
+        """The body as this model. Raises RequestError (422)."""
         try:
             return model.model_validate_json(self.body)
         except ValidationError as error:
-            raise Refusal(422, "invalid_request", first_problem(error)) from None
+            raise RequestError(422, "invalid_request", first_problem(error)) from None
 
     def read_object(self) -> dict[str, Any]:
-        """The body as it is, for dialects that send it back; NaN and infinities may be in it. Raises Refusal (422)."""
+        """The body as it is, for dialects that send it back; NaN may be in it. Raises RequestError (422)."""
         try:
             value = from_json(self.body)
         except ValueError as error:
-            raise Refusal(422, "invalid_request", f"not JSON: {error}") from None
+            raise RequestError(422, "invalid_request", f"not JSON: {error}") from None
         if not isinstance(value, dict):
-            raise Refusal(422, "invalid_request", "the body must be a JSON object")
+            raise RequestError(422, "invalid_request", "the body must be a JSON object")
         return value
 
 
@@ -93,20 +84,19 @@ class Endpoints:
                 response_model=answers,
                 name=f"{method} {full_path}",
                 description=handler.__doc__,
-                responses={status: {"model": ErrorBody} for status in (404, 413, 422, 500, 503)},
+                responses={status: {"model": ErrorBody} for status in (401, 404, 408, 413, 422, 500, 503)},
                 openapi_extra=_describe(full_path, asks, query),
             )
 
     async def _answer(self, request: Request, handler: Handler) -> Response:
+        task = request.path_params.get("task")
+        if task is not None:
+            _check_task(self.registry, task)
+        call = Call(await read_body(request), task, request.query_params, request.is_disconnected)
         try:
-            task = request.path_params.get("task")
-            if task is not None:
-                _check_task(self.registry, task)
-            return await handler(Call(await request.body(), task, request.query_params, request.is_disconnected))
-        except Refusal as error:
-            return failure(error.status, error.code, str(error))
+            return await handler(call)
         except Overloaded as error:
-            return failure(503, "overloaded", str(error))
+            raise overloaded(str(error)) from None
 
 
 def answer(value: Any) -> Response:
@@ -114,17 +104,11 @@ def answer(value: Any) -> Response:
     return Response(to_json(value, inf_nan_mode="constants"), media_type="application/json")
 
 
-def failure(status: int, code: str, message: str) -> Response:
-    headers = {"Retry-After": str(_RETRY_AFTER_SECONDS)} if status == 503 else {}
-    body = ErrorBody(error=ErrorInfo(code=code, message=" ".join(message.split())))
-    return Response(body.model_dump_json(), status, headers, "application/json")
-
-
 def _check_task(registry: Registry, task: str) -> None:
     try:
         registry[task]
     except BadItem as error:
-        raise Refusal(404, "no_such_task", str(error)) from None
+        raise RequestError(404, "no_such_task", str(error)) from None
 
 
 def _describe(path: str, asks: dict[str, Any] | None, query: tuple[str, ...]) -> dict[str, Any]:

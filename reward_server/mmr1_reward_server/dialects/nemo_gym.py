@@ -13,11 +13,12 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from ..api import Outcome, first_problem
+from ..errors import RequestError
 from ..labels import Label
 from ..registry import Registry
 from ..scoring import Overloaded, Scoring
 from .defaults import Defaults
-from .exchange import Call, Endpoints, Refusal, answer, failure
+from .exchange import Call, Endpoints, answer
 from .gym_metrics import aggregate
 from .holding import Holding
 from .routing import make_item, route
@@ -96,7 +97,7 @@ def router(scoring: Scoring, registry: Registry, defaults: Defaults) -> APIRoute
         if result.reward is not None:
             return answer(_without_verdict(row) | {"reward": result.reward})
         if not masks:
-            return failure(500, result.outcome.value, result.detail)
+            raise RequestError(500, result.outcome.value, result.detail)
         return answer(_masked(row, floor, _FAILURE_KINDS[result.outcome], result.detail))
 
     async def session(call: Call) -> Response:
@@ -109,7 +110,7 @@ def router(scoring: Scoring, registry: Registry, defaults: Defaults) -> APIRoute
         """NeMo-Gym: means of the rewards and the other numbers over the samples that are not masked."""
         responses = call.read_object().get("verify_responses")
         if not isinstance(responses, list) or not all(isinstance(one, dict) for one in responses):
-            raise Refusal(422, "invalid_request", "verify_responses must be a list of objects")
+            raise RequestError(422, "invalid_request", "verify_responses must be a list of objects")
         return answer(aggregate(responses))
 
     async def reverify_mode(call: Call) -> Response:
@@ -128,13 +129,13 @@ def router(scoring: Scoring, registry: Registry, defaults: Defaults) -> APIRoute
 
 
 def read_response(row: dict[str, Any]) -> str:
-    """The text of all the assistant's messages in the row's response. Raises Refusal (422) for another form of row."""
+    """The text of all the assistant's messages in the row's response. Raises RequestError (422)."""
     if not isinstance(row.get("responses_create_params"), dict):
-        raise Refusal(422, "invalid_request", "responses_create_params: an object is required")
+        raise RequestError(422, "invalid_request", "responses_create_params: an object is required")
     try:
         response = _MODEL_RESPONSE.validate_python(row.get("response"))
     except ValidationError as error:
-        raise Refusal(422, "invalid_request", f"response: {first_problem(error)}") from None
+        raise RequestError(422, "invalid_request", f"response: {first_problem(error)}") from None
     texts = []
     for output in response.output:
         if output.type == "message" and output.role == "assistant":

@@ -12,11 +12,12 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
 
 from ..api import Outcome
+from ..errors import RequestError
 from ..registry import Registry
 from ..scoring import Scoring
 from .chat import extract_response
 from .defaults import Defaults
-from .exchange import Call, Endpoints, Refusal, answer
+from .exchange import Call, Endpoints, answer
 from .holding import Holding
 from .routing import make_item, route
 
@@ -49,9 +50,9 @@ def router(scoring: Scoring, registry: Registry, defaults: Defaults) -> APIRoute
         labels = [None] * len(asked.query) if asked.labels is None else asked.labels
         if not len(asked.query) == len(prompts) == len(labels):
             sizes = f"{len(asked.query)} queries, {len(prompts)} prompts and {len(labels)} labels"
-            raise Refusal(422, "invalid_request", f"{sizes}: the lists must be of one length")
+            raise RequestError(422, "invalid_request", f"{sizes}: the lists must be of one length")
         if len(asked.query) > defaults.max_items:
-            raise Refusal(413, "too_many_items", f"{len(asked.query)} queries, the limit is {defaults.max_items}")
+            raise RequestError(413, "too_many_items", f"{len(asked.query)} queries, the limit is {defaults.max_items}")
         items = []
         for place, (query, prompt, label) in enumerate(zip(asked.query, prompts, labels, strict=True)):
             routed = route(label)

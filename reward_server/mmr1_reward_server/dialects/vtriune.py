@@ -6,17 +6,20 @@ three times and prints. `image_path` and the other parameters of its own verifie
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field, NonNegativeFloat
+from pydantic_core import from_json
 
 from ..api import Item, Result
+from ..errors import RequestError
 from ..labels import Label
 from ..registry import Registry
 from ..scoring import Scoring
 from .defaults import Defaults
-from .exchange import Call, Endpoints, Refusal, answer, failure
+from .exchange import Call, Endpoints, answer
 from .holding import Holding
 from .routing import make_item, route
 
@@ -60,8 +63,8 @@ def router(scoring: Scoring, registry: Registry, defaults: Defaults) -> APIRoute
         """V-Triune: accuracy·a/(a+f) + format·f/(a+f), with the two ratios; the format is think, then answer."""
         asked = call.read(JudgeRequest)
         if asked.accuracy_ratio + asked.format_ratio == 0:
-            raise Refusal(422, "invalid_request", "accuracy_ratio and format_ratio are both 0")
-        routed = route(asked.answer)
+            raise RequestError(422, "invalid_request", "accuracy_ratio and format_ratio are both 0")
+        routed = route(_read_answer(asked.answer))
         tasks = (call.task, routed.task, _named_task(asked, registry), defaults.default_task)
         items = [make_item(registry, routed, asked.response, tasks=tasks, name="accuracy")]
         if "format" in registry:
@@ -71,7 +74,7 @@ def router(scoring: Scoring, registry: Registry, defaults: Defaults) -> APIRoute
         )
         results = [one.result for one in scored]
         if failed := next((result for result in results if result.reward is None), None):
-            return failure(500, failed.outcome.value, failed.detail)
+            raise RequestError(500, failed.outcome.value, failed.detail)
         return answer({"rewards": weigh(results, asked.accuracy_ratio, asked.format_ratio)})
 
     async def greet(call: Call) -> Response:
@@ -94,6 +97,15 @@ def weigh(results: list[Result], accuracy_ratio: float, format_ratio: float) -> 
         "reflection_reward": 0.0,
         "final_reward": accuracy * (accuracy_ratio / total) + layout * (format_ratio / total),
     }
+
+
+def _read_answer(answer: Any) -> Any:
+    """Lists of boxes are texts in the peer's datasets, as JSON or as Python prints them, with other quotes."""
+    if isinstance(answer, str) and answer.lstrip()[:2] in ("[{", "[]"):
+        for text in (answer, answer.replace("'", '"')):
+            with contextlib.suppress(ValueError):
+                return from_json(text)
+    return answer
 
 
 def _named_task(asked: JudgeRequest, registry: Registry) -> str | None:

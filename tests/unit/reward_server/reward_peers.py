@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -12,13 +13,13 @@ import httpx
 from fastapi import FastAPI
 
 from mmr1_reward_server.api import Item, Outcome, Result
-from mmr1_reward_server.bodies import BodyLimits
 from mmr1_reward_server.dialects.defaults import Defaults
 from mmr1_reward_server.errors import add_error_handlers
 from mmr1_reward_server.parsing import find_answer
 from mmr1_reward_server.registry import InvalidOutput, Params, Registry, Sample, Task, Verdict
 from mmr1_reward_server.rewards import builtin_tasks
-from mmr1_reward_server.scoring import Overloaded, Scored, Scoring, score_item, without_reward
+from mmr1_reward_server.scoring import Overloaded, Scored, Scoring
+from tests.unit.reward_server.reward_in_process import InProcessScoring
 from tests.unit.reward_server.reward_scorers import task_of
 
 
@@ -31,7 +32,7 @@ def _equality(sample: Sample[Any, Params]) -> Verdict:
 
 
 def _hangs(sample: Sample[Any, Params]) -> Verdict:
-    time.sleep(0.3)
+    time.sleep(1.5)
     return Verdict(1.0)
 
 
@@ -41,48 +42,14 @@ def _raises(sample: Sample[Any, Params]) -> Verdict:
 
 def peer_tasks() -> Registry:
     """counting and format as they are; accuracy, ocr, detection by equality; below_zero with a floor of -1."""
-    below = task_of("below_zero", _equality)
     own: list[Task[Any, Any]] = [
         *(task_of(name, _equality) for name in ("accuracy", "ocr", "detection")),
-        Task(below.name, "", "", -1.0, below.solution, below.params, below.score, below.example),
+        replace(task_of("below_zero", _equality), floor=-1.0),
         task_of("hangs", _hangs),
         task_of("raises", _raises),
     ]
     names = {task.name for task in own}
     return Registry([*(task for task in builtin_tasks() if task.name not in names), *own])
-
-
-class InThreads:
-    """A `Scoring` of any registry, with the rules of the workers and none of their processes."""
-
-    def __init__(
-        self, registry: Registry, *, item_deadline_seconds: float = 0.05, max_pending_items: int = 100
-    ) -> None:
-        self._registry = registry
-        self._deadline = item_deadline_seconds
-        self._max_pending = max_pending_items
-        self.num_pending = 0
-        self.unready: str | None = None
-
-    async def score(self, items: Sequence[Item]) -> list[Scored]:
-        if self.num_pending + len(items) > self._max_pending:
-            raise Overloaded(f"{self.num_pending} items are pending")
-        self.num_pending += len(items)
-        try:
-            return [await self._score(item) for item in items]
-        finally:
-            self.num_pending -= len(items)
-
-    async def _score(self, item: Item) -> Scored:
-        try:
-            async with asyncio.timeout(self._deadline):
-                result = await asyncio.to_thread(score_item, self._registry, item, max_response_chars=1000)
-        except TimeoutError:
-            result = without_reward(item, Outcome.TIMEOUT, "too slow")
-        return Scored(result, 0.01)
-
-    async def close(self) -> None:
-        pass
 
 
 class Scripted:
@@ -96,7 +63,11 @@ class Scripted:
         self.seconds = seconds
         self.calls: list[list[Item]] = []
         self.num_pending = 0
+        self.num_alive = 1
         self.unready: str | None = None
+
+    async def start(self) -> None:
+        pass
 
     async def score(self, items: Sequence[Item]) -> list[Scored]:
         self.calls.append(list(items))
@@ -117,22 +88,18 @@ class Scripted:
 
 
 def peers(
-    dialect: ModuleType,
-    scoring: Scoring | None = None,
-    registry: Registry | None = None,
-    max_body_bytes: int = 32 * 2**20,
-    **defaults: Any,
+    dialect: ModuleType, scoring: Scoring | None = None, registry: Registry | None = None, **defaults: Any
 ) -> httpx.AsyncClient:
     """A client of an application that has nothing but this dialect's routes. Its default task is counting.
 
     `dialect` is one of the package's modules, or the package itself for all of them.
     """
     registry = registry or peer_tasks()
+    scoring = scoring or InProcessScoring(registry, item_deadline_seconds=0.5)
     app = FastAPI()
-    told = Defaults(**{"default_task": "counting", **defaults})
-    app.include_router(dialect.router(scoring or InThreads(registry), registry, told))
     add_error_handlers(app)
-    app.add_middleware(BodyLimits, max_body_bytes=max_body_bytes, max_pending_bytes=2**30, body_seconds=60.0)
+    told = Defaults(**{"default_task": "counting", **defaults})
+    app.include_router(dialect.router(scoring, registry, told))
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://reward")
 
 

@@ -20,16 +20,18 @@ from mmr1_reward_server import adapters
 from mmr1_reward_server.adapters import RewardUnavailable, calls, for_easyr1
 from mmr1_reward_server.app import create_app
 from mmr1_reward_server.settings import Settings
+from tests.unit.reward_server.reward_in_process import InProcessScoring
 from tests.unit.reward_server.reward_live import live
+from tests.unit.reward_server.reward_peers import peer_tasks
 
-SCORERS = "tests.unit.reward_server.reward_scorers"
 RIGHT, WRONG, MUTE = "<answer>3</answer>", "<answer>4</answer>", "no idea"
 
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    settings = Settings(item_deadline_seconds=0.3, reward=(f"{SCORERS}:HANGS", f"{SCORERS}:RAISES"))
-    with live(create_app(settings)) as address:
+    tasks = peer_tasks()
+    scoring = InProcessScoring(tasks, item_deadline_seconds=0.5, max_pending_items=2000)
+    with live(create_app(Settings(), tasks, scoring)) as address:
         yield address
 
 
@@ -48,9 +50,9 @@ VERL = [
     (WRONG, 3, {}, flags("score", 0.0)),
     (MUTE, "3", {}, flags("score", 0.0, invalid=1.0)),
     (WRONG, "3", {"params": {"score": "graded"}}, flags("score", pytest.approx(2 / 3))),
-    (WRONG, "45", {"task": "ocr"}, flags("score", 0.5)),
-    (WRONG, {"task": "ocr", "text": "45"}, {}, flags("score", 0.5)),
-    (WRONG, {"task": "ocr", "text": "45"}, {"task": "counting"}, flags("score", 0.0)),
+    (WRONG, "3", {"task": "ocr"}, flags("score", 0.25)),
+    (WRONG, {"task": "ocr", "text": "3"}, {}, flags("score", 0.25)),
+    (WRONG, {"task": "ocr", "text": "3"}, {"task": "counting"}, flags("score", 0.0)),
     (RIGHT, "3", {"task": "raises", "failed_score": -2}, flags("score", -2.0, failed=1.0)),
 ]
 
@@ -72,7 +74,7 @@ async def test_verl(response: str, truth: Any, options: dict[str, Any], expected
 async def test_verl_ends_the_run_rather_than_inventing_a_reward() -> None:
     with pytest.raises(RewardUnavailable, match="verifier_error: scorer of raises failed"):
         await adapters.verl_reward_async(solution_str=RIGHT, ground_truth="3", task="raises")
-    with pytest.raises(RewardUnavailable, match="timeout: the scorer of this item did not finish"):
+    with pytest.raises(RewardUnavailable, match="timeout: not finished within"):
         adapters.verl_reward(solution_str=RIGHT, ground_truth="3", task="hangs")
     with pytest.raises(RewardUnavailable, match=r"within 0\.2 s"):
         adapters.verl_reward(solution_str=RIGHT, ground_truth="3", url="http://127.0.0.1:1", deadline_seconds=0.2)
@@ -233,7 +235,7 @@ async def test_verifiers() -> None:
     with pytest.raises(RewardUnavailable):
         await reward(completion=RIGHT, answer="a few", state=state)
     assert isinstance(state["error"], RewardUnavailable)  # the rubric itself would count 0
-    assert await adapters.verifiers_task_reward(WRONG, "45", task="ocr") == 0.5
+    assert await adapters.verifiers_task_reward(WRONG, "3", task="ocr") == 0.25
 
 
 def test_what_is_not_configured_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,14 +15,15 @@ from mmr1_reward_server import dialects
 from mmr1_reward_server.api import Item
 from mmr1_reward_server.dialects import openrlhf
 from mmr1_reward_server.dialects.defaults import Defaults, usual_task
-from mmr1_reward_server.dialects.exchange import Refusal
 from mmr1_reward_server.dialects.holding import Holding
 from mmr1_reward_server.dialects.routing import make_item, route
+from mmr1_reward_server.errors import RequestError
 from mmr1_reward_server.labels import Label
 from mmr1_reward_server.registry import BadItem, Registry
 from mmr1_reward_server.rewards.counting import COUNTING
 from mmr1_reward_server.scoring import Overloaded, Scored
-from tests.unit.reward_server.reward_peers import InThreads, Scripted, peer_tasks, peers
+from tests.unit.reward_server.reward_in_process import InProcessScoring
+from tests.unit.reward_server.reward_peers import Scripted, peer_tasks, peers
 from tests.unit.reward_server.reward_scorers import item
 
 SCORING_PATHS = ("/get_reward", "/slime", "/verify", "/ng-rollout/{rollout_id}/verify", "/judge", "/submit_task")
@@ -38,7 +39,7 @@ async def test_all_routes_are_there_and_described() -> None:
         for described in (paths[path]["post"], paths[f"{path}/{{task}}"]["post"]):
             asks = described["requestBody"]["content"]["application/json"]["schema"]
             assert asks["type"] == "object"
-            assert set(described["responses"]) == {"200", "404", "413", "422", "500", "503"}
+            assert set(described["responses"]) == {"200", "401", "404", "408", "413", "422", "500", "503"}
             assert described["description"]
         named = [parameter["name"] for parameter in paths[f"{path}/{{task}}"]["post"]["parameters"]]
         assert named == ["rollout_id", "task"][-1 - ("rollout_id" in path) :]
@@ -110,15 +111,19 @@ def test_any_label_is_an_item_or_refused(label: Any) -> None:
     try:
         routed = route(label)
         assert isinstance(make_item(TASKS, routed, "3", tasks=(routed.task, "counting")), Item)
-    except Refusal as error:
-        assert error.status == 422
+    except RequestError as error:
+        assert error.status_code == 422
 
 
 class Slots:
     """A `Scoring` with room for so many calls at once, that notes who came in."""
 
     num_pending = 0
+    num_alive = 1
     unready: str | None = None
+
+    async def start(self) -> None:
+        pass
 
     def __init__(self, num_slots: int) -> None:
         self.num_free = num_slots
@@ -183,8 +188,7 @@ async def test_a_client_that_left_is_given_up() -> None:
 
 
 async def test_a_caller_who_is_cancelled_leaves_nothing_behind() -> None:
-    registry = peer_tasks()
-    scoring = InThreads(registry, max_pending_items=1, item_deadline_seconds=5)
+    scoring = InProcessScoring(TASKS, max_pending_items=1)
     holding = Holding(scoring, Defaults("counting"))
     first = asyncio.ensure_future(scoring.score([item("hangs")]))
     await asyncio.sleep(0.05)

@@ -132,7 +132,7 @@ async def test_real_scorers_that_fail_and_hang() -> None:
         ("/get_reward", b"", (422, "invalid_request")),
         ("/get_reward", b"{", (422, "invalid_request")),
         ("/get_reward", b"\xff", (422, "invalid_request")),
-        ("/get_reward", b"[" * 900, (422, "invalid_request")),
+        ("/get_reward", b"[" * 5000, (422, "invalid_request")),
         ("/get_reward", b"{}", (422, "invalid_request")),
         ("/get_reward", b'{"query": "3"}', (422, "invalid_request")),
         ("/get_reward", b'{"query": ["3"], "prompts": [], "labels": ["3"]}', (422, "invalid_request")),
@@ -143,12 +143,10 @@ async def test_real_scorers_that_fail_and_hang() -> None:
         ("/get_reward", b'{"query": ["3"], "labels": [{"text": "", "image_size": [0, 1]}]}', (422, "invalid_label")),
         ("/get_reward/countin", b'{"query": ["3"], "labels": ["3"]}', (404, "no_such_task")),
         ("/get_reward", b'{"query": ["3", "3", "3"], "labels": [1, 2, 3]}', (413, "too_many_items")),
-        ("/get_reward", b" " * 1001, (413, "body_too_large")),
-        ("/get_reward", b" " * 9000, (413, "body_too_large")),
     ],
 )
 async def test_refused_requests(path: str, content: bytes, expected: tuple[int, str]) -> None:
-    async with peers(openrlhf, max_items=2, max_body_bytes=1000) as http:
+    async with peers(openrlhf, max_items=2) as http:
         assert refusal(await http.post(path, content=content)) == expected
 
 

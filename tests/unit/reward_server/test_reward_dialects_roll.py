@@ -136,6 +136,12 @@ def scored(reward: float) -> Scored:
     return Scored(Result(id="0", outcome=Outcome.OK, reward=reward), 0.0)
 
 
+def reward_in(store: Submissions, name: str) -> float | None:
+    kept = store.result(name)
+    assert not isinstance(kept, str)
+    return None if kept is None else kept.result.reward
+
+
 async def test_the_store_forgets_the_old_and_the_many() -> None:
     now = 0.0
     store = Submissions(max_running=10, max_bytes=100, max_finished=3, kept_seconds=60, clock=lambda: now)
@@ -148,14 +154,9 @@ async def test_the_store_forgets_the_old_and_the_many() -> None:
         names.append(await store.submit(run, num_bytes=10, room_seconds=0))
         await asyncio.sleep(0.01)
         now += 1
-
-    def kept() -> list[float | None]:
-        found = [store.result(name) for name in names]
-        return [None if one is None else one.reward for one in found]
-
-    assert kept() == [None, None, 2, 3, 4]
+    assert [reward_in(store, name) for name in names] == [None, None, 2, 3, 4]
     now = 63.5
-    assert kept() == [None, None, None, None, 4]
+    assert [reward_in(store, name) for name in names] == [None, None, None, None, 4]
 
 
 async def test_bytes_of_what_runs_are_bounded() -> None:
@@ -177,6 +178,4 @@ async def test_bytes_of_what_runs_are_bounded() -> None:
     release.set()
     second = await store.submit(run, num_bytes=60, room_seconds=5)
     await asyncio.sleep(0.01)
-    for name in (first, second):
-        found = store.result(name)
-        assert found is not None and found.reward == 1
+    assert [reward_in(store, name) for name in (first, second)] == [1, 1]

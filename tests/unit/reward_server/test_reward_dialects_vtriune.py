@@ -48,7 +48,7 @@ def rewards(accuracy: float, layout: float, final: float) -> dict[str, Any]:
         ({"response": "<answer>3</answer>"}, rewards(1.0, 0.0, 1 / 1.1)),
         ({"response": "<think>hm</think><answer>4</answer>"}, rewards(0.0, 1.0, 0.1 / 1.1)),
         ({"response": "no idea"}, rewards(0.0, 0.0, 0.0)),
-        ({"data_source": "coco2017", "reward_verifier": "detection", "answer": "[]"}, rewards(0.25, 1.0, 0.35 / 1.1)),
+        ({"data_source": "coco2017", "reward_verifier": "detection", "answer": "4"}, rewards(0.25, 1.0, 0.35 / 1.1)),
         ({"data_source": "geometry3k", "answer": "4"}, rewards(0.25, 1.0, 0.35 / 1.1)),
         ({"data_source": "ocr", "answer": "3"}, rewards(1.0, 1.0, 1.0)),
         ({"data_source": None, "reward_verifier": None}, rewards(1.0, 1.0, 1.0)),
@@ -82,6 +82,27 @@ async def test_the_task(source: str, verifier: str, task: str) -> None:
         await http.post("/judge/ocr", json=ASKED | {"data_source": source, "reward_verifier": verifier})
     assert [[item.task for item in items] for items in scoring.calls] == [[task, "format"], ["ocr", "format"]]
     assert scoring.calls[0][1].params == {"style": "think_answer"}
+
+
+BOX = {"bbox_2d": [3, 219, 998, 987], "label": "truck"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "solution"),
+    [
+        ("[{'bbox_2d': [3, 219, 998, 987], 'label': 'truck'}]", [BOX]),
+        ('[{"bbox_2d": [3, 219, 998, 987], "label": "truck"}]', [BOX]),
+        ("[]", []),
+        ("[{'label': 'driver's cab'}]", "[{'label': 'driver's cab'}]"),  # no guess at what is broken
+        ("[1, 2]", "[1, 2]"),
+        ([BOX], [BOX]),
+    ],
+)
+async def test_boxes_that_are_a_text(answer: Any, solution: Any) -> None:
+    scoring = Scripted("ok")
+    async with peers(vtriune, scoring) as http:
+        await http.post("/judge/detection", json=ASKED | {"answer": answer})
+    assert scoring.calls[0][0].solution == solution
 
 
 async def test_a_server_without_the_format_task_gives_it_nothing() -> None:

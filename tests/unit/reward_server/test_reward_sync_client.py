@@ -11,8 +11,10 @@ import pytest
 from mmr1_reward_server.api import Outcome
 from mmr1_reward_server.app import create_app
 from mmr1_reward_server.client import RewardServerError
+from mmr1_reward_server.rewards import builtin_tasks
 from mmr1_reward_server.settings import Settings
 from mmr1_reward_server.sync_client import SyncRewardClient
+from tests.unit.reward_server.reward_in_process import InProcessScoring
 from tests.unit.reward_server.reward_live import live
 from tests.unit.reward_server.reward_scorers import item
 
@@ -21,7 +23,9 @@ ITEMS = [item("counting", name="a"), item("counting", "<answer>4</answer>", name
 
 def test_scores_and_tasks_from_several_threads() -> None:
     rewards: list[list[float | None]] = []
-    with live(create_app(Settings())) as url, SyncRewardClient(url, 10) as client:
+    tasks = builtin_tasks()
+    app = create_app(Settings(), tasks, InProcessScoring(tasks))
+    with live(app) as url, SyncRewardClient(url, 10) as client:
         assert "counting" in [task.name for task in client.tasks()]
         assert client.score([]) == []
 
@@ -45,6 +49,18 @@ def test_overload_is_tried_again() -> None:
 
     with SyncRewardClient("http://reward", 10, httpx.MockTransport(answer)) as client:
         assert [result.reward for result in client.score(ITEMS)] == [1.0, 1.0]
+
+
+def test_its_key_goes_with_each_request() -> None:
+    asked: list[str | None] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.headers.get("Authorization"))
+        return httpx.Response(200, json={"tasks": [], "version": "1"})
+
+    with SyncRewardClient("http://reward", 10, httpx.MockTransport(answer), api_key="a-secret-key") as client:
+        client.tasks()
+    assert asked == ["Bearer a-secret-key"]
 
 
 def test_out_of_reach_until_the_deadline() -> None:
