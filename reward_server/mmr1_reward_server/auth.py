@@ -24,8 +24,8 @@ from .settings import SettingsError
 logger = logging.getLogger(__name__)
 
 KEY_VARIABLE = "MMR1_REWARD_API_KEY"
-# Probes have no token, and numbers of items are no secret.
-OPEN_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
+# Probes have no token (the first two are those of V-Triune and PipelineRL), and numbers of items are no secret.
+OPEN_PATHS = frozenset({"/", "/health", "/healthz", "/readyz", "/metrics"})
 
 _MIN_KEY_CHARS = 8
 _MAX_DISCARDED_BYTES = 2**20

@@ -8,6 +8,7 @@ It reads the caller's boxes and points, and knows no response and no reward.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
@@ -23,6 +24,7 @@ PointTuple = tuple[float, float]
 
 _NUMBERS = {"type": "array", "items": {"type": "number"}}
 BOX_SCHEMA: dict[str, Any] = {**_NUMBERS, "minItems": 4, "maxItems": 4, "description": "x1, y1, x2, y2"}
+TEXT_SCHEMA: dict[str, Any] = {"type": "string", "minLength": 2, "description": "JSON text of it"}
 POINT_SCHEMA: dict[str, Any] = {**_NUMBERS, "minItems": 2, "maxItems": 2, "description": "x, y"}
 
 # Objects at an image's edge may reach a little beyond it; one this many images away was declared in the wrong space.
@@ -93,6 +95,19 @@ def check_within_image(
             f"the solution has a coordinate of {largest:g}, but solution_space is {params.solution_space}, "
             f"where the image ends at {extent:g}: name the space that it is in"
         )
+
+
+def from_text(solution: object) -> object:
+    """What a solution says that is JSON text, which is all that some datasets and clients can hold; others as they are.
+
+    Raises ValueError.
+    """
+    if not isinstance(solution, str):
+        return solution
+    try:
+        return json.loads(solution)
+    except (ValueError, RecursionError):
+        raise ValueError("is a text, but not JSON: send the list itself, or its JSON text") from None
 
 
 def read_true_box(value: object) -> BoxTuple:

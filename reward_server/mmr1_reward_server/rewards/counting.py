@@ -18,6 +18,7 @@ from ..coordinates import (
     CoordinateParams,
     PointTuple,
     check_within_image,
+    from_text,
     read_true_point,
     to_pixels,
 )
@@ -29,7 +30,9 @@ Truth = int | list[PointTuple]
 
 
 def _read_truth(solution: object) -> Truth:
-    """A count, or places as points. Raises ValueError in words for the dataset's author."""
+    """A count, or places as points; a list may be JSON text. Raises ValueError in words for the dataset's author."""
+    if isinstance(solution, str) and solution.lstrip().startswith("["):
+        solution = from_text(solution)
     if isinstance(solution, list):
         return [_read_place(place, index) for index, place in enumerate(solution)]
     return _read_count(solution)

@@ -8,13 +8,22 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, WithJsonSchema, model_validator
 
 from ..api import Example, Item, Outcome, Result
 from ..box_parsing import Reading, Region, read_regions
 from ..boxes import Bools, Floats, as_boxes, pairwise_iou
 from ..coco_ap import Objects, average_precision
-from ..coordinates import BoxTuple, CoordinateParams, TrueBox, check_within_image, to_solution_space
+from ..coordinates import (
+    BOX_SCHEMA,
+    TEXT_SCHEMA,
+    BoxTuple,
+    CoordinateParams,
+    TrueBox,
+    check_within_image,
+    from_text,
+    to_solution_space,
+)
 from ..matching import Pairs, match_overlaps
 from ..parsing import find_answer
 from ..registry import InvalidOutput, Params, Sample, Task, Verdict
@@ -42,6 +51,19 @@ class TrueObject(BaseModel):
         box = self.bbox_2d or self.bbox
         assert box is not None
         return box
+
+
+_OBJECT_SCHEMA = {
+    "type": "object",
+    "properties": {"bbox_2d": BOX_SCHEMA, "bbox": BOX_SCHEMA, "label": {"type": "string", "default": ""}},
+    "additionalProperties": False,
+    "description": "its box under one of the two names",
+}
+TrueObjects = Annotated[
+    list[TrueObject],
+    BeforeValidator(from_text),
+    WithJsonSchema({"anyOf": [{"type": "array", "items": _OBJECT_SCHEMA}, TEXT_SCHEMA]}),
+]
 
 
 class Weights(Params):
@@ -146,7 +168,7 @@ DETECTION = Task(
     "coco_ap, coco_ap50: pycocotools' AP of this image, each score 1 unless the response has a `score` for the box. "
     "None predicted and none true: 1.",
     floor=0.0,
-    solution=TypeAdapter(list[TrueObject]),
+    solution=TypeAdapter(TrueObjects),
     params=DetectionParams,
     score=score,
     example=Example(

@@ -11,9 +11,11 @@ from ..box_parsing import Region, read_regions
 from ..boxes import giou, iou, reaches
 from ..coordinates import (
     BOX_SCHEMA,
+    TEXT_SCHEMA,
     BoxTuple,
     CoordinateParams,
     check_within_image,
+    from_text,
     read_true_box,
     to_solution_space,
 )
@@ -22,13 +24,14 @@ from ..registry import InvalidOutput, Sample, Task, Verdict
 
 
 def _read_solution(solution: object) -> BoxTuple:
-    """A box, or a list that holds just one."""
+    """A box, or a list that holds just one; or the JSON text of either."""
+    solution = from_text(solution)
     if isinstance(solution, list) and len(solution) == 1:
         return read_true_box(solution[0])
     return read_true_box(solution)
 
 
-_ONE_BOX = {"anyOf": [BOX_SCHEMA, {"type": "array", "items": BOX_SCHEMA, "minItems": 1, "maxItems": 1}]}
+_ONE_BOX = {"anyOf": [BOX_SCHEMA, TEXT_SCHEMA, {"type": "array", "items": BOX_SCHEMA, "minItems": 1, "maxItems": 1}]}
 OneBox = Annotated[BoxTuple, BeforeValidator(_read_solution), WithJsonSchema(_ONE_BOX)]
 
 

@@ -19,9 +19,11 @@ from mmr1_reward_server.api import Item, Result
 from mmr1_reward_server.app import create_app
 from mmr1_reward_server.client import RewardClient, RewardServerError
 from mmr1_reward_server.registry import Params, Registry, Sample, Verdict
+from mmr1_reward_server.rewards import builtin_tasks
 from mmr1_reward_server.settings import Settings
 from tests.models import small_config
-from tests.unit.reward_server.reward_scorers import failing_tasks, task_of
+from tests.unit.reward_server.reward_in_process import InProcessScoring
+from tests.unit.reward_server.reward_scorers import SLEEPS, task_of
 
 
 def judge(tmp_path: Path, *items: Item) -> list[Result]:
@@ -38,14 +40,15 @@ def judge(tmp_path: Path, *items: Item) -> list[Result]:
             raise MemoryError("no room now")
         return Verdict(0.0)
 
-    tasks = [*failing_tasks(), task_of("slow_at_first", slow_at_first), task_of("breaks_on_text", breaks_on_text)]
+    own = [SLEEPS, task_of("slow_at_first", slow_at_first), task_of("breaks_on_text", breaks_on_text)]
+    tasks = Registry([*builtin_tasks(), *own])
     config = small_config(tmp_path, eval_file="eval.json")
     prompts: Any = None
     problems = [Problem(40 + index, "", 3, (), item.task) for index, item in enumerate(items)]
     evaluator = Evaluator(config, prompts, problems)
 
     async def run() -> list[Result]:
-        app = create_app(Settings(item_deadline_seconds=0.3), Registry(tasks))
+        app = create_app(Settings(), tasks, InProcessScoring(tasks, item_deadline_seconds=0.3))
         async with RewardClient("http://reward", 30.0, httpx.ASGITransport(app)) as client:
             return await evaluator._verdicts(client, items)
 

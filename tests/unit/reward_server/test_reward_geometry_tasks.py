@@ -301,3 +301,22 @@ def test_any_response_gets_a_reward(response: str) -> None:
         assert result.reward is not None and floor <= result.reward <= 1
         assert result.outcome in (Outcome.OK, Outcome.INVALID_OUTPUT)
         result.model_dump_json()
+
+
+@pytest.mark.parametrize(
+    ("task", "response", "solution", "params"),
+    [
+        ("grounding", "[1, 2, 3, 4]", [1, 2, 3, 4], {}),
+        ("grounding", "[1, 2, 3, 4]", [[1, 2, 3, 4]], {}),
+        ("detection", '[{"bbox_2d": [1, 2, 3, 4], "label": "a"}]', [{"bbox": [1, 2, 3, 4], "label": "a"}], {}),
+        ("counting", "(1, 2), (3, 4)", [[1, 2], [3, 4]], {"score": "matching"}),
+    ],
+)
+def test_a_solution_may_be_json_text(task: str, response: str, solution: Any, params: dict[str, Any]) -> None:
+    """Some clients can send nothing but a text as label."""
+    for given in (solution, json.dumps(solution)):
+        item = Item(id="1", task=task, response=response, solution=given, params=params, image_size=(10, 10))
+        assert score_item(builtin_tasks(), item, max_response_chars=100).reward == 1.0
+    for broken in ("[1, 2", "[" * 100_000, "no box"):
+        item = Item(id="1", task=task, response=response, solution=broken, params=params, image_size=(10, 10))
+        assert score_item(builtin_tasks(), item, max_response_chars=100).outcome is Outcome.VERIFIER_ERROR

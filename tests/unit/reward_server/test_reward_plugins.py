@@ -23,7 +23,7 @@ def ask(plugin: Callable[..., Any], solution: Any = None, **params: Any) -> Resu
     return score_item(Registry([task]), item, max_response_chars=100)
 
 
-def length(response: str, solution: int, *, scale: float = 1.0, image_size: tuple[int, int] | None = None) -> float:
+def nearness(response: str, solution: int, *, scale: float = 1.0, image_size: tuple[int, int] | None = None) -> float:
     """How near the length is to the solution.
 
     More that nobody needs to see in a list.
@@ -33,22 +33,22 @@ def length(response: str, solution: int, *, scale: float = 1.0, image_size: tupl
 
 
 def test_a_plain_function_is_a_task() -> None:
-    info = to_task(length, "test").info()
-    assert (info.name, info.summary, info.floor) == ("length", "How near the length is to the solution.", 0.0)
+    info = to_task(nearness, "test").info()
+    assert (info.name, info.summary, info.floor) == ("nearness", "How near the length is to the solution.", 0.0)
     assert info.solution_schema == {"type": "integer"}
     assert list(info.params_schema["properties"]) == ["scale"]
     assert info.params_schema["additionalProperties"] is False
     assert info.example is None
-    assert ask(length, 6, scale=4).reward == 2.0
-    assert ask(length, 6).reward == 0.5
+    assert ask(nearness, 6, scale=4).reward == 2.0
+    assert ask(nearness, 6).reward == 0.5
 
 
 def test_its_params_and_solution_are_checked() -> None:
-    assert ask(length, 6, scale="much").detail.startswith(
-        "params of task length: scale: Input should be a valid number"
+    assert ask(nearness, 6, scale="much").detail.startswith(
+        "params of task nearness: scale: Input should be a valid number"
     )
-    assert ask(length, 6, scael=1).detail == "params of task length: scael: Extra inputs are not permitted"
-    assert ask(length, "six").detail.startswith("solution for task length: Input should be a valid integer")
+    assert ask(nearness, 6, scael=1).detail == "params of task nearness: scael: Extra inputs are not permitted"
+    assert ask(nearness, "six").detail.startswith("solution for task nearness: Input should be a valid integer")
 
     def demanding(response: str, solution: Any, *, needed: str) -> float:
         return 1.0
@@ -204,8 +204,8 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_installed_packages_are_found(package: Path) -> None:
-    registry = build_registry([f"{__name__}:length"])
-    assert [task.name for task in registry] == [*(task.name for task in builtin_tasks()), "angle", "length"]
+    registry = build_registry([f"{__name__}:nearness"])
+    assert [task.name for task in registry] == [*(task.name for task in builtin_tasks()), "angle", "nearness"]
     item = Item(id="1", task="angle", response="", solution=None)
     assert score_item(registry, item, max_response_chars=9).reward == 0.5
 

@@ -34,6 +34,7 @@ from mmr1_rollout_server.transfer import TransferPlan, WriteReport
 from mmr1_rollout_server.weights import Policy
 from mmr1_rollout_server.worker import PromptWorker
 from tests.conftest import make_group, make_prompt
+from tests.unit.reward_server.reward_in_process import InProcessScoring
 
 RUN = "test"
 PLAN = TransferPlan("gloo", "127.0.0.1", 1, "p", 1, 2, (), 1)
@@ -71,6 +72,12 @@ class HeldSampler:
 
     async def finish_update(self) -> WriteReport:
         return WriteReport(0, (), 0)
+
+
+def reward_server() -> httpx.ASGITransport:
+    """The real application, with scoring in this process: its own would take longer to start than a test waits."""
+    tasks = builtin_tasks()
+    return httpx.ASGITransport(create_app(Settings(), tasks, InProcessScoring(tasks)))
 
 
 class Bench:
@@ -134,7 +141,7 @@ class Bench:
 
 @pytest.fixture
 async def bench(redis_url: str, tmp_path: Path) -> AsyncIterator[Bench]:
-    bench = Bench(redis_url, tmp_path, httpx.ASGITransport(create_app(Settings(), builtin_tasks())))
+    bench = Bench(redis_url, tmp_path, reward_server())
     yield bench
     await bench.redis.aclose()
 
@@ -327,7 +334,7 @@ async def test_a_prompt_whose_holder_died_runs_alone(bench: Bench) -> None:
 
 async def test_a_reward_outage_gives_prompts_back_and_ends_by_itself(redis_url: str, tmp_path: Path) -> None:
     up = asyncio.Event()
-    app = httpx.ASGITransport(create_app(Settings(), builtin_tasks()))
+    app = reward_server()
 
     class Flapping(httpx.AsyncBaseTransport):
         async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
