@@ -72,7 +72,7 @@ def test_the_floor_that_is_listed_is_that_of_default_params() -> None:
     assert task.info().floor == task.floor_with(task.params()) == 0
 
 
-@pytest.mark.parametrize("solution", [None, [], [TRUE_BOX, TRUE_BOX], [1, 2, 3], "box", [5, 5, 5, 9], [True, 0, 9, 9]])
+@pytest.mark.parametrize("solution", [None, [], [TRUE_BOX, TRUE_BOX], [1, 2, 3], "[1, 2]", [5, 5, 5, 9], [True, 0, 9, 9]])
 def test_grounding_refuses_solutions_that_are_no_box(solution: Any) -> None:
     result = score("grounding", answer(TRUE_BOX), solution)
     assert (result.outcome, result.reward) == (Outcome.VERIFIER_ERROR, None)
@@ -314,8 +314,8 @@ def test_any_response_gets_a_reward(response: str) -> None:
 )
 def test_a_solution_may_be_json_text(task: str, response: str, solution: Any, params: dict[str, Any]) -> None:
     """Some clients can send nothing but a text as label."""
-    for given in (solution, json.dumps(solution)):
-        item = Item(id="1", task=task, response=response, solution=given, params=params, image_size=(10, 10))
+    for written in (solution, json.dumps(solution)):
+        item = Item(id="1", task=task, response=response, solution=written, params=params, image_size=(10, 10))
         assert score_item(builtin_tasks(), item, max_response_chars=100).reward == 1.0
     for broken in ("[1, 2", "[" * 100_000, "no box"):
         item = Item(id="1", task=task, response=response, solution=broken, params=params, image_size=(10, 10))
