@@ -74,7 +74,7 @@ async def test_verl(response: str, truth: Any, options: dict[str, Any], expected
 async def test_verl_ends_the_run_rather_than_inventing_a_reward() -> None:
     with pytest.raises(RewardUnavailable, match="verifier_error: scorer of raises failed"):
         await adapters.verl_reward_async(solution_str=RIGHT, ground_truth="3", task="raises")
-    with pytest.raises(RewardUnavailable, match="timeout: not finished within"):
+    with pytest.raises(RewardUnavailable, match="timeout: the scorer of this item did not finish within"):
         adapters.verl_reward(solution_str=RIGHT, ground_truth="3", task="hangs")
     with pytest.raises(RewardUnavailable, match=r"within 0\.2 s"):
         adapters.verl_reward(solution_str=RIGHT, ground_truth="3", url="http://127.0.0.1:1", deadline_seconds=0.2)
