@@ -72,7 +72,9 @@ def test_the_floor_that_is_listed_is_that_of_default_params() -> None:
     assert task.info().floor == task.floor_with(task.params()) == 0
 
 
-@pytest.mark.parametrize("solution", [None, [], [TRUE_BOX, TRUE_BOX], [1, 2, 3], "[1, 2]", [5, 5, 5, 9], [True, 0, 9, 9]])
+@pytest.mark.parametrize(
+    "solution", [None, [], [TRUE_BOX, TRUE_BOX], [1, 2, 3], "[1, 2]", [5, 5, 5, 9], [True, 0, 9, 9]]
+)
 def test_grounding_refuses_solutions_that_are_no_box(solution: Any) -> None:
     result = score("grounding", answer(TRUE_BOX), solution)
     assert (result.outcome, result.reward) == (Outcome.VERIFIER_ERROR, None)
