@@ -9,7 +9,7 @@ WORKERS ?= 2
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 DS_ACCELERATOR=cpu PATH="$(CURDIR)/$(BIN):$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-peers check format proto doctor clean
+.PHONY: help setup demo test test-reward test-peers check format proto doctor clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ demo: setup  ## the whole stack learns to count digits in a few minutes; results
 
 test: setup  ## every test that needs no GPU; TESTS=path and PYTEST='-k name' narrow it, WORKERS=0 shows output
 	@$(TEST_ENVIRONMENT) $(BIN)/python -m pytest $(TESTS) -n $(WORKERS) --dist loadfile -m "not gpu" $(PYTEST)
+
+test-reward:  ## the reward server by itself, in an empty environment
+	@scripts/test_reward_alone.sh
 
 test-peers:  ## other projects' own clients against the reward server; PEERS='openrlhf trl' narrows it
 	@scripts/test_peers.sh $(PEERS)
@@ -44,6 +47,6 @@ doctor:  ## check this machine, before set-up (what set-up needs) and after it (
 	@if [ -x $(BIN)/mmr1 ]; then $(BIN)/mmr1 doctor; else scripts/setup.sh --check; fi
 
 clean:  ## remove the environment, caches and runs/demo; datasets and other runs stay
-	rm -rf .venv .venv-peers .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis runs/demo
+	rm -rf .venv .venv-peers .venv-reward .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .schemathesis runs/demo
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	rm -rf services/*.egg-info reward_server/*.egg-info rollout_server/*.egg-info learner/*.egg-info

@@ -31,6 +31,9 @@ from mmr1.records import (
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
+# `make test-reward` runs these, in an environment that has the reward server and nothing else of the project.
+collect_ignore = ["alone"]
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:

@@ -1,7 +1,7 @@
-"""From an item to its verdict: the pure function, and the interface of whatever runs it away from the event loop.
+"""From an item to its verdict: the pure functions, and the interface of whatever runs them away from the event loop.
 
-`score_item` never raises for what an item, a scorer or a model's text can do wrong. This file starts no thread and
-knows no HTTP.
+They never raise for what an item, a scorer or a model's text can do wrong. This file starts no thread and knows no
+HTTP.
 """
 
 from __future__ import annotations
@@ -33,23 +33,27 @@ class Scored:
     """The verdict on one item and how long it took: as an object, and as the JSON that a worker has made of it.
 
     Most verdicts pass through the server without being looked into, so each form is made from the other when asked for.
+    `refused`: a verifier_error that is the caller's own, with this item in any other try too.
     """
 
-    __slots__ = ("_encoded", "_result", "outcome", "reward", "seconds")
+    __slots__ = ("_encoded", "_result", "outcome", "refused", "reward", "seconds")
 
-    def __init__(self, result: Result, seconds: float) -> None:
+    def __init__(self, result: Result, seconds: float, *, refused: bool = False) -> None:
         self._result: Result | None = result
         self._encoded: bytes | None = None
         self.outcome = result.outcome
         self.reward = result.reward
         self.seconds = seconds
+        self.refused = refused
 
     @classmethod
-    def from_json(cls, encoded: bytes, outcome: Outcome, reward: float | None, seconds: float) -> Scored:
+    def from_json(
+        cls, encoded: bytes, outcome: Outcome, reward: float | None, seconds: float, *, refused: bool
+    ) -> Scored:
         """`encoded` is a whole Result with this outcome and reward."""
         self = cls.__new__(cls)
         self._result, self._encoded = None, encoded
-        self.outcome, self.reward, self.seconds = outcome, reward, seconds
+        self.outcome, self.reward, self.seconds, self.refused = outcome, reward, seconds, refused
         return self
 
     def __eq__(self, other: object) -> bool:
@@ -104,21 +108,31 @@ def encode_result(result: Result) -> bytes:
 
 def score_item(registry: Registry, item: Item, *, max_response_chars: int) -> Result:
     """The verdict on one item. Takes as long as its scorer takes."""
+    return scored_item(registry, item, max_response_chars=max_response_chars).result
+
+
+def scored_item(registry: Registry, item: Item, *, max_response_chars: int) -> Scored:
+    """As `score_item`, for whoever has to know whose fault a verifier_error is. Not timed."""
     try:
-        task = registry[item.task]
-        sample = task.read(item)
+        return Scored(_verdict(registry, item, max_response_chars), 0.0)
+    except BadItem as error:
+        return Scored(without_reward(item, Outcome.VERIFIER_ERROR, str(error)), 0.0, refused=True)
+    except Exception as error:  # a scorer may raise anything, and that is its own failure, not the model's
+        logger.exception("scorer failed", extra={"fields": {"task": item.task, "item": item.id}})
+        detail = f"scorer of {item.task} failed: {type(error).__name__}: {error}"
+        return Scored(without_reward(item, Outcome.VERIFIER_ERROR, detail), 0.0)
+
+
+def _verdict(registry: Registry, item: Item, max_response_chars: int) -> Result:
+    """Raises BadItem, and whatever the scorer raises."""
+    task = registry[item.task]
+    sample = task.read(item)
+    try:
         if len(item.response) > max_response_chars:
             raise InvalidOutput(f"the response has {len(item.response)} characters, the limit is {max_response_chars}")
         return _accepted(item, task.score(sample))
-    except BadItem as error:
-        return without_reward(item, Outcome.VERIFIER_ERROR, str(error))
     except InvalidOutput as error:
         return _floored(item, task.floor_with(sample.params), error)
-    except Exception as error:  # a scorer may raise anything, and that is its own failure, not the model's
-        logger.exception("scorer failed", extra={"fields": {"task": item.task, "item": item.id}})
-        return without_reward(
-            item, Outcome.VERIFIER_ERROR, f"scorer of {item.task} failed: {type(error).__name__}: {error}"
-        )
 
 
 def without_reward(item: Item, outcome: Outcome, detail: str) -> Result:
@@ -137,7 +151,8 @@ def _accepted(item: Item, verdict: Verdict) -> Result:
             detail=_sentence(verdict.detail),
         )
     except ValidationError as error:
-        raise BadItem(f"scorer of {item.task} returned an unusable verdict: {first_problem(error)}") from None
+        detail = f"scorer of {item.task} returned an unusable verdict: {first_problem(error)}"
+        return without_reward(item, Outcome.VERIFIER_ERROR, detail)
 
 
 def _floored(item: Item, floor: float, error: InvalidOutput) -> Result:

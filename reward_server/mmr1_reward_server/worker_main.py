@@ -25,7 +25,7 @@ from .api import Item, Outcome, Result, first_problem
 from .logs import configure_logging
 from .plugins import PluginError, build_registry
 from .registry import Registry
-from .scoring import Scored, score_item, without_reward
+from .scoring import Scored, scored_item, without_reward
 from .worker_wire import Hello, Progress, decode_items, encode_scored, to_frame
 
 logger = logging.getLogger(__name__)
@@ -123,11 +123,11 @@ class _Worker:
         self._progress.begin(position, time.monotonic() + WARM_UP_SECONDS)
         example = self._registry[name].example
         if example is not None:
-            score_item(self._registry, example.item, max_response_chars=self._max_response_chars)
+            scored_item(self._registry, example.item, max_response_chars=self._max_response_chars)
 
     def _score(self, item: Item) -> Scored:
         """A verdict that is sure to be readable: `parsed` may hold half a surrogate pair, or be too deep."""
-        scored = Scored(score_item(self._registry, item, max_response_chars=self._max_response_chars), 0.0)
+        scored = scored_item(self._registry, item, max_response_chars=self._max_response_chars)
         try:
             encoded = scored.encoded
             if encoded.count(b"[") + encoded.count(b"{") > _SURELY_READABLE_DEPTH:

@@ -20,7 +20,8 @@ from .api import Item, Outcome
 from .scoring import Scored
 
 _LENGTH = struct.Struct("!I")
-_SCORED = struct.Struct("!dd16sI")  # seconds, reward (not a number for none), outcome, length of the result's JSON
+# Seconds, reward (not a number for none), outcome, whether the item was refused, length of the result's JSON.
+_SCORED = struct.Struct("!dd16s?I")
 _PROGRESS = struct.Struct("dq")  # what `Progress` keeps
 _RESTING = -1
 _CODES = {outcome: outcome.value.encode().ljust(16) for outcome in Outcome}
@@ -74,7 +75,8 @@ def encode_scored(scored: Iterable[Scored]) -> bytes:
     parts: list[bytes] = []
     for one in scored:
         reward = math.nan if one.reward is None else one.reward
-        parts += (_SCORED.pack(one.seconds, reward, _CODES[one.outcome], len(one.encoded)), one.encoded)
+        head = _SCORED.pack(one.seconds, reward, _CODES[one.outcome], one.refused, len(one.encoded))
+        parts += (head, one.encoded)
     return b"".join(parts)
 
 
@@ -85,7 +87,7 @@ def decode_scored(payload: bytes) -> list[Scored]:
     while begin < len(payload):
         if begin + _SCORED.size > len(payload):
             raise ValueError("a result's head is cut off")
-        seconds, number, code, length = _SCORED.unpack_from(payload, begin)
+        seconds, number, code, refused, length = _SCORED.unpack_from(payload, begin)
         begin += _SCORED.size
         encoded = payload[begin : begin + length]
         begin += length
@@ -95,7 +97,7 @@ def decode_scored(payload: bytes) -> list[Scored]:
             raise ValueError("a result is cut off")
         if outcome is None or outcome.has_reward != (reward is not None):
             raise ValueError("a result has no outcome that there is")
-        scored.append(Scored.from_json(encoded, outcome, reward, seconds))
+        scored.append(Scored.from_json(encoded, outcome, reward, seconds, refused=refused))
     return scored
 
 

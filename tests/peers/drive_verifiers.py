@@ -75,7 +75,7 @@ async def drive(url: str, folder: str) -> None:
     try:
         await gym_rewards(unreadable, "<answer>3</answer>")
     except Exception as error:
-        check("a failed verdict fails the rollout", "500" in str(error), True)
+        check("a failed verdict fails the rollout", "422" in str(error), True)
     else:
         raise SystemExit("not ok: a failed verdict gave a reward")
     Counting.url = url

@@ -8,12 +8,13 @@ the request names, or else the server's default. What becomes of an item, for ea
 | OpenRLHF, lmm-r1 | the reward | tried twice; the floor, named in `extra_logs` | 150 s | 503: it tries 5 times |
 | slime, miles | the reward alone | tried twice; the floor, named in `?detail=1` | 100 s | 503: slime tries 10 times |
 | NeMo-Gym | the row and its reward | tried twice; masked, with kind and reason | 600 s | masked |
-| verifiers, prime-rl | the row and its reward | tried twice; 500: the rollout counts as failed | 45 s | 503: the same |
-| V-Triune | four rewards | 500: it tries 3 times, prints it and takes 0 | 20 s | 503: the same |
+| verifiers, prime-rl | the row and its reward | tried twice; 422, 500: the rollout failed | 45 s | 503: the same |
+| V-Triune | four rewards | 422, 500: it tries 3 times, prints it and takes 0 | 20 s | 503: the same |
 | ROLL | a score | a result without a score: it submits again, 5 times | its own time-out | the same |
 | PipelineRL | correct, wrong; no_answer | tried twice; unparsable, as from its own | 3000 s | 503: its run ends |
 
-What a model wrote never fails a request. A request of another form is 422, an unknown task in the path 404, both with
+An item that no try could score (a label of another form) is not tried twice; it is 422 where others are 500. What a
+model wrote never fails a request. A request of another form is 422, an unknown task in the path 404, both with
 one line that says what to change. Nothing here fetches a URL or opens a path that a request names.
 """
 

@@ -18,7 +18,7 @@ from ..api import ErrorBody, first_problem
 from ..bodies import read_body
 from ..errors import RequestError, overloaded
 from ..registry import BadItem, Registry
-from ..scoring import Overloaded
+from ..scoring import Overloaded, Scored
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -70,8 +70,12 @@ class Endpoints:
         answers: Any,
         with_task: bool = False,
         query: tuple[str, ...] = (),
+        may_fail: bool = False,
     ) -> None:
-        """One route and, `with_task`, the same with a task's name behind it. `asks` is the body's JSON schema."""
+        """One route and, `with_task`, the same with a task's name behind it. `asks` is the body's JSON schema;
+        `may_fail`: a verdict that failed is an HTTP error, see `not_scored`.
+        """
+        statuses = (401, 404, 408, 413, 422, *((500,) if may_fail else ()), 503)
 
         async def endpoint(request: Request) -> Response:
             return await self._answer(request, handler)
@@ -84,8 +88,8 @@ class Endpoints:
                 response_model=answers,
                 name=f"{method} {full_path}",
                 description=handler.__doc__,
-                responses={status: {"model": ErrorBody} for status in (401, 404, 408, 413, 422, 500, 503)},
-                openapi_extra=_describe(full_path, asks, query),
+                responses={status: {"model": ErrorBody} for status in statuses},
+                openapi_extra=_describe(full_path, asks, query, [task.name for task in self.registry]),
             )
 
     async def _answer(self, request: Request, handler: Handler) -> Response:
@@ -104,6 +108,11 @@ def answer(value: Any) -> Response:
     return Response(to_json(value, inf_nan_mode="constants"), media_type="application/json")
 
 
+def not_scored(scored: Scored) -> RequestError:
+    """A verdict without a reward, for a client that knows no other word for it: 422 if the item is to blame, or 500."""
+    return RequestError(422 if scored.refused else 500, scored.outcome.value, scored.result.detail)
+
+
 def _check_task(registry: Registry, task: str) -> None:
     try:
         registry[task]
@@ -111,11 +120,13 @@ def _check_task(registry: Registry, task: str) -> None:
         raise RequestError(404, "no_such_task", str(error)) from None
 
 
-def _describe(path: str, asks: dict[str, Any] | None, query: tuple[str, ...]) -> dict[str, Any]:
+def _describe(path: str, asks: dict[str, Any] | None, query: tuple[str, ...], tasks: list[str]) -> dict[str, Any]:
     places = [("path", part[1:-1]) for part in path.split("/") if part.startswith("{")] + [("query", q) for q in query]
+    text, task = {"type": "string"}, {"type": "string", "enum": tasks}
     described: dict[str, Any] = {
         "parameters": [
-            {"name": name, "in": place, "required": True, "schema": {"type": "string"}} for place, name in places
+            {"name": name, "in": place, "required": True, "schema": task if name == "task" else text}
+            for place, name in places
         ]
     }
     if asks is not None:

@@ -39,7 +39,8 @@ class Holding:
         gone: Callable[[], Awaitable[bool]] | None = None,
         tries: int = 2,
     ) -> list[Scored]:
-        """One verdict for each item, in order; those without a reward are tried again, `tries` times in all.
+        """One verdict for each item, in order; those without a reward are tried again, `tries` times in all, except
+        those that no try could score.
 
         Waits up to `hold_seconds` in all for capacity, scoring excluded, and gives up when the client has left.
         Raises Overloaded.
@@ -47,7 +48,7 @@ class Holding:
         deadline = asyncio.get_running_loop().time() + hold_seconds
         scored = await self._score_once(items, num_bytes, deadline, gone)
         for _ in range(tries - 1):
-            failed = [place for place, one in enumerate(scored) if not one.result.outcome.has_reward]
+            failed = [place for place, one in enumerate(scored) if not (one.outcome.has_reward or one.refused)]
             if not failed:
                 break
             try:

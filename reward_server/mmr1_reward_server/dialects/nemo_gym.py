@@ -18,7 +18,7 @@ from ..labels import Label
 from ..registry import Registry
 from ..scoring import Overloaded, Scoring
 from .defaults import Defaults
-from .exchange import Call, Endpoints, answer
+from .exchange import Call, Endpoints, answer, not_scored
 from .gym_metrics import aggregate
 from .holding import Holding
 from .routing import make_item, route
@@ -48,7 +48,11 @@ _ROW = {
     "additionalProperties": True,
 }
 _ANY_OBJECT = {"type": "object", "additionalProperties": True}
-_RESPONSES = {"type": "object", "properties": {"verify_responses": {"type": "array", "items": {"type": "object"}}}}
+_RESPONSES = {
+    "type": "object",
+    "required": ["verify_responses"],
+    "properties": {"verify_responses": {"type": "array", "items": {"type": "object"}}},
+}
 
 
 class _Output(BaseModel):
@@ -97,7 +101,7 @@ def router(scoring: Scoring, registry: Registry, defaults: Defaults) -> APIRoute
         if result.reward is not None:
             return answer(_without_verdict(row) | {"reward": result.reward})
         if not masks:
-            raise RequestError(500, result.outcome.value, result.detail)
+            raise not_scored(scored[0])
         return answer(_masked(row, floor, _FAILURE_KINDS[result.outcome], result.detail))
 
     async def session(call: Call) -> Response:
@@ -122,7 +126,9 @@ def router(scoring: Scoring, registry: Registry, defaults: Defaults) -> APIRoute
     for prefix in ("", "/ng-rollout/{rollout_id}"):
         endpoints.add("POST", f"{prefix}/seed_session", session, asks=_ANY_OBJECT, answers=dict[str, str])
         endpoints.add("POST", f"{prefix}/close_session", session, asks=_ANY_OBJECT, answers=dict[str, str])
-        endpoints.add("POST", f"{prefix}/verify", verify, asks=_ROW, answers=VerifyAnswer, with_task=True)
+        endpoints.add(
+            "POST", f"{prefix}/verify", verify, asks=_ROW, answers=VerifyAnswer, with_task=True, may_fail=True
+        )
         endpoints.add("POST", f"{prefix}/aggregate_metrics", aggregate_metrics, asks=_RESPONSES, answers=dict[str, Any])
         endpoints.add("GET", f"{prefix}/reverify_mode", reverify_mode, asks=None, answers=str)
     return routes

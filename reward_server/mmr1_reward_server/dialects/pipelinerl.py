@@ -27,8 +27,8 @@ Status = Literal["correct", "wrong", "no_answer", "unparsable"]
 class AnswerRequest(BaseModel):
     prediction: str
     gold: Any = Field(description="any JSON value, see `labels.py`")
-    strict: bool = Field(True, description="of the peer's own verifier; not looked at")
-    max_prediction_length: int = Field(1000, description="of the peer's own verifier; the server's limit holds instead")
+    strict: Any = Field(True, description="of the peer's own verifier; not looked at")
+    max_prediction_length: Any = Field(1000, description="of the peer's own verifier; the server's limit holds instead")
 
 
 class AnswerStatus(BaseModel):

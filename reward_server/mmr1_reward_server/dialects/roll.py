@@ -29,7 +29,7 @@ class TaskRequest(BaseModel):
     response: str
     reward_info: Any = Field(None, description="an object with `ground_truth`, or a label, see `labels.py`")
     reward_manager: list[Any] = Field([], description="objects; the first `plugin_name` that is a task's name counts")
-    timeout: float = Field(300.0, gt=0, description="seconds that the submission may take")
+    timeout: float = Field(300.0, strict=True, gt=0, description="seconds that the submission may take")
 
 
 class Submitted(BaseModel):
@@ -75,7 +75,9 @@ def router(scoring: Scoring, registry: Registry, defaults: Defaults) -> APIRoute
 
     async def task_result(call: Call) -> Response:
         """ROLL: the score, or that it is not there yet. The id is a query parameter or a body's `reward_request_id`."""
-        name = call.query.get("reward_request_id") or call.read(ResultRequest).reward_request_id
+        name = call.query.get("reward_request_id")
+        if name is None:
+            name = call.read(ResultRequest).reward_request_id
         if submissions.is_running(name):
             return answer(_result(_RUNNING, "still running", None))
         finished = submissions.result(name)

@@ -10,7 +10,7 @@ import contextlib
 from typing import Any
 
 from fastapi import APIRouter, Response
-from pydantic import BaseModel, Field, NonNegativeFloat
+from pydantic import BaseModel, Field
 from pydantic_core import from_json
 
 from ..api import Item, Result
@@ -19,7 +19,7 @@ from ..labels import Label
 from ..registry import Registry
 from ..scoring import Scoring
 from .defaults import Defaults
-from .exchange import Call, Endpoints, answer
+from .exchange import Call, Endpoints, answer, not_scored
 from .holding import Holding
 from .routing import make_item, route
 
@@ -36,8 +36,8 @@ class JudgeRequest(BaseModel):
     data_source: str | None = Field(None, description="count, counting and ocr name a task")
     reward_verifier: str | None = Field(None, description="mathverify (accuracy), detection, or any task's name")
     reward_verifier_parm: Any = Field(None, description="of the peer's own verifiers; not looked at")
-    format_ratio: NonNegativeFloat = Field(0.1, le=1e6)
-    accuracy_ratio: NonNegativeFloat = Field(1.0, le=1e6)
+    format_ratio: float = Field(0.1, strict=True, ge=0, le=1e6)
+    accuracy_ratio: float = Field(1.0, strict=True, ge=0, le=1e6)
 
 
 class Rewards(BaseModel):
@@ -72,17 +72,24 @@ def router(scoring: Scoring, registry: Registry, defaults: Defaults) -> APIRoute
         scored = await holding.score(
             items, num_bytes=len(call.body), hold_seconds=_HOLD_SECONDS, gone=call.gone, tries=1
         )
-        results = [one.result for one in scored]
-        if failed := next((result for result in results if result.reward is None), None):
-            raise RequestError(500, failed.outcome.value, failed.detail)
-        return answer({"rewards": weigh(results, asked.accuracy_ratio, asked.format_ratio)})
+        if failed := next((one for one in scored if one.reward is None), None):
+            raise not_scored(failed)
+        return answer({"rewards": weigh([one.result for one in scored], asked.accuracy_ratio, asked.format_ratio)})
 
     async def greet(call: Call) -> Response:
         """V-Triune looks for this sentence before it sends anything."""
         return answer({"message": "Reward Judge Server"})
 
     endpoints = Endpoints(routes, registry)
-    endpoints.add("POST", "/judge", judge, asks=JudgeRequest.model_json_schema(), answers=JudgeAnswer, with_task=True)
+    endpoints.add(
+        "POST",
+        "/judge",
+        judge,
+        asks=JudgeRequest.model_json_schema(),
+        answers=JudgeAnswer,
+        with_task=True,
+        may_fail=True,
+    )
     endpoints.add("GET", "/", greet, asks=None, answers=Greeting)
     return routes
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from mmr1_reward_server.api import Item, Outcome
 from mmr1_reward_server.registry import Registry
-from mmr1_reward_server.scoring import Overloaded, Scored, score_item, without_reward
+from mmr1_reward_server.scoring import Overloaded, Scored, scored_item, without_reward
 
 
 class InProcessScoring:
@@ -46,10 +46,11 @@ class InProcessScoring:
     async def _score(self, item: Item) -> Scored:
         began = time.monotonic()
         limit = self._max_response_chars
-        running = asyncio.to_thread(score_item, self._registry, item, max_response_chars=limit)
+        running = asyncio.to_thread(scored_item, self._registry, item, max_response_chars=limit)
         try:
-            result = await asyncio.wait_for(running, self._deadline)
+            scored = await asyncio.wait_for(running, self._deadline)
         except TimeoutError:
             detail = f"the scorer of this item did not finish within {self._deadline:g} s"
-            result = without_reward(item, Outcome.TIMEOUT, detail)
-        return Scored(result, time.monotonic() - began)
+            scored = Scored(without_reward(item, Outcome.TIMEOUT, detail), 0.0)
+        scored.seconds = time.monotonic() - began
+        return scored

@@ -20,13 +20,16 @@ from mmr1_reward_server.dialects.routing import make_item, route
 from mmr1_reward_server.errors import RequestError
 from mmr1_reward_server.labels import Label
 from mmr1_reward_server.registry import BadItem, Registry
+from mmr1_reward_server.rewards import builtin_tasks
 from mmr1_reward_server.rewards.counting import COUNTING
 from mmr1_reward_server.scoring import Overloaded, Scored
 from tests.unit.reward_server.reward_in_process import InProcessScoring
-from tests.unit.reward_server.reward_peers import Scripted, peer_tasks, peers
+from tests.unit.reward_server.reward_peers import Scripted, peer_tasks, peers, refusal
 from tests.unit.reward_server.reward_scorers import item
 
 SCORING_PATHS = ("/get_reward", "/slime", "/verify", "/ng-rollout/{rollout_id}/verify", "/judge", "/submit_task")
+# Their clients know no missing reward, only HTTP errors.
+FAILING_PATHS = ("/verify", "/ng-rollout/{rollout_id}/verify", "/judge")
 
 
 async def test_all_routes_are_there_and_described() -> None:
@@ -39,7 +42,8 @@ async def test_all_routes_are_there_and_described() -> None:
         for described in (paths[path]["post"], paths[f"{path}/{{task}}"]["post"]):
             asks = described["requestBody"]["content"]["application/json"]["schema"]
             assert asks["type"] == "object"
-            assert set(described["responses"]) == {"200", "401", "404", "408", "413", "422", "500", "503"}
+            statuses = {"200", "401", "404", "408", "413", "422", "503"}
+            assert set(described["responses"]) == statuses | ({"500"} if path in FAILING_PATHS else set())
             assert described["description"]
         named = [parameter["name"] for parameter in paths[f"{path}/{{task}}"]["post"]["parameters"]]
         assert named == ["rollout_id", "task"][-1 - ("rollout_id" in path) :]
@@ -212,3 +216,25 @@ async def test_only_what_failed_is_tried_again() -> None:
     scored = await Holding(scoring, Defaults("counting")).score(items, num_bytes=1, hold_seconds=1)
     assert [one.result.reward for one in scored] == [0.5, 0.5]
     assert [[one.id for one in call] for call in scoring.calls] == [["a", "b"], ["a"]]
+
+
+async def test_an_item_that_no_try_could_score_is_tried_once() -> None:
+    registry = builtin_tasks()
+
+    class Counted(InProcessScoring):
+        num_scored = 0
+
+        async def score(self, items: Sequence[Item]) -> list[Scored]:
+            self.num_scored += len(items)
+            return await super().score(items)
+
+    scoring = Counted(registry)
+    async with peers(dialects, scoring, registry) as http:
+        row = {"responses_create_params": {}, "response": {"output": []}, "label": "a few"}
+        assert refusal(await http.post("/verify/counting", json=row)) == (422, "verifier_error")
+        assert scoring.num_scored == 1
+        judged = {"response": "3", "answer": "a few"}
+        assert refusal(await http.post("/judge/counting", json=judged)) == (422, "verifier_error")
+        sample = {"response": "3", "label": "a few"}
+        assert (await http.post("/slime/counting", json=sample)).json() == 0.0
+        assert scoring.num_scored == 4

@@ -226,11 +226,11 @@ async def test_items_and_results_cross_unchanged() -> None:
         Result(id="2", outcome=Outcome.INVALID_OUTPUT, reward=0.0),
         Result(id="3", outcome=Outcome.VERIFIER_ERROR, reward=None),
     ]
-    sent = encode_scored([Scored(result, 0.25) for result in results])
+    sent = encode_scored([Scored(result, 0.25, refused=result.id == "3") for result in results])
     got = decode_scored(sent)
     assert got == [Scored(result, 0.25) for result in results]
-    assert [(one.result, one.outcome, one.reward, one.seconds) for one in got] == [
-        (result, result.outcome, result.reward, 0.25) for result in results
+    assert [(one.result, one.outcome, one.reward, one.seconds, one.refused) for one in got] == [
+        (result, result.outcome, result.reward, 0.25, result.id == "3") for result in results
     ]
     whole = {len(encode_scored(got[:number])) for number in range(len(got) + 1)}
     for cut in set(range(len(sent))) - whole:
