@@ -7,6 +7,7 @@
 # pip is used as the machine has it configured. PyTorch's own index is added only where that offers no CPU build.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. scripts/find_python.sh
 
 check_only=
 if [ "${1:-}" = --check ]; then check_only=yes; shift; fi
@@ -24,26 +25,12 @@ pip() { "$venv/bin/python" -m pip "$@" --disable-pip-version-check; }
 [ -f "$locked" ] || fail "there is no $locked; DEVICE is cpu or cuda"
 
 # Whatever changes what ends up in the environment changes this text.
-wanted=$(cat scripts/setup.sh "$locked" scripts/mmr1_torchvision_cpu.py ./*/pyproject.toml | sha256sum)
+wanted=$(cat scripts/setup.sh scripts/find_python.sh "$locked" scripts/mmr1_torchvision_cpu.py ./*/pyproject.toml | sha256sum)
 held=$(cat "$venv/.mmr1-device" 2>/dev/null || echo "$device")
 [ "$held" = "$device" ] || fail "$venv holds the $held stack, and two stacks in one environment break each other: rm -r $venv first"
 if [ -z "$check_only" ] && [ -x "$venv/bin/python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
   exit 0
 fi
-
-usable_python() { "$1" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null; }
-
-find_python() {
-  local candidate
-  if [ -n "${PYTHON:-}" ]; then
-    usable_python "$PYTHON" && echo "$PYTHON"
-    return
-  fi
-  for candidate in python3.11 python3.12 python3; do
-    if usable_python "$candidate"; then echo "$candidate"; return; fi
-  done
-  return 1
-}
 
 # DeepSpeed's extension is compiled with g++ against Python's headers (ninja comes as a wheel); vLLM's CPU kernels link
 # to libnuma. Everything that is missing is said at once, as the packages that bring it.

@@ -8,6 +8,7 @@
 # and with what the code driven here imports.
 set -uo pipefail
 cd "$(dirname "$0")/.."
+. scripts/find_python.sh
 
 # The CPU build that the project itself uses. Without this pin, pip fetches gigabytes of CUDA.
 torch=$(sed -n 's/^torch==.*/&+cpu/p' constraints/cpu.txt)
@@ -27,17 +28,6 @@ packages() {
       importlib-metadata tiktoken sentencepiece 'bare attrdict' 'bare trl<1.0' 'bare ms-swift==4.6.0' ;;
     *) return 1 ;;
   esac
-}
-
-find_python() {
-  local candidate
-  for candidate in ${PYTHON:-} python3.11 python3.12 python3; do
-    if "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null; then
-      echo "$candidate"
-      return
-    fi
-  done
-  return 1
 }
 
 make_environment() {

@@ -7,6 +7,7 @@
 # An environment is made anew when what goes into it changes; when only the server's code does, it is installed anew.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. scripts/find_python.sh
 unset PYTHONPATH PYTHONHOME # what they name would be importable, and nothing else shall be
 
 lock=constraints/cpu.txt
@@ -18,20 +19,6 @@ say() { printf 'test-reward: %s\n' "$*"; }
 fail() { printf 'test-reward: error: %s\n' "$*" >&2; exit 2; }
 install() { "$1/bin/python" -m pip install -qq --disable-pip-version-check -c "$lock" "${@:2}"; }
 digest() { sha256sum "$@" | sha256sum | cut -c 1-16; }
-
-usable_python() { "$1" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null; }
-
-find_python() {
-  local candidate
-  if [ -n "${PYTHON:-}" ]; then
-    usable_python "$PYTHON" && echo "$PYTHON"
-    return
-  fi
-  for candidate in python3.11 python3.12 python3; do
-    if usable_python "$candidate"; then echo "$candidate"; return; fi
-  done
-  return 1
-}
 
 # build_wheel ENVIRONMENT: sets `wheel`. It is built in a copy: a build leaves a folder beside the sources, and what is
 # gone from these would come back from there.
