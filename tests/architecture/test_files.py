@@ -68,6 +68,13 @@ def test_the_walk_names_only_files_that_exist() -> None:
     assert [path for path in named if not any((root / path).exists() for root in roots)] == []
 
 
+@pytest.mark.parametrize("service", ["learner", "rollout_server"])
+def test_a_services_page_names_its_files(service: str) -> None:
+    page = (REPOSITORY / service / "README.md").read_text()
+    files = [path for path in python_files(service) if path.name != "__init__.py" and path.parent.name != "loss"]
+    assert [path.name for path in files if f"`{path.name}`" not in page] == []
+
+
 def locked(path: Path) -> dict[str, str]:
     pins = re.findall(r"^([A-Za-z0-9._-]+)==(\S+)$", path.read_text(), re.MULTILINE)
     return {re.sub(r"[._-]+", "-", package).lower(): version for package, version in pins}
