@@ -4,6 +4,7 @@
 DEVICE ?= $(shell cat .venv/.mmr1-device 2>/dev/null || echo cpu)
 BIN := .venv/bin
 PACKAGES := services reward_server rollout_server learner tests scripts benchmarks examples
+# A worker for each of two cores, files in the order of collection: the long ones, tests/e2e, come early.
 WORKERS ?= 2
 # One thread a process: the tests start several that run torch at once.
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 DS_ACCELERATOR=cpu PATH="$(CURDIR)/$(BIN):$$PATH"
@@ -21,7 +22,7 @@ demo: setup  ## the whole stack learns to count digits in a few minutes; results
 	@$(BIN)/mmr1 demo counting $(OPTIONS)
 
 test: setup  ## every test that needs no GPU; TESTS=path and PYTEST='-k name' narrow it, WORKERS=0 shows output
-	@$(TEST_ENVIRONMENT) $(BIN)/python -m pytest $(TESTS) -n $(WORKERS) --dist loadfile -m "not gpu" $(PYTEST)
+	@$(TEST_ENVIRONMENT) $(BIN)/python -m pytest $(TESTS) -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not gpu" $(PYTEST)
 
 test-reward:  ## the reward server by itself, in an empty environment
 	@scripts/test_reward_alone.sh
