@@ -9,6 +9,7 @@ import logging
 import signal
 import socket
 import sys
+import time
 from collections.abc import Sequence
 from types import FrameType
 
@@ -17,6 +18,7 @@ from fastapi import FastAPI
 
 from . import __version__
 from .app import create_app
+from .connections import Watch
 from .logs import configure_logging
 from .plugins import PluginError, build_registry, import_from_here
 from .scoring import WorkersCannotStart
@@ -27,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 _CONFIGURATION_ERROR = 2
 _BACKLOG = 2048
+_TICKS_BETWEEN_LOOKS = 10  # of uvicorn's, a tenth of a second each
 _SIGNAL_SECONDS = 0.2  # until a signal is noticed while workers start
 
 
@@ -88,6 +91,7 @@ def serve(settings: Settings, listener: socket.socket) -> int:
         app,
         log_config=None,
         access_log=False,
+        ws="none",
         server_header=False,
         proxy_headers=False,  # nothing here depends on who asks
         backlog=_BACKLOG,
@@ -96,7 +100,7 @@ def serve(settings: Settings, listener: socket.socket) -> int:
         timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
         **tls_options(settings),
     )
-    server = _Server(config, app, listener)
+    server = _Server(config, app, listener, Watch(settings.body_seconds))
 
     def stop(_: int, __: FrameType | None) -> None:
         server.should_exit = True
@@ -111,12 +115,16 @@ def serve(settings: Settings, listener: socket.socket) -> int:
 
 
 class _Server(uvicorn.Server):
-    """Uvicorn's, except that a server whose workers do not start ends with that error, and never listens."""
+    """Uvicorn's, except that a server whose workers do not start ends with that error, and never listens.
 
-    def __init__(self, config: uvicorn.Config, app: FastAPI, listener: socket.socket) -> None:
+    And it has an eye on its connections.
+    """
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI, listener: socket.socket, watch: Watch) -> None:
         super().__init__(config)
         self._app = app
         self._listener = listener
+        self._watch = watch
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         starting = asyncio.ensure_future(self._app.state.scoring.start())
@@ -130,6 +138,11 @@ class _Server(uvicorn.Server):
         host, port = self._listener.getsockname()[:2]
         fields = {"host": host, "port": port, "tasks": self._app.state.num_tasks, "version": __version__}
         logger.info("listening", extra={"fields": fields})
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % _TICKS_BETWEEN_LOOKS == 0:
+            self._watch.look(self.server_state.connections, time.monotonic())
+        return await super().on_tick(counter)
 
 
 if __name__ == "__main__":

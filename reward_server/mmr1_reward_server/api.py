@@ -8,10 +8,14 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, ValidationError, model_validator
 
 MAX_ID_CHARS = 1024
 MAX_TASK_CHARS = 256
+MAX_PIXELS = 10**9  # of an image's width or height: far beyond every image, and small enough to calculate with
+
+
+Pixels = Annotated[int, Field(gt=0, le=MAX_PIXELS)]
 
 
 class Outcome(StrEnum):
@@ -45,7 +49,7 @@ class Item(_Asked):
     response: str = Field(description="what the model wrote, without the prompt")
     solution: JsonValue = Field(description="the truth, in the form that the task's `solution_schema` describes")
     params: dict[str, JsonValue] = Field(default_factory=dict, description="see the task's `params_schema`")
-    image_size: tuple[PositiveInt, PositiveInt] | None = Field(default=None, description="width and height in pixels")
+    image_size: tuple[Pixels, Pixels] | None = Field(default=None, description="width and height in pixels")
 
 
 class Result(_Answered):

@@ -1,5 +1,7 @@
 """Bounds on what requests may bring: bytes of one body, bytes of all bodies together, seconds for one to arrive.
 
+A body counts until its answer has been taken.
+
 ASGI middleware, so that it holds for every route however it reads. It does not look into a body.
 """
 
@@ -13,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .errors import RequestError, overloaded
 
 _DISCARDED_BODIES = 4  # times the limit, of a body that is over it
+_LARGE_ANSWER = 2**16  # more than uvicorn holds back for a client without pausing it
 
 
 class BodyLimits:
@@ -57,8 +60,16 @@ class BodyLimits:
                 raise self._too_large() if own else self._too_many()
             return message
 
+        async def taken(message: Message) -> None:
+            # Uvicorn lets a message wait until the one before it is on its way. Without a last, empty one, an answer
+            # that nobody takes would be done with, and its bytes no longer counted.
+            if message["type"] == "http.response.body" and len(message.get("body", b"")) > _LARGE_ANSWER:
+                await send({**message, "more_body": True})
+                message = {**message, "body": b""}
+            await send(message)
+
         try:
-            await self._app(scope, limited, send)
+            await self._app(scope, limited, taken)
         finally:
             self._num_held -= held
 

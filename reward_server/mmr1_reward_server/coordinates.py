@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BeforeValidator, Field, PositiveInt, WithJsonSchema
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
+from .api import Pixels
 from .registry import BadItem, Params
 
 Space = Literal["absolute", "normalized_1000", "normalized_1"]
@@ -27,6 +28,9 @@ BOX_SCHEMA: dict[str, Any] = {**_NUMBERS, "minItems": 4, "maxItems": 4, "descrip
 TEXT_SCHEMA: dict[str, Any] = {"type": "string", "minLength": 2, "description": "JSON text of it"}
 POINT_SCHEMA: dict[str, Any] = {**_NUMBERS, "minItems": 2, "maxItems": 2, "description": "x, y"}
 
+# Of a solution: as many as are read out of a response. Matching takes the cube of it.
+MAX_OBJECTS = 1_000
+
 # Objects at an image's edge may reach a little beyond it; one this many images away was declared in the wrong space.
 _MAX_EXTENTS = 2.0
 
@@ -36,7 +40,7 @@ class CoordinateParams(Params):
 
     response_space: Space = Field("absolute", description="what the response's coordinates count; never guessed")
     solution_space: Space = Field("absolute", description="what the solution's coordinates count; never guessed")
-    resized_size: tuple[PositiveInt, PositiveInt] | None = Field(
+    resized_size: tuple[Pixels, Pixels] | None = Field(
         None,
         description="width and height of the image as the model saw it, if resized: absolute response coordinates are "
         "then pixels of that one. image_size and absolute solutions are always of the original",
@@ -108,6 +112,12 @@ def from_text(solution: object) -> object:
         return json.loads(solution)
     except (ValueError, RecursionError):
         raise ValueError("is a text, but not JSON: send the list itself, or its JSON text") from None
+
+
+def check_number(objects: Sized) -> None:
+    """Raises ValueError for a solution of more than MAX_OBJECTS."""
+    if len(objects) > MAX_OBJECTS:
+        raise ValueError(f"has {len(objects)} objects, the limit is {MAX_OBJECTS}")
 
 
 def read_true_box(value: object) -> BoxTuple:

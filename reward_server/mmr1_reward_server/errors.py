@@ -14,11 +14,14 @@ from .api import ErrorBody, ErrorInfo
 
 RETRY_AFTER_SECONDS = 1
 
+_MAX_MESSAGE_CHARS = 1000
+
 
 class RequestError(HTTPException):
-    """A request that is refused as a whole."""
+    """A request that is refused as a whole. The message may hold what the request says: it is cut off, on one line."""
 
     def __init__(self, status: int, code: str, message: str, headers: dict[str, str] | None = None) -> None:
+        message = " ".join(message[: 2 * _MAX_MESSAGE_CHARS].split())[:_MAX_MESSAGE_CHARS]
         super().__init__(status, message, headers)
         self.body = ErrorBody(error=ErrorInfo(code=code, message=message))
 

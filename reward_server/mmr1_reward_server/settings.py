@@ -36,7 +36,9 @@ class Settings(BaseModel):
     max_pending_bytes: int = Field(
         256 * 2**20, gt=0, description="of the bodies of all requests in progress; beyond it, 503 with Retry-After"
     )
-    body_seconds: float = Field(60.0, gt=0, description="for a request's body to arrive; then 408")
+    body_seconds: float = Field(
+        60.0, gt=0, description="for a request's body to arrive; then 408; and for its head, its answer to be taken"
+    )
     drain_seconds: float = Field(30.0, gt=0, description="on SIGTERM, how long requests in progress may take")
     api_key_file: str | None = Field(None, description="API keys, one a line; see also MMR1_REWARD_API_KEY")
     tls_cert: str | None = Field(None, description="certificate chain (PEM): serves https")

@@ -14,9 +14,11 @@ from ..api import Example, Item, Outcome, Result
 from ..box_parsing import Region, read_regions
 from ..coordinates import (
     BOX_SCHEMA,
+    MAX_OBJECTS,
     POINT_SCHEMA,
     CoordinateParams,
     PointTuple,
+    check_number,
     check_within_image,
     from_text,
     read_true_point,
@@ -34,6 +36,7 @@ def _read_truth(solution: object) -> Truth:
     if isinstance(solution, str) and solution.lstrip().startswith("["):
         solution = from_text(solution)
     if isinstance(solution, list):
+        check_number(solution)
         return [_read_place(place, index) for index, place in enumerate(solution)]
     return _read_count(solution)
 
@@ -66,7 +69,7 @@ CountOrPlaces = Annotated[
             "anyOf": [
                 {"type": "integer", "minimum": 0},
                 {"type": "string", "minLength": 1},
-                {"type": "array", "items": {"anyOf": [POINT_SCHEMA, BOX_SCHEMA]}},
+                {"type": "array", "items": {"anyOf": [POINT_SCHEMA, BOX_SCHEMA]}, "maxItems": MAX_OBJECTS},
             ]
         }
     ),

@@ -16,10 +16,12 @@ from ..boxes import Bools, Floats, as_boxes, pairwise_iou
 from ..coco_ap import Objects, average_precision
 from ..coordinates import (
     BOX_SCHEMA,
+    MAX_OBJECTS,
     TEXT_SCHEMA,
     BoxTuple,
     CoordinateParams,
     TrueBox,
+    check_number,
     check_within_image,
     from_text,
     to_solution_space,
@@ -59,10 +61,19 @@ _OBJECT_SCHEMA = {
     "additionalProperties": False,
     "description": "its box under one of the two names",
 }
+
+
+def _read_truth(solution: object) -> object:
+    objects = from_text(solution)
+    if isinstance(objects, list):
+        check_number(objects)
+    return objects
+
+
 TrueObjects = Annotated[
     list[TrueObject],
-    BeforeValidator(from_text),
-    WithJsonSchema({"anyOf": [{"type": "array", "items": _OBJECT_SCHEMA}, TEXT_SCHEMA]}),
+    BeforeValidator(_read_truth),
+    WithJsonSchema({"anyOf": [{"type": "array", "items": _OBJECT_SCHEMA, "maxItems": MAX_OBJECTS}, TEXT_SCHEMA]}),
 ]
 
 

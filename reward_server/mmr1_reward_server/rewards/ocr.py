@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, StringConstraints, TypeAdapter, Wit
 
 from ..api import Example, Item, Outcome, Result
 from ..parsing import find_answer
-from ..registry import InvalidOutput, Params, Sample, Task, Verdict
+from ..registry import BadItem, InvalidOutput, Params, Sample, Task, Verdict
 from ..text import (
     Case,
     Fence,
@@ -28,6 +28,8 @@ from ..text import (
 
 # Two texts of this length take half a second.
 _MAX_SOLUTION_CHARS = 100_000
+# Normalised, a text may be eighteen times as long as it was; no writing that is used is more than twice.
+_MAX_NORMALISED_CHARS = 2 * _MAX_SOLUTION_CHARS
 _MAX_SOLUTIONS = 64
 
 
@@ -92,8 +94,14 @@ def score(sample: Sample[list[str], OcrParams]) -> Verdict:
             punctuation=params.punctuation,
         )
 
-    read = normalised(read_text(sample.response))
-    compared = [_compare(read, normalised(true), params.tokens) for true in sample.solution]
+    text = read_text(sample.response)
+    read = normalised(text)
+    if len(read) > max(_MAX_NORMALISED_CHARS, 2 * len(text)):
+        raise InvalidOutput(f"the text has {len(read)} characters when it is normalised")
+    truths = [normalised(true) for true in sample.solution]
+    if max(map(len, truths)) > _MAX_NORMALISED_CHARS:
+        raise BadItem(f"solution for task ocr: has {max(map(len, truths))} characters when it is normalised")
+    compared = [_compare(read, true, params.tokens) for true in truths]
     best = max(range(len(compared)), key=lambda place: compared[place][params.score])
     components = compared[best]
     detail = f"{params.score} {components[params.score]:.4g} of {len(read)} characters read"

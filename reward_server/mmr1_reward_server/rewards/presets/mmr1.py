@@ -10,8 +10,9 @@ The originals' training loop, logging and other metrics (BLEU, METEOR) are left 
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
-from pydantic import JsonValue, TypeAdapter
+from pydantic import JsonValue, StringConstraints, TypeAdapter
 from rapidfuzz.distance import Levenshtein
 
 from ...api import Example, Item, Outcome, Result
@@ -19,6 +20,7 @@ from ...boxes import MAX_COORDINATE, iou
 from ...registry import InvalidOutput, Sample, Task, Verdict
 from .reading import Box, BoxText, PresetParams, read_list
 
+_MAX_SOLUTION_CHARS = 100_000  # two texts of this length take half a second
 _NO_OVERLAP = -0.2
 _INVERTED = -0.6
 _UNREADABLE = -1.0
@@ -33,7 +35,9 @@ def score_ocr(sample: Sample[str, PresetParams]) -> Verdict:
         return Verdict(reward, {"edits": 0.0}, {"text": ""}, "there is nothing to read, and nothing was read")
     edits = Levenshtein.distance(read, true)
     reward = max(0.0, 1.0 - edits / longer)
-    return Verdict(reward, {"edits": float(edits)}, {"text": read}, f"{edits} edits in {longer} characters")
+    # Half a surrogate pair can be compared, and not sent.
+    shown = read.encode("utf-8", "replace").decode("utf-8")
+    return Verdict(reward, {"edits": float(edits)}, {"text": shown}, f"{edits} edits in {longer} characters")
 
 
 def score_grounding(sample: Sample[Box, PresetParams]) -> Verdict:
@@ -61,7 +65,7 @@ MMR1_OCR = Task(
     "bug_compatible: an empty response to an empty truth gives 0 instead of 1.",
     formula="max(0, 1 - edits / max(len(response), len(solution))), runs of white space as one space. Both empty: 1.",
     floor=0.0,
-    solution=TypeAdapter(str),
+    solution=TypeAdapter(Annotated[str, StringConstraints(max_length=_MAX_SOLUTION_CHARS)]),
     params=PresetParams,
     score=score_ocr,
     example=Example(

@@ -23,6 +23,7 @@ from pydantic import BeforeValidator, Field, FiniteFloat, JsonValue, TypeAdapter
 from ...api import Example, Item, Outcome, Result
 from ...box_parsing import MAX_REGIONS
 from ...boxes import MAX_COORDINATE, as_boxes, centres, iou
+from ...coordinates import MAX_OBJECTS, check_number
 from ...matching import match_points
 from ...registry import InvalidOutput, Sample, Task, Verdict
 from .reading import Box, BoxText, PresetParams, between_on_one_line, or_as_text, read_json, read_literal
@@ -134,11 +135,15 @@ def score_counting(sample: Sample[list[tuple[float, float]], PresetParams]) -> V
 
 
 def _read_points(solution: object) -> object:
-    return read_json(solution) if isinstance(solution, str) else solution
+    points = read_json(solution) if isinstance(solution, str) else solution
+    if isinstance(points, list):
+        check_number(points)
+    return points
 
 
 _ListOfPoints = list[tuple[FiniteFloat, FiniteFloat]]
-Points = Annotated[_ListOfPoints, BeforeValidator(_read_points), or_as_text(TypeAdapter(_ListOfPoints).json_schema())]
+_POINTS_SCHEMA = {**TypeAdapter(_ListOfPoints).json_schema(), "maxItems": MAX_OBJECTS}
+Points = Annotated[_ListOfPoints, BeforeValidator(_read_points), or_as_text(_POINTS_SCHEMA)]
 
 PR1_GROUNDING = Task(
     name="pr1_grounding",

@@ -23,6 +23,7 @@ from scipy.optimize import linear_sum_assignment
 from ...api import Example, Item, Outcome, Result
 from ...box_parsing import MAX_REGIONS
 from ...boxes import Bools, Floats, as_boxes, pairwise_giou, pairwise_iou, proper
+from ...coordinates import MAX_OBJECTS
 from ...matching import Pairs
 from ...registry import InvalidOutput, Sample, Task, Verdict
 from .reading import PresetParams, as_coordinates, as_true_box, or_as_text, read_json
@@ -68,8 +69,8 @@ class Truth(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    target_id: list[Annotated[int, Field(ge=1, le=_NUM_CLASSES)]]
-    target_box: list[tuple[float, float, float, float]]
+    target_id: list[Annotated[int, Field(ge=1, le=_NUM_CLASSES)]] = Field(max_length=MAX_OBJECTS)
+    target_box: list[tuple[float, float, float, float]] = Field(max_length=MAX_OBJECTS)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

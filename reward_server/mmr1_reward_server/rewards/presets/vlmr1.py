@@ -14,9 +14,9 @@ import math
 import re
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field, PositiveInt, TypeAdapter, WithJsonSchema
+from pydantic import BeforeValidator, Field, TypeAdapter, WithJsonSchema
 
-from ...api import Example, Item, Outcome, Result
+from ...api import Example, Item, Outcome, Pixels, Result
 from ...boxes import MAX_COORDINATE, iou
 from ...registry import BadItem, InvalidOutput, Sample, Task, Verdict
 from .reading import Box, PresetParams, as_coordinates, as_true_box, between, read_json
@@ -28,7 +28,7 @@ _INTEGER_BOX = re.compile(r"\[(\d++),\s*+(\d++),\s*+(\d++),\s*+(\d++)\]")
 
 
 class IouParams(PresetParams):
-    resized_size: tuple[PositiveInt, PositiveInt] | None = Field(
+    resized_size: tuple[Pixels, Pixels] | None = Field(
         None,
         description="width and height of the image that the model saw, whose pixels the response is in; needs "
         "image_size. Without it, response and solution are in the same coordinates",

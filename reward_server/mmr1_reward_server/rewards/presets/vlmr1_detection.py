@@ -28,6 +28,7 @@ from ...api import Example, Item, Outcome, Result
 from ...box_parsing import MAX_REGIONS
 from ...boxes import Floats, as_boxes, pairwise_iou
 from ...coco_ap import Objects, average_precision
+from ...coordinates import check_number
 from ...registry import InvalidOutput, Sample, Task, Verdict
 from .reading import Box, PresetParams, as_coordinates, as_true_box, between, read_json
 
@@ -227,6 +228,7 @@ def _read_objects(blocks: Sequence[str], *, labelled: bool) -> list[TrueObject]:
     items = read_json(blocks[-1].strip())
     if not isinstance(items, list):
         raise ValueError("must hold a list")
+    check_number(items)
     objects = []
     for item in items:
         box, label = read_box(item, bug_compatible=True), read_label(item)
