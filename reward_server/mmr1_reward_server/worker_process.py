@@ -26,6 +26,7 @@ from .worker_wire import FrameReader, Hello, Progress, decode_scored, encode_ite
 STALL_SECONDS = 30.0
 
 _START_SECONDS = 60.0
+_SECOND_LOOK_SECONDS = 0.02  # between the two looks that must both find an item late
 _PIPE_SECONDS = 0.5  # from a process's end to its pipe's: longer only if a grandchild has inherited the pipe
 
 
@@ -66,6 +67,7 @@ class WorkerProcess(asyncio.Protocol):
         self.num_sent = 0
         self.killed_for: str | None = None
         self.late_position: int | None = None
+        self._seen_late: tuple[int, float] | None = None
 
     async def start(self, options: WorkerOptions) -> None:
         """Returns when the process is ready for items. Raises WorkerStartError; nothing is left running then."""
@@ -103,6 +105,7 @@ class WorkerProcess(asyncio.Protocol):
         """One frame; the next may follow when all of its results have come."""
         assert self._transport is not None
         self._busy = True
+        self._seen_late = None
         self._sent_at = time.monotonic()
         self.num_sent += len(items)
         self._transport.write(to_frame(encode_items(items)))
@@ -116,19 +119,23 @@ class WorkerProcess(asyncio.Protocol):
         if not self._busy or self._progress is None or self.killed_for is not None:
             return None
         now = time.monotonic()
-        position = self._progress.position
+        seen = position, counts_from = self._progress.look()
         if position < 0:  # it has not taken up the frame yet, or is sending the last results
             left = self._sent_at + deadline_seconds + STALL_SECONDS - now
-            return left if left <= 0 else min(left, deadline_seconds)
-        left = self._progress.counts_from + deadline_seconds - now
-        if left <= 0:
-            self.late_position = position
+        else:
+            left = counts_from + deadline_seconds - now
+        if left > 0:
+            return min(left, deadline_seconds) if position < 0 else left
+        if seen != self._seen_late:  # it may be the whole machine that stood still: look once more
+            self._seen_late = seen
+            return _SECOND_LOOK_SECONDS
+        self.late_position = position if position >= 0 else None
         return left
 
     @property
     def position(self) -> int | None:
         """Which item of its frame the process is scoring, or was when it died."""
-        position = self._progress.position if self._progress else -1
+        position = self._progress.look()[0] if self._progress else -1
         return position if position >= 0 else None
 
     def kill(self, cause: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -15,7 +17,7 @@ import pytest_asyncio
 
 from mmr1_reward_server.api import Item, Outcome, Result
 from mmr1_reward_server.scoring import Overloaded, Scored, WorkersCannotStart
-from mmr1_reward_server.worker_process import WorkerOptions
+from mmr1_reward_server.worker_process import WorkerOptions, WorkerProcess
 from mmr1_reward_server.worker_wire import (
     FrameReader,
     Progress,
@@ -246,8 +248,54 @@ async def test_progress_is_seen_through_another_mapping() -> None:
     descriptor = Progress.new_descriptor()
     ours, theirs = Progress(descriptor), Progress(descriptor)
     os.close(descriptor)
-    assert ours.position < 0
+    assert ours.look()[0] < 0
     theirs.begin(3, 12.5)
-    assert (ours.position, ours.counts_from) == (3, 12.5)
+    assert ours.look() == (3, 12.5)
     theirs.rest()
-    assert ours.position < 0
+    assert ours.look()[0] < 0
+    ours.close()
+    theirs.close()
+
+
+_BUSY_WRITER = """
+import sys, time
+from mmr1_reward_server.worker_wire import Progress
+progress = Progress(int(sys.argv[1]))
+print("writing", flush=True)
+while True:
+    for position in (0, 1, 255):
+        progress.begin(position, time.monotonic())
+    progress.rest()
+"""
+
+
+async def test_a_worker_that_moves_on_is_never_taken_for_late() -> None:
+    descriptor = Progress.new_descriptor()
+    worker = WorkerProcess(lambda *_: None)
+    worker._progress, worker._busy, worker._sent_at = Progress(descriptor), True, time.monotonic()
+    argv = [sys.executable, "-c", _BUSY_WRITER, str(descriptor)]
+    with subprocess.Popen(argv, pass_fds=[descriptor], stdout=subprocess.PIPE) as writer:
+        os.close(descriptor)
+        assert writer.stdout is not None and writer.stdout.readline()
+        try:
+            # The writer may wait long for a processor, but not for an hour.
+            left = [worker.due_in(3600.0) or 0.0 for _ in range(200_000)]
+        finally:
+            writer.kill()
+    assert min(left) > 1000
+    assert worker.late_position is None
+
+
+async def test_a_worker_is_late_when_a_second_look_finds_it_at_the_same_item() -> None:
+    descriptor = Progress.new_descriptor()
+    worker = WorkerProcess(lambda *_: None)
+    progress = worker._progress = Progress(descriptor)
+    os.close(descriptor)
+    worker._busy = True
+    progress.begin(0, time.monotonic() - 2.0)
+    assert (worker.due_in(1.0) or 0.0) > 0
+    progress.begin(1, time.monotonic() - 2.0)  # it has moved on meanwhile
+    assert (worker.due_in(1.0) or 0.0) > 0
+    assert worker.late_position is None
+    assert (worker.due_in(1.0) or 0.0) < 0
+    assert worker.late_position == 1
