@@ -71,25 +71,11 @@ class WorkerProcess(asyncio.Protocol):
 
     async def start(self, options: WorkerOptions) -> None:
         """Returns when the process is ready for items. Raises WorkerStartError; nothing is left running then."""
-        ours, theirs = socket.socketpair()
-        descriptor = Progress.new_descriptor()
         try:
-            with theirs:
-                self._progress = Progress(descriptor)
-                self._process = await asyncio.create_subprocess_exec(
-                    *options.command(theirs.fileno(), descriptor),
-                    stdin=asyncio.subprocess.DEVNULL,
-                    pass_fds=(theirs.fileno(), descriptor),
-                    env=_environment(),
-                )
-            loop = asyncio.get_running_loop()
-            await loop.create_connection(lambda: self, sock=ours)
-        except OSError as error:
-            ours.close()
+            await self._launch(options)
+        except OSError as error:  # no more descriptors, processes or memory
             self.kill("start_failed")
             raise WorkerStartError(f"no process could be started: {error.strerror or error}") from None
-        finally:
-            os.close(descriptor)
         try:
             async with asyncio.timeout(_START_SECONDS):
                 hello = await self._hello
@@ -100,6 +86,25 @@ class WorkerProcess(asyncio.Protocol):
         if hello.problem is not None:
             await self.ended()
             raise WorkerStartError(hello.problem)
+
+    async def _launch(self, options: WorkerOptions) -> None:
+        """Starts the process and connects to it. Raises OSError; no descriptor is left open then."""
+        with contextlib.ExitStack() as passed, contextlib.ExitStack() as kept:
+            ours, theirs = socket.socketpair()
+            kept.callback(ours.close)
+            passed.callback(theirs.close)
+            descriptor = Progress.new_descriptor()
+            passed.callback(os.close, descriptor)
+            self._progress = Progress(descriptor)
+            self._process = await asyncio.create_subprocess_exec(
+                *options.command(theirs.fileno(), descriptor),
+                stdin=asyncio.subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(), descriptor),
+                env=_environment(),
+            )
+            passed.close()
+            await asyncio.get_running_loop().create_connection(lambda: self, sock=ours)
+            kept.pop_all()  # the connection's from here on
 
     def send(self, items: Sequence[Item]) -> None:
         """One frame; the next may follow when all of its results have come."""

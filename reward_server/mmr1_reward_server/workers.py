@@ -138,6 +138,8 @@ class WorkerPool:
         if self._ready_or_broken is None:
             self._ready_or_broken = asyncio.Event()
             self._keepers = [asyncio.ensure_future(self._keep_one()) for _ in range(self._num_workers)]
+            for keeper in self._keepers:
+                keeper.add_done_callback(self._keeper_ended)
         return self._ready_or_broken
 
     async def _keep_one(self) -> None:
@@ -145,19 +147,36 @@ class WorkerPool:
         assert self._ready_or_broken is not None
         num_failures = 0
         while not self._closed:
-            worker = WorkerProcess(self._take_results)
             try:
-                await worker.start(self._options)
-                num_failures = 0 if await self._lifetime(worker) else num_failures + 1
+                num_failures = 0 if await self._one_life() else num_failures + 1
             except WorkerStartError as error:
                 num_failures += 1
                 self._start_failed(str(error), num_failures)
-            finally:
-                worker.kill("closed")  # also when this task is cancelled: no process is left behind
-                await worker.ended()
             if num_failures and not self._closed:
                 back_off = min(_FIRST_BACK_OFF_SECONDS * 2.0 ** min(num_failures - 1, 10), _LONGEST_BACK_OFF_SECONDS)
                 await asyncio.sleep(back_off)
+
+    async def _one_life(self) -> bool:
+        """As `_lifetime`, of a worker that is yet to start. Raises WorkerStartError."""
+        worker = WorkerProcess(self._take_results)
+        try:
+            await worker.start(self._options)
+            return await self._lifetime(worker)
+        finally:
+            worker.kill("closed")  # also when this task is cancelled: no process is left behind
+            await worker.ended()
+
+    def _keeper_ended(self, keeper: asyncio.Task[None]) -> None:
+        """A keeper ends with the pool. If a bug ends it before, nobody may wait for what it will not do."""
+        if self._closed or keeper.cancelled() or (error := keeper.exception()) is None:
+            return
+        assert self._ready_or_broken is not None
+        logger.error("the keeper of a worker failed", exc_info=error)
+        self._keepers.remove(keeper)
+        if not self._keepers:
+            self._broken = f"a bug in the server: {type(error).__name__}: {error}"
+            self._ready_or_broken.set()
+            self._fail_queue(f"no scoring process starts: {self._broken}")
 
     async def _lifetime(self, worker: WorkerProcess) -> bool:
         """From ready to buried. False for a process that ended without having been given an item."""

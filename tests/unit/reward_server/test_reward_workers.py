@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,6 +17,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from mmr1_reward_server import worker_process
 from mmr1_reward_server.api import Item, Outcome, Result
 from mmr1_reward_server.scoring import Overloaded, Scored, WorkersCannotStart
 from mmr1_reward_server.worker_process import WorkerOptions, WorkerProcess
@@ -201,6 +204,54 @@ async def test_a_reward_that_a_worker_cannot_import_is_named() -> None:
     with pytest.raises(WorkersCannotStart, match=r"--reward no\.such:reward cannot be imported: ModuleNotFoundError"):
         await pool.start()
     assert "no.such:reward" in (pool.unready or "")
+    await pool.close()
+
+
+async def test_a_server_out_of_descriptors_tries_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_pair, num_refused = socket.socketpair, 0
+
+    def refuses_twice(*args: Any) -> tuple[socket.socket, socket.socket]:
+        nonlocal num_refused
+        num_refused += 1
+        if num_refused <= 2:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return make_pair(*args)
+
+    monkeypatch.setattr(worker_process.socket, "socketpair", refuses_twice)
+    pool = make(rewards=())
+    async with asyncio.timeout(60):
+        assert outcomes(await pool.score([item("counting")])) == ["ok"]
+    assert restarts == {"start_failed": 2}
+    await pool.close()
+
+
+async def test_a_server_that_stays_out_of_descriptors_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses() -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(Progress, "new_descriptor", refuses)
+    before = len(os.listdir("/dev/fd"))
+    pool = make(rewards=())
+    async with asyncio.timeout(10):
+        (scored,) = await pool.score([item("counting")])
+    assert scored.outcome is Outcome.VERIFIER_ERROR
+    assert scored.result.detail == "not scored: no scoring process starts: no process could be started: " + (
+        "Too many open files"
+    )
+    assert "Too many open files" in (pool.unready or "")
+    assert len(os.listdir("/dev/fd")) == before
+    await pool.close()
+
+
+async def test_a_bug_where_workers_are_kept_does_not_hang_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(WorkerProcess, "start", fails)
+    pool = make(num_workers=2)
+    async with asyncio.timeout(10):
+        assert outcomes(await pool.score([item("counting")])) == ["verifier_error"]
+    assert "RuntimeError: a bug" in (pool.unready or "")
     await pool.close()
 
 
