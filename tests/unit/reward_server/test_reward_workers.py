@@ -12,12 +12,13 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from mmr1_reward_server import worker_process
+from mmr1_reward_server import worker_main, worker_process
 from mmr1_reward_server.api import Item, Outcome, Result
 from mmr1_reward_server.scoring import Overloaded, Scored, WorkersCannotStart
 from mmr1_reward_server.worker_process import WorkerOptions, WorkerProcess
@@ -253,6 +254,27 @@ async def test_a_bug_where_workers_are_kept_does_not_hang_callers(monkeypatch: p
         assert outcomes(await pool.score([item("counting")])) == ["verifier_error"]
     assert "RuntimeError: a bug" in (pool.unready or "")
     await pool.close()
+
+
+@pytest.mark.parametrize(("before", "after"), [("0", "500"), ("-900", "500"), ("500", "500"), ("900\n", "900\n")])
+async def test_a_worker_offers_itself_when_memory_runs_out(tmp_path: Path, before: str, after: str) -> None:
+    adjustment = tmp_path / "oom_score_adj"
+    adjustment.write_text(before)
+    worker_main._volunteer(adjustment)
+    assert adjustment.read_text() == after
+
+
+async def test_a_worker_starts_where_it_may_not_offer_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker_main._volunteer(tmp_path / "not there")
+    adjustment = tmp_path / "oom_score_adj"
+    adjustment.write_text("0")
+
+    def refuses(*_: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "write_text", refuses)
+    worker_main._volunteer(adjustment)
+    assert adjustment.read_text() == "0"
 
 
 async def test_no_items(pool: WorkerPool) -> None:
