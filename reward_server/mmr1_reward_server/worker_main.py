@@ -103,7 +103,13 @@ class _Worker:
         gc.freeze()  # what is loaded by now stays, and need not be looked through again
         with pipe.makefile("rb") as stream:
             while payload := _read_frame(stream):
-                self._score_frame(pipe, decode_items(payload))
+                try:
+                    items = decode_items(payload)
+                except ValueError:  # one of them is to blame, and the server finds out which
+                    logger.exception("items cannot be read")
+                    pipe.sendall(to_frame(encode_scored([])))
+                    continue
+                self._score_frame(pipe, items)
 
     def _score_frame(self, pipe: socket.socket, items: Sequence[Item]) -> None:
         """Sends the results together. Fewer than there are items: the others are given back unscored."""

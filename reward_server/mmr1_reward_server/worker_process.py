@@ -107,13 +107,14 @@ class WorkerProcess(asyncio.Protocol):
             kept.pop_all()  # the connection's from here on
 
     def send(self, items: Sequence[Item]) -> None:
-        """One frame; the next may follow when all of its results have come."""
+        """One frame; the next may follow when all of its results have come. Raises ValueError: nothing was sent."""
         assert self._transport is not None
+        frame = to_frame(encode_items(items))
         self._busy = True
         self._seen_late = None
         self._sent_at = time.monotonic()
         self.num_sent += len(items)
-        self._transport.write(to_frame(encode_items(items)))
+        self._transport.write(frame)
 
     def rest(self) -> None:
         """All results of the frame have come."""

@@ -74,7 +74,10 @@ def decode_items(payload: bytes) -> list[Item]:
 
 
 def encode_scored(scored: Iterable[Scored]) -> bytes:
-    """The results of a frame, in the order of its items. Raises nothing that `Scored.encoded` does not."""
+    """The results of a frame, in the order of its items; none when it could not be read.
+
+    Raises nothing that `Scored.encoded` does not.
+    """
     parts: list[bytes] = []
     for one in scored:
         reward = math.nan if one.reward is None else one.reward

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .api import Item, Outcome
-from .scoring import Overloaded, Scored, WorkersCannotStart, without_reward
+from .scoring import Overloaded, Scored, WorkersCannotStart, too_deep, without_reward
 from .worker_process import WorkerOptions, WorkerProcess, WorkerStartError
 
 logger = logging.getLogger(__name__)
@@ -109,7 +109,12 @@ class WorkerPool:
         self._started()
         batch = _Batch(asyncio.get_running_loop().create_future(), [None] * len(items), len(items))
         self._num_pending += len(items)
-        self._queue.extend(_Pending(item, batch, place) for place, item in enumerate(items))
+        for place, item in enumerate(items):
+            pending = _Pending(item, batch, place)
+            if refusal := too_deep(item):
+                self._settle(pending, refusal)
+            else:
+                self._queue.append(pending)
         self._plan_dispatch()
         try:
             await batch.done
@@ -226,8 +231,13 @@ class WorkerPool:
             quick = int(_FRAME_SECONDS / self._item_seconds)
             taken = self._take(max(1, min(share, quick, _MAX_FRAME_ITEMS)))
             worker = self._idle.pop()
+            try:
+                worker.send([one.item for one in taken])
+            except ValueError:  # what no JSON can hold: an item that was not read from any
+                self._idle.append(worker)
+                self._set_apart(taken)
+                continue
             self._frames[worker] = taken
-            worker.send([one.item for one in taken])
             if self._watch is None:
                 self._watch = asyncio.get_running_loop().call_later(self._deadline, self._look_for_late)
 
@@ -254,21 +264,33 @@ class WorkerPool:
             self._watch = asyncio.get_running_loop().call_later(min(*left, self._deadline), self._look_for_late)
 
     def _take_results(self, worker: WorkerProcess, results: list[Scored]) -> None:
-        """Results of the first items of the frame; the worker has given the others back."""
+        """Results of the first items of the frame; the worker has given the others back, or cannot read any."""
         frame = self._frames.get(worker, [])
-        if not 0 < len(results) <= len(frame):
+        if not frame or len(results) > len(frame):
             raise ValueError("results that nobody asked for")
         self._frames[worker] = []
         for pending, scored in zip(frame, results, strict=False):
             self._settle(pending, scored)
-        mean = sum(one.seconds for one in results) / len(results)
-        self._item_seconds += _SMOOTHING * (min(mean, 1.0) - self._item_seconds)
-        self._requeue(frame[len(results) :])
+        if results:
+            mean = sum(one.seconds for one in results) / len(results)
+            self._item_seconds += _SMOOTHING * (min(mean, 1.0) - self._item_seconds)
+            self._requeue(frame[len(results) :])
+        else:
+            self._set_apart(frame)
         worker.rest()
         if worker.killed_for is None:
             self._idle.append(worker)
         if self._queue:
             self._plan_dispatch()
+
+    def _set_apart(self, frame: Sequence[_Pending]) -> None:
+        """Of a frame that could not be written or read: each item goes alone next, and one that was alone fails."""
+        if len(frame) == 1:
+            self._fail(frame[0], Outcome.VERIFIER_ERROR, "not scored: no scoring process can read this item")
+            return
+        for pending in frame:
+            pending.num_attempts = max(pending.num_attempts, 1)
+        self._requeue(frame)
 
     def _bury(self, worker: WorkerProcess, frame: Sequence[_Pending]) -> None:
         """Settles what a worker had in hand when it ended: one item was its end, the others are somebody else's."""

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from mmr1_reward_server import worker_main, worker_process
+from mmr1_reward_server import worker_main, worker_process, workers
 from mmr1_reward_server.api import Item, Outcome, Result
 from mmr1_reward_server.scoring import Overloaded, Scored, WorkersCannotStart
 from mmr1_reward_server.worker_process import WorkerOptions, WorkerProcess
@@ -275,6 +275,42 @@ async def test_a_worker_starts_where_it_may_not_offer_itself(tmp_path: Path, mon
     monkeypatch.setattr(Path, "write_text", refuses)
     worker_main._volunteer(adjustment)
     assert adjustment.read_text() == "0"
+
+
+def nested(levels: int) -> Any:
+    """Lists and objects by turns."""
+    value: Any = 3
+    for level in range(levels):
+        value = [value] if level % 2 else {"a": value}
+    return value
+
+
+async def test_what_is_nested_too_deeply_is_refused_alone(pool: WorkerPool) -> None:
+    deep = item("process_id", solution=nested(65))
+    deep_params = item("process_id").model_copy(update={"params": {"a": nested(65)}})
+    deepest = item("process_id", solution=nested(64))
+    very_deep = item("process_id").model_copy(update={"solution": nested(100_000)})
+    scored = await pool.score([deepest, deep, deep_params, very_deep, deepest])
+    assert outcomes(scored) == ["ok", *["verifier_error"] * 3, "ok"]
+    for one in scored[1:4]:
+        assert one.result.detail == "lists and objects in solution or params are nested more than 64 levels deep"
+        assert one.refused
+    assert outcomes(await pool.score([deep])) == ["verifier_error"]
+    assert not restarts
+
+
+async def test_an_item_that_a_worker_cannot_read_fails_alone(pool: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "too_deep", lambda _: None)
+    unreadable = item("process_id", solution=nested(210))
+    unwritable = item("process_id").model_copy(update={"solution": "\ud800"})
+    good = item("counting")
+    for bad in (unreadable, unwritable):
+        scored = await pool.score([good, good, bad, good])
+        assert outcomes(scored) == ["ok", "ok", "verifier_error", "ok"]
+        assert scored[2].result.detail == "not scored: no scoring process can read this item"
+    assert outcomes(await pool.score([unreadable, unwritable])) == ["verifier_error"] * 2
+    assert pool.num_pending == 0
+    assert not restarts
 
 
 async def test_no_items(pool: WorkerPool) -> None:
