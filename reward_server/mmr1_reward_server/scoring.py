@@ -17,6 +17,8 @@ from .registry import BadItem, InvalidOutput, Registry, Verdict
 
 logger = logging.getLogger(__name__)
 
+MAX_NESTING = 64  # of lists and objects within a solution or params; JSON readers stop somewhere beyond 100
+
 _MAX_DETAIL_CHARS = 500
 _RESULT = TypeAdapter(Result)
 
@@ -99,6 +101,20 @@ class Scoring(Protocol):
 
     async def close(self) -> None:
         """Ends what runs. `score` must not be called afterwards."""
+
+
+def too_deep(item: Item) -> Scored | None:
+    """The refusal of an item whose solution or params are nested too deeply to be passed on; None for any other."""
+    level = [value for value in (item.solution, *item.params.values()) if isinstance(value, list | dict)]
+    for _ in range(MAX_NESTING):
+        if not level:
+            return None
+        inner = (value for one in level for value in (one.values() if isinstance(one, dict) else one))
+        level = [value for value in inner if isinstance(value, list | dict)]
+    if not level:
+        return None
+    detail = f"lists and objects in solution or params are nested more than {MAX_NESTING} levels deep"
+    return Scored(without_reward(item, Outcome.VERIFIER_ERROR, detail), 0.0, refused=True)
 
 
 def encode_result(result: Result) -> bytes:

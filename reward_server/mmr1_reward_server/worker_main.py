@@ -16,6 +16,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import BinaryIO
 
 from pydantic import ValidationError
@@ -38,6 +39,7 @@ _GIVE_BACK_SECONDS = 0.04
 _LENGTH_BYTES = 4
 _SURELY_READABLE_DEPTH = 100
 _PR_SET_PDEATHSIG = 1
+_OOM_SCORE = 500  # of 1000, on top of what the memory in use counts
 _CANNOT_START = 2
 
 
@@ -77,10 +79,16 @@ def _settle_in(parent: int) -> None:
         if os.getppid() != parent:
             os._exit(1)
         # When memory runs out, it is a worker that has to go, not the server.
-        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
-            file.write("500")
+        _volunteer(Path("/proc/self/oom_score_adj"))
     configure_logging()
     sys.stdout = sys.stderr  # what a scorer prints must not pass for a log line
+
+
+def _volunteer(adjustment: Path) -> None:
+    """Makes the process a likelier one to be ended, never a less likely one. Where that is not allowed, as likely."""
+    with contextlib.suppress(OSError, ValueError):
+        if int(adjustment.read_text("ascii")) < _OOM_SCORE:
+            adjustment.write_text(str(_OOM_SCORE), "ascii")
 
 
 class _Worker:
@@ -95,7 +103,13 @@ class _Worker:
         gc.freeze()  # what is loaded by now stays, and need not be looked through again
         with pipe.makefile("rb") as stream:
             while payload := _read_frame(stream):
-                self._score_frame(pipe, decode_items(payload))
+                try:
+                    items = decode_items(payload)
+                except ValueError:  # one of them is to blame, and the server finds out which
+                    logger.exception("items cannot be read")
+                    pipe.sendall(to_frame(encode_scored([])))
+                    continue
+                self._score_frame(pipe, items)
 
     def _score_frame(self, pipe: socket.socket, items: Sequence[Item]) -> None:
         """Sends the results together. Fewer than there are items: the others are given back unscored."""

@@ -26,6 +26,7 @@ from .worker_wire import FrameReader, Hello, Progress, decode_scored, encode_ite
 STALL_SECONDS = 30.0
 
 _START_SECONDS = 60.0
+_SECOND_LOOK_SECONDS = 0.02  # between the two looks that must both find an item late
 _PIPE_SECONDS = 0.5  # from a process's end to its pipe's: longer only if a grandchild has inherited the pipe
 
 
@@ -66,28 +67,15 @@ class WorkerProcess(asyncio.Protocol):
         self.num_sent = 0
         self.killed_for: str | None = None
         self.late_position: int | None = None
+        self._seen_late: tuple[int, float] | None = None
 
     async def start(self, options: WorkerOptions) -> None:
         """Returns when the process is ready for items. Raises WorkerStartError; nothing is left running then."""
-        ours, theirs = socket.socketpair()
-        descriptor = Progress.new_descriptor()
         try:
-            with theirs:
-                self._progress = Progress(descriptor)
-                self._process = await asyncio.create_subprocess_exec(
-                    *options.command(theirs.fileno(), descriptor),
-                    stdin=asyncio.subprocess.DEVNULL,
-                    pass_fds=(theirs.fileno(), descriptor),
-                    env=_environment(),
-                )
-            loop = asyncio.get_running_loop()
-            await loop.create_connection(lambda: self, sock=ours)
-        except OSError as error:
-            ours.close()
+            await self._launch(options)
+        except OSError as error:  # no more descriptors, processes or memory
             self.kill("start_failed")
             raise WorkerStartError(f"no process could be started: {error.strerror or error}") from None
-        finally:
-            os.close(descriptor)
         try:
             async with asyncio.timeout(_START_SECONDS):
                 hello = await self._hello
@@ -99,13 +87,34 @@ class WorkerProcess(asyncio.Protocol):
             await self.ended()
             raise WorkerStartError(hello.problem)
 
+    async def _launch(self, options: WorkerOptions) -> None:
+        """Starts the process and connects to it. Raises OSError; no descriptor is left open then."""
+        with contextlib.ExitStack() as passed, contextlib.ExitStack() as kept:
+            ours, theirs = socket.socketpair()
+            kept.callback(ours.close)
+            passed.callback(theirs.close)
+            descriptor = Progress.new_descriptor()
+            passed.callback(os.close, descriptor)
+            self._progress = Progress(descriptor)
+            self._process = await asyncio.create_subprocess_exec(
+                *options.command(theirs.fileno(), descriptor),
+                stdin=asyncio.subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(), descriptor),
+                env=_environment(),
+            )
+            passed.close()
+            await asyncio.get_running_loop().create_connection(lambda: self, sock=ours)
+            kept.pop_all()  # the connection's from here on
+
     def send(self, items: Sequence[Item]) -> None:
-        """One frame; the next may follow when all of its results have come."""
+        """One frame; the next may follow when all of its results have come. Raises ValueError: nothing was sent."""
         assert self._transport is not None
+        frame = to_frame(encode_items(items))
         self._busy = True
+        self._seen_late = None
         self._sent_at = time.monotonic()
         self.num_sent += len(items)
-        self._transport.write(to_frame(encode_items(items)))
+        self._transport.write(frame)
 
     def rest(self) -> None:
         """All results of the frame have come."""
@@ -116,19 +125,23 @@ class WorkerProcess(asyncio.Protocol):
         if not self._busy or self._progress is None or self.killed_for is not None:
             return None
         now = time.monotonic()
-        position = self._progress.position
+        seen = position, counts_from = self._progress.look()
         if position < 0:  # it has not taken up the frame yet, or is sending the last results
             left = self._sent_at + deadline_seconds + STALL_SECONDS - now
-            return left if left <= 0 else min(left, deadline_seconds)
-        left = self._progress.counts_from + deadline_seconds - now
-        if left <= 0:
-            self.late_position = position
+        else:
+            left = counts_from + deadline_seconds - now
+        if left > 0:
+            return min(left, deadline_seconds) if position < 0 else left
+        if seen != self._seen_late:  # it may be the whole machine that stood still: look once more
+            self._seen_late = seen
+            return _SECOND_LOOK_SECONDS
+        self.late_position = position if position >= 0 else None
         return left
 
     @property
     def position(self) -> int | None:
         """Which item of its frame the process is scoring, or was when it died."""
-        position = self._progress.position if self._progress else -1
+        position = self._progress.look()[0] if self._progress else -1
         return position if position >= 0 else None
 
     def kill(self, cause: str) -> None:

@@ -11,6 +11,7 @@ import mmap
 import os
 import struct
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Sequence
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
@@ -22,7 +23,9 @@ from .scoring import Scored
 _LENGTH = struct.Struct("!I")
 # Seconds, reward (not a number for none), outcome, whether the item was refused, length of the result's JSON.
 _SCORED = struct.Struct("!dd16s?I")
-_PROGRESS = struct.Struct("dq")  # what `Progress` keeps
+# `Progress` is one number: microseconds of the monotonic clock (51 bits, 71 years), then the position plus one.
+_PROGRESS_BYTES = 8
+_POSITION_BITS = 12  # a frame holds far fewer items
 _RESTING = -1
 _CODES = {outcome: outcome.value.encode().ljust(16) for outcome in Outcome}
 _OUTCOMES = {code: outcome for outcome, code in _CODES.items()}
@@ -71,7 +74,10 @@ def decode_items(payload: bytes) -> list[Item]:
 
 
 def encode_scored(scored: Iterable[Scored]) -> bytes:
-    """The results of a frame, in the order of its items. Raises nothing that `Scored.encoded` does not."""
+    """The results of a frame, in the order of its items; none when it could not be read.
+
+    Raises nothing that `Scored.encoded` does not.
+    """
     parts: list[bytes] = []
     for one in scored:
         reward = math.nan if one.reward is None else one.reward
@@ -109,37 +115,35 @@ class Progress:
     """
 
     def __init__(self, descriptor: int) -> None:
-        self._memory = mmap.mmap(descriptor, _PROGRESS.size)
+        self._memory = mmap.mmap(descriptor, _PROGRESS_BYTES)
+        # Position and time are one aligned number, so that no reader ever sees half of a change. Not through `struct`:
+        # its `pack_into` writes zeros first.
+        self._state = memoryview(self._memory).cast("Q")
 
     @staticmethod
     def new_descriptor() -> int:
-        """A file in memory that both processes map; the caller closes the descriptor."""
+        """A file in memory that both processes map; the caller closes the descriptor. Raises OSError."""
         if hasattr(os, "memfd_create"):
             descriptor = os.memfd_create("mmr1-reward-progress")
         else:
             with tempfile.TemporaryFile() as file:
                 descriptor = os.dup(file.fileno())
-        os.ftruncate(descriptor, _PROGRESS.size)
-        os.pwrite(descriptor, _PROGRESS.pack(0.0, _RESTING), 0)
+        os.ftruncate(descriptor, _PROGRESS_BYTES)  # zeros: at rest
         return descriptor
 
     def begin(self, position: int, counts_from: float) -> None:
         """The worker begins with an item. `counts_from`: when its deadline starts to run, on the monotonic clock."""
-        # The time is written first: a reader in between sees the old item with a newer time, and waits.
-        _PROGRESS.pack_into(self._memory, 0, counts_from, position)
+        self._state[0] = int(counts_from * 1e6) << _POSITION_BITS | position + 1
 
     def rest(self) -> None:
         """The worker has no item in hand."""
-        self.begin(_RESTING, 0.0)
+        self.begin(_RESTING, time.monotonic())
 
-    @property
-    def position(self) -> int:
-        """Within the frame, from 0; negative while the worker rests."""
-        return int(_PROGRESS.unpack_from(self._memory)[1])
-
-    @property
-    def counts_from(self) -> float:
-        return float(_PROGRESS.unpack_from(self._memory)[0])
+    def look(self) -> tuple[int, float]:
+        """Position within the frame, from 0 and negative while the worker rests, and since when: of one moment."""
+        state = self._state[0]
+        return (state & (1 << _POSITION_BITS) - 1) - 1, (state >> _POSITION_BITS) / 1e6
 
     def close(self) -> None:
+        self._state.release()
         self._memory.close()

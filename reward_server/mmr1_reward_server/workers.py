@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .api import Item, Outcome
-from .scoring import Overloaded, Scored, WorkersCannotStart, without_reward
+from .scoring import Overloaded, Scored, WorkersCannotStart, too_deep, without_reward
 from .worker_process import WorkerOptions, WorkerProcess, WorkerStartError
 
 logger = logging.getLogger(__name__)
@@ -109,7 +109,12 @@ class WorkerPool:
         self._started()
         batch = _Batch(asyncio.get_running_loop().create_future(), [None] * len(items), len(items))
         self._num_pending += len(items)
-        self._queue.extend(_Pending(item, batch, place) for place, item in enumerate(items))
+        for place, item in enumerate(items):
+            pending = _Pending(item, batch, place)
+            if refusal := too_deep(item):
+                self._settle(pending, refusal)
+            else:
+                self._queue.append(pending)
         self._plan_dispatch()
         try:
             await batch.done
@@ -138,6 +143,8 @@ class WorkerPool:
         if self._ready_or_broken is None:
             self._ready_or_broken = asyncio.Event()
             self._keepers = [asyncio.ensure_future(self._keep_one()) for _ in range(self._num_workers)]
+            for keeper in self._keepers:
+                keeper.add_done_callback(self._keeper_ended)
         return self._ready_or_broken
 
     async def _keep_one(self) -> None:
@@ -145,19 +152,36 @@ class WorkerPool:
         assert self._ready_or_broken is not None
         num_failures = 0
         while not self._closed:
-            worker = WorkerProcess(self._take_results)
             try:
-                await worker.start(self._options)
-                num_failures = 0 if await self._lifetime(worker) else num_failures + 1
+                num_failures = 0 if await self._one_life() else num_failures + 1
             except WorkerStartError as error:
                 num_failures += 1
                 self._start_failed(str(error), num_failures)
-            finally:
-                worker.kill("closed")  # also when this task is cancelled: no process is left behind
-                await worker.ended()
             if num_failures and not self._closed:
                 back_off = min(_FIRST_BACK_OFF_SECONDS * 2.0 ** min(num_failures - 1, 10), _LONGEST_BACK_OFF_SECONDS)
                 await asyncio.sleep(back_off)
+
+    async def _one_life(self) -> bool:
+        """As `_lifetime`, of a worker that is yet to start. Raises WorkerStartError."""
+        worker = WorkerProcess(self._take_results)
+        try:
+            await worker.start(self._options)
+            return await self._lifetime(worker)
+        finally:
+            worker.kill("closed")  # also when this task is cancelled: no process is left behind
+            await worker.ended()
+
+    def _keeper_ended(self, keeper: asyncio.Task[None]) -> None:
+        """A keeper ends with the pool. If a bug ends it before, nobody may wait for what it will not do."""
+        if self._closed or keeper.cancelled() or (error := keeper.exception()) is None:
+            return
+        assert self._ready_or_broken is not None
+        logger.error("the keeper of a worker failed", exc_info=error)
+        self._keepers.remove(keeper)
+        if not self._keepers:
+            self._broken = f"a bug in the server: {type(error).__name__}: {error}"
+            self._ready_or_broken.set()
+            self._fail_queue(f"no scoring process starts: {self._broken}")
 
     async def _lifetime(self, worker: WorkerProcess) -> bool:
         """From ready to buried. False for a process that ended without having been given an item."""
@@ -207,8 +231,13 @@ class WorkerPool:
             quick = int(_FRAME_SECONDS / self._item_seconds)
             taken = self._take(max(1, min(share, quick, _MAX_FRAME_ITEMS)))
             worker = self._idle.pop()
+            try:
+                worker.send([one.item for one in taken])
+            except ValueError:  # what no JSON can hold: an item that was not read from any
+                self._idle.append(worker)
+                self._set_apart(taken)
+                continue
             self._frames[worker] = taken
-            worker.send([one.item for one in taken])
             if self._watch is None:
                 self._watch = asyncio.get_running_loop().call_later(self._deadline, self._look_for_late)
 
@@ -235,21 +264,33 @@ class WorkerPool:
             self._watch = asyncio.get_running_loop().call_later(min(*left, self._deadline), self._look_for_late)
 
     def _take_results(self, worker: WorkerProcess, results: list[Scored]) -> None:
-        """Results of the first items of the frame; the worker has given the others back."""
+        """Results of the first items of the frame; the worker has given the others back, or cannot read any."""
         frame = self._frames.get(worker, [])
-        if not 0 < len(results) <= len(frame):
+        if not frame or len(results) > len(frame):
             raise ValueError("results that nobody asked for")
         self._frames[worker] = []
         for pending, scored in zip(frame, results, strict=False):
             self._settle(pending, scored)
-        mean = sum(one.seconds for one in results) / len(results)
-        self._item_seconds += _SMOOTHING * (min(mean, 1.0) - self._item_seconds)
-        self._requeue(frame[len(results) :])
+        if results:
+            mean = sum(one.seconds for one in results) / len(results)
+            self._item_seconds += _SMOOTHING * (min(mean, 1.0) - self._item_seconds)
+            self._requeue(frame[len(results) :])
+        else:
+            self._set_apart(frame)
         worker.rest()
         if worker.killed_for is None:
             self._idle.append(worker)
         if self._queue:
             self._plan_dispatch()
+
+    def _set_apart(self, frame: Sequence[_Pending]) -> None:
+        """Of a frame that could not be written or read: each item goes alone next, and one that was alone fails."""
+        if len(frame) == 1:
+            self._fail(frame[0], Outcome.VERIFIER_ERROR, "not scored: no scoring process can read this item")
+            return
+        for pending in frame:
+            pending.num_attempts = max(pending.num_attempts, 1)
+        self._requeue(frame)
 
     def _bury(self, worker: WorkerProcess, frame: Sequence[_Pending]) -> None:
         """Settles what a worker had in hand when it ended: one item was its end, the others are somebody else's."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import json
 import os
 import re
 import signal
@@ -84,6 +85,28 @@ def test_an_oversized_body_is_refused_over_a_socket(port: int, declared: bool) -
     assert response.status == 413
     assert b"body_too_large" in response.read()
     connection.close()
+
+
+@pytest.mark.parametrize("levels", [64, 65, 190])
+def test_deep_nesting_costs_no_worker(port: int, levels: int) -> None:
+    solution = json.loads("[" * levels + "]" * levels)
+    url = f"http://127.0.0.1:{port}"
+    with httpx.Client(trust_env=False, base_url=url, timeout=20) as client:
+        before = replaced_workers(client)
+        asked = {"id": "1", "task": "process_id", "response": "", "solution": solution}
+        (result,) = client.post("/v1/score", json={"items": [asked]}).json()["results"]
+        assert result["outcome"] == ("ok" if levels == 64 else "verifier_error")
+        if levels > 64:
+            assert result["detail"].endswith("nested more than 64 levels deep")
+            sample = {"response": "", "label": solution}
+            assert client.post("/slime/process_id?detail=1", json=sample).json()["verifier_error"] == 1.0
+        assert replaced_workers(client) == before
+
+
+def replaced_workers(client: httpx.Client) -> str:
+    """What the metrics say of the workers that had to be replaced."""
+    lines = client.get("/metrics").text.splitlines()
+    return "\n".join(line for line in lines if "restart" in line and "_created" not in line)
 
 
 def test_a_port_in_use_is_one_line_and_exit_code_2() -> None:

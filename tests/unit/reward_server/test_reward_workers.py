@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
+import socket
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
+from mmr1_reward_server import worker_main, worker_process, workers
 from mmr1_reward_server.api import Item, Outcome, Result
 from mmr1_reward_server.scoring import Overloaded, Scored, WorkersCannotStart
-from mmr1_reward_server.worker_process import WorkerOptions
+from mmr1_reward_server.worker_process import WorkerOptions, WorkerProcess
 from mmr1_reward_server.worker_wire import (
     FrameReader,
     Progress,
@@ -202,6 +208,111 @@ async def test_a_reward_that_a_worker_cannot_import_is_named() -> None:
     await pool.close()
 
 
+async def test_a_server_out_of_descriptors_tries_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_pair, num_refused = socket.socketpair, 0
+
+    def refuses_twice(*args: Any) -> tuple[socket.socket, socket.socket]:
+        nonlocal num_refused
+        num_refused += 1
+        if num_refused <= 2:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return make_pair(*args)
+
+    monkeypatch.setattr(worker_process.socket, "socketpair", refuses_twice)
+    pool = make(rewards=())
+    async with asyncio.timeout(60):
+        assert outcomes(await pool.score([item("counting")])) == ["ok"]
+    assert restarts == {"start_failed": 2}
+    await pool.close()
+
+
+async def test_a_server_that_stays_out_of_descriptors_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses() -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(Progress, "new_descriptor", refuses)
+    before = len(os.listdir("/dev/fd"))
+    pool = make(rewards=())
+    async with asyncio.timeout(10):
+        (scored,) = await pool.score([item("counting")])
+    assert scored.outcome is Outcome.VERIFIER_ERROR
+    assert scored.result.detail == "not scored: no scoring process starts: no process could be started: " + (
+        "Too many open files"
+    )
+    assert "Too many open files" in (pool.unready or "")
+    assert len(os.listdir("/dev/fd")) == before
+    await pool.close()
+
+
+async def test_a_bug_where_workers_are_kept_does_not_hang_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(WorkerProcess, "start", fails)
+    pool = make(num_workers=2)
+    async with asyncio.timeout(10):
+        assert outcomes(await pool.score([item("counting")])) == ["verifier_error"]
+    assert "RuntimeError: a bug" in (pool.unready or "")
+    await pool.close()
+
+
+@pytest.mark.parametrize(("before", "after"), [("0", "500"), ("-900", "500"), ("500", "500"), ("900\n", "900\n")])
+async def test_a_worker_offers_itself_when_memory_runs_out(tmp_path: Path, before: str, after: str) -> None:
+    adjustment = tmp_path / "oom_score_adj"
+    adjustment.write_text(before)
+    worker_main._volunteer(adjustment)
+    assert adjustment.read_text() == after
+
+
+async def test_a_worker_starts_where_it_may_not_offer_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker_main._volunteer(tmp_path / "not there")
+    adjustment = tmp_path / "oom_score_adj"
+    adjustment.write_text("0")
+
+    def refuses(*_: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "write_text", refuses)
+    worker_main._volunteer(adjustment)
+    assert adjustment.read_text() == "0"
+
+
+def nested(levels: int) -> Any:
+    """Lists and objects by turns."""
+    value: Any = 3
+    for level in range(levels):
+        value = [value] if level % 2 else {"a": value}
+    return value
+
+
+async def test_what_is_nested_too_deeply_is_refused_alone(pool: WorkerPool) -> None:
+    deep = item("process_id", solution=nested(65))
+    deep_params = item("process_id").model_copy(update={"params": {"a": nested(65)}})
+    deepest = item("process_id", solution=nested(64))
+    very_deep = item("process_id").model_copy(update={"solution": nested(100_000)})
+    scored = await pool.score([deepest, deep, deep_params, very_deep, deepest])
+    assert outcomes(scored) == ["ok", *["verifier_error"] * 3, "ok"]
+    for one in scored[1:4]:
+        assert one.result.detail == "lists and objects in solution or params are nested more than 64 levels deep"
+        assert one.refused
+    assert outcomes(await pool.score([deep])) == ["verifier_error"]
+    assert not restarts
+
+
+async def test_an_item_that_a_worker_cannot_read_fails_alone(pool: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "too_deep", lambda _: None)
+    unreadable = item("process_id", solution=nested(210))
+    unwritable = item("process_id").model_copy(update={"solution": "\ud800"})
+    good = item("counting")
+    for bad in (unreadable, unwritable):
+        scored = await pool.score([good, good, bad, good])
+        assert outcomes(scored) == ["ok", "ok", "verifier_error", "ok"]
+        assert scored[2].result.detail == "not scored: no scoring process can read this item"
+    assert outcomes(await pool.score([unreadable, unwritable])) == ["verifier_error"] * 2
+    assert pool.num_pending == 0
+    assert not restarts
+
+
 async def test_no_items(pool: WorkerPool) -> None:
     assert await pool.score([]) == []
 
@@ -246,8 +357,54 @@ async def test_progress_is_seen_through_another_mapping() -> None:
     descriptor = Progress.new_descriptor()
     ours, theirs = Progress(descriptor), Progress(descriptor)
     os.close(descriptor)
-    assert ours.position < 0
+    assert ours.look()[0] < 0
     theirs.begin(3, 12.5)
-    assert (ours.position, ours.counts_from) == (3, 12.5)
+    assert ours.look() == (3, 12.5)
     theirs.rest()
-    assert ours.position < 0
+    assert ours.look()[0] < 0
+    ours.close()
+    theirs.close()
+
+
+_BUSY_WRITER = """
+import sys, time
+from mmr1_reward_server.worker_wire import Progress
+progress = Progress(int(sys.argv[1]))
+print("writing", flush=True)
+while True:
+    for position in (0, 1, 255):
+        progress.begin(position, time.monotonic())
+    progress.rest()
+"""
+
+
+async def test_a_worker_that_moves_on_is_never_taken_for_late() -> None:
+    descriptor = Progress.new_descriptor()
+    worker = WorkerProcess(lambda *_: None)
+    worker._progress, worker._busy, worker._sent_at = Progress(descriptor), True, time.monotonic()
+    argv = [sys.executable, "-c", _BUSY_WRITER, str(descriptor)]
+    with subprocess.Popen(argv, pass_fds=[descriptor], stdout=subprocess.PIPE) as writer:
+        os.close(descriptor)
+        assert writer.stdout is not None and writer.stdout.readline()
+        try:
+            # The writer may wait long for a processor, but not for an hour.
+            left = [worker.due_in(3600.0) or 0.0 for _ in range(200_000)]
+        finally:
+            writer.kill()
+    assert min(left) > 1000
+    assert worker.late_position is None
+
+
+async def test_a_worker_is_late_when_a_second_look_finds_it_at_the_same_item() -> None:
+    descriptor = Progress.new_descriptor()
+    worker = WorkerProcess(lambda *_: None)
+    progress = worker._progress = Progress(descriptor)
+    os.close(descriptor)
+    worker._busy = True
+    progress.begin(0, time.monotonic() - 2.0)
+    assert (worker.due_in(1.0) or 0.0) > 0
+    progress.begin(1, time.monotonic() - 2.0)  # it has moved on meanwhile
+    assert (worker.due_in(1.0) or 0.0) > 0
+    assert worker.late_position is None
+    assert (worker.due_in(1.0) or 0.0) < 0
+    assert worker.late_position == 1
