@@ -57,7 +57,10 @@ def router(scoring: Scoring, registry: Registry, defaults: Defaults) -> APIRoute
         for place, (query, prompt, label) in enumerate(zip(asked.query, prompts, labels, strict=True)):
             routed = route(label)
             tasks = (call.task, routed.task, defaults.default_task)
-            items.append(make_item(registry, routed, extract_response(query, prompt), tasks=tasks, name=str(place)))
+            task = next(task for task in tasks if task is not None)
+            keep_end = task in registry and registry[task].keeps_special_tokens
+            response = extract_response(query, prompt, keep_end=keep_end)
+            items.append(make_item(registry, routed, response, tasks=tasks, name=str(place)))
         # Some versions of the client send empty lists to every address but the first.
         scored = (
             await holding.score(items, num_bytes=len(call.body), hold_seconds=_HOLD_SECONDS, gone=call.gone)

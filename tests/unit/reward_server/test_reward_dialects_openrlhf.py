@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from mmr1_reward_server.dialects import openrlhf
 from mmr1_reward_server.dialects.chat import extract_response
+from mmr1_reward_server.rewards.presets.pr1 import PR1_COUNTING, PR1_GROUNDING
 from tests.unit.reward_server.reward_peers import Scripted, peers, refusal
 
 PROMPT = "<|im_start|>user\nHow many dogs?<|im_end|>\n<|im_start|>assistant\n"
@@ -180,6 +181,23 @@ async def test_a_wrong_task_is_answered_with_the_nearest() -> None:
 )
 def test_the_response_within_a_query(query: str, prompt: str, response: str) -> None:
     assert extract_response(query, prompt) == response
+    kept = extract_response(query, prompt, keep_end=True)
+    assert kept.startswith(response) and query.endswith(kept)
+
+
+async def test_the_end_marks_reach_the_presets_that_ask_for_them() -> None:
+    """Qwen's own tokens, decoded with the prompt and padded: the presets' own examples score as they do by /v1."""
+    for task in (PR1_COUNTING, PR1_GROUNDING):
+        assert task.example is not None
+        item, result = task.example.item, task.example.result
+        assert "<|im_end|>" in item.response
+        label = {"task": task.name, "solution": item.solution, "params": item.params}
+        for end in ("", "<|endoftext|>" * 3):
+            asked = {"query": [PROMPT + item.response + end], "prompts": [PROMPT], "labels": [label]}
+            async with peers(openrlhf) as http:
+                answer = await http.post(f"/get_reward/{task.name}", json=asked)
+                without_prompt = await http.post("/get_reward", json={**asked, "prompts": [""]})
+            assert answer.json()["rewards"] == without_prompt.json()["rewards"] == [result.reward]
 
 
 PIECES = ["<|im_start|>", "assistant\n", "<|image_pad|>", "<|im_end|>", "<image>", "3", " ", "\n", "Assistant: "]
