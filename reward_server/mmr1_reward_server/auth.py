@@ -12,6 +12,7 @@ import contextlib
 import hmac
 import logging
 import os
+import re
 import stat
 from collections.abc import Iterable
 from pathlib import Path
@@ -28,6 +29,7 @@ KEY_VARIABLE = "MMR1_REWARD_API_KEY"
 OPEN_PATHS = frozenset({"/", "/health", "/healthz", "/readyz", "/metrics"})
 
 _MIN_KEY_CHARS = 8
+_COMMENT = re.compile(r"(?:^|\s)#")
 _MAX_DISCARDED_BYTES = 2**20
 _DISCARD_SECONDS = 2.0
 _BEARER_HEADERS = (b"authorization", b"xrl-authorization")  # the second is ROLL's
@@ -35,7 +37,10 @@ _KEY_HEADER = b"x-api-key"
 
 
 def load_keys(file: str | None) -> frozenset[str]:
-    """The keys of the file, one a line (# begins a comment), and that of the environment. Raises SettingsError."""
+    """The keys of the file, one a line, and that of the environment. Raises SettingsError.
+
+    `#` begins a comment at a line's beginning or after a space; within a key it is refused, lest it shorten one.
+    """
     keys: set[str] = set()
     if file is not None:
         path = Path(file)
@@ -46,9 +51,12 @@ def load_keys(file: str | None) -> frozenset[str]:
             reason = error.strerror if isinstance(error, OSError) else "it is not text"
             raise SettingsError(f"--api-key-file {file} cannot be read: {reason}") from None
         for number, line in enumerate(lines, 1):
-            key = line.partition("#")[0].strip()
+            key = _COMMENT.split(line, maxsplit=1)[0].strip()
+            source = f"--api-key-file {file}, line {number}"
+            if "#" in key:
+                raise SettingsError(f"{source}: there is a # within the key; a comment begins after a space")
             if key:
-                keys.add(_checked(key, f"--api-key-file {file}, line {number}"))
+                keys.add(_checked(key, source))
         if not keys:
             raise SettingsError(f"--api-key-file {file} holds no key: write one a line, or leave the option out")
         if mode & (stat.S_IRGRP | stat.S_IROTH):

@@ -34,19 +34,20 @@ class BodyLimits:
             return
         held = 0
         complete = False
-        until = 0.0
+        until: float | None = None
 
         async def limited() -> Message:
             nonlocal held, complete, until
-            if held and not complete:
-                message = await self._within(until, receive)
-            else:
-                message = await receive()
-            if message["type"] != "http.request" or complete:
+            if complete:
+                return await receive()
+            # From the first question on: a body that was declared may never begin. Where there is none, as of a GET,
+            # its end is there at once.
+            if until is None:
+                until = asyncio.get_running_loop().time() + self._seconds
+            message = await self._within(until, receive)
+            if message["type"] != "http.request":
                 return message
             complete = not message.get("more_body", False)
-            if not complete and not held:
-                until = asyncio.get_running_loop().time() + self._seconds
             num_bytes = len(message.get("body", b""))
             held += num_bytes
             self._num_held += num_bytes

@@ -59,14 +59,21 @@ class RewardClient:
         api_key: str | None = None,
         verify: ssl.SSLContext | str | bool = True,
     ) -> None:
-        url = httpx.URL(base_url)
+        self._base_url = _without_userinfo(base_url)
+        try:
+            url = httpx.URL(base_url)
+        except httpx.InvalidURL:
+            url = httpx.URL()
         if url.scheme not in ("http", "https") or not url.host:
-            raise ValueError(f"not the URL of a reward server: {base_url!r}; it looks like http://127.0.0.1:8000")
-        self._base_url = base_url
+            wrong = f"not the URL of a reward server: {self._base_url!r}; it looks like http://127.0.0.1:8000"
+            raise ValueError(wrong)
+        # httpx logs the URL of each request, so a password is taken out of it.
+        auth = httpx.BasicAuth(url.username, url.password) if url.userinfo else None
         self._deadline = deadline_seconds
         # The deadline is ours (httpx's are per read); a proxy from the environment has no place between these services.
         self._http = httpx.AsyncClient(
-            base_url=url,
+            base_url=url.copy_with(userinfo=b""),
+            auth=auth,
             timeout=None,
             transport=transport,
             trust_env=False,
@@ -156,6 +163,13 @@ class RewardClient:
         if response.status_code in _RETRIED_STATUSES:
             raise _Transient(message, _retry_after(response))
         raise RewardServerError(message)
+
+
+def _without_userinfo(url: str) -> str:
+    """For messages. Takes away all up to the last @, so that a password of odd characters leaves nothing behind."""
+    before, at, rest = url.rpartition("@")
+    scheme, separator, _ = before.partition("://")
+    return f"{scheme}{separator}{rest}" if at and separator else rest
 
 
 def _key_header(key: str | None) -> dict[str, str]:

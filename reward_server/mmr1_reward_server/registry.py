@@ -60,6 +60,8 @@ class Task(Generic[S, P]):
 
     `score` returns a Verdict, or raises InvalidOutput (the model's fault); anything else it raises is a verifier_error.
     `floor` is the floor with default params; where params change it, `floor_for` gives it, and the formula says so.
+    `keeps_special_tokens`: the formula is about the chat template's end marks too, so whoever takes a response out of a
+    decoded text leaves them in it.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Task(Generic[S, P]):
     score: Callable[[Sample[S, P]], Verdict]
     example: Example | None  # only a plugin may have none
     floor_for: Callable[[P], float] | None = None
+    keeps_special_tokens: bool = False
 
     def floor_with(self, params: P) -> float:
         return self.floor if self.floor_for is None else self.floor_for(params)

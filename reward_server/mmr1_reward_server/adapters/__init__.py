@@ -10,7 +10,7 @@ configuration are at the top of its file. A failed verdict is never a zero that 
 | EasyR1 | `for_easyr1.easyr1_reward` | raises; a number if `failed_score` is given, counted as a metric |
 | TRL | `trl_reward(...)`, `trl_reward_async(...)` | None: left out of the sample's sum |
 | ms-swift | `swift_orm(...)` | None: left out of the sample's sum |
-| AReaL | `areal_reward` | raises: four tries, then the rollout is given up |
+| AReaL | `areal_reward(...)` | raises: four tries, then the rollout is given up |
 | SkyRL-gym | `skyrl_environment(...)` | raises |
 | NeMo-RL | `nemo_rl_environment()` | raises; a number if `failed_score` is given |
 | verifiers | `verifiers_reward(...)`, `verifiers_task_reward` | raises: the rollout counts as failed |

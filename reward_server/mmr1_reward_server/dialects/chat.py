@@ -40,18 +40,21 @@ _END_MARKERS = (
 )
 
 
-def extract_response(query: str, prompt: str) -> str:
+def extract_response(query: str, prompt: str, *, keep_end: bool = False) -> str:
     """The response within `query`, which is prompt and response as decoded with special tokens.
 
     Takes away the prompt, in which a run of image pads equals one; where that fails (a prompt cut at its front, another
-    rendering), everything up to the last assistant marker; where there is none, nothing. Then the end markers.
+    rendering), everything up to the last assistant marker; where there is none, nothing. Then the end markers, unless
+    `keep_end`.
     """
     response = _after_prompt(query, prompt) if prompt else None
     if response is None:
         response = _after_last(query, _TURN_MARKERS)
     if response is None:
         response = _after_last(query, _WORD_MARKERS)
-    return _without_end(query if response is None else response)
+    if response is None:
+        response = query
+    return response if keep_end else _without_end(response)
 
 
 def _after_prompt(query: str, prompt: str) -> str | None:

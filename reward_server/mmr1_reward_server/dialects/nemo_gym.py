@@ -174,7 +174,13 @@ def route_row(row: dict[str, Any]) -> Label:
 
 
 def _without_verdict(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if key not in _VERDICT_KEYS}
+    kept = {key: value for key, value in row.items() if key not in _VERDICT_KEYS}
+    config = kept.get("instance_config")
+    if isinstance(config, dict) and "mask_sample" in config:
+        kept["instance_config"] = {key: value for key, value in config.items() if key != "mask_sample"}
+        if not kept["instance_config"]:
+            del kept["instance_config"]
+    return kept
 
 
 def _masked(row: dict[str, Any], floor: float, kind: str, reason: str) -> dict[str, Any]:

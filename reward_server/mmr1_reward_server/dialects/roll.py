@@ -83,10 +83,9 @@ def router(scoring: Scoring, registry: Registry, defaults: Defaults) -> APIRoute
         finished = submissions.result(name)
         if finished is None:
             return answer(_result(_DONE, "no result under this id (any more): submit it again", None))
-        if isinstance(finished, str):
-            return answer(_result(_DONE, f"not scored: {finished}", None))
-        reason = finished.result.detail
-        return answer(_result(_DONE, "ok" if finished.result.reward is not None else reason, finished.result.reward))
+        if finished.outcome is None:
+            return answer(_result(_DONE, f"not scored: {finished.detail}", None))
+        return answer(_result(_DONE, finished.detail if finished.reward is None else "ok", finished.reward))
 
     endpoints = Endpoints(routes, registry)
     endpoints.add(

@@ -1,5 +1,7 @@
 """What ROLL has submitted: what runs, and what is finished and not yet too old. Bounded in number, bytes and age.
 
+Of a finished one only the number and a bounded sentence are kept: what was read out of a response may be as long as it.
+
 It knows no HTTP and no task; it runs whatever coroutine it is given.
 """
 
@@ -10,12 +12,23 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
+from ..api import Outcome
 from ..scoring import Overloaded, Scored
 
 _MAX_FINISHED = 16_384
 _KEPT_SECONDS = 900.0  # longer than the peer's client asks for a result
 _LOOK_SECONDS = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What is left of a verdict; `outcome` is None when there was none, and `detail` says why."""
+
+    outcome: Outcome | None
+    reward: float | None
+    detail: str
 
 
 class Submissions:
@@ -37,7 +50,7 @@ class Submissions:
         self._clock = clock
         self._running: dict[str, asyncio.Task[None]] = {}
         self._bytes = 0
-        self._finished: OrderedDict[str, tuple[float, Scored | str]] = OrderedDict()  # with when it was; oldest first
+        self._finished: OrderedDict[str, tuple[float, Finished]] = OrderedDict()  # with when it was; oldest first
 
     async def submit(self, run: Callable[[], Awaitable[Scored]], *, num_bytes: int, room_seconds: float) -> str:
         """Starts `run` and returns the id of its result. Raises Overloaded when no room is free in `room_seconds`."""
@@ -54,22 +67,23 @@ class Submissions:
     def is_running(self, name: str) -> bool:
         return name in self._running
 
-    def result(self, name: str) -> Scored | str | None:
-        """The verdict, or in words why there is none; None for an id that is unknown or too old."""
+    def result(self, name: str) -> Finished | None:
+        """None for an id that is unknown or too old."""
         self._forget()
         finished = self._finished.get(name)
         return None if finished is None else finished[1]
 
     async def _run(self, name: str, run: Callable[[], Awaitable[Scored]], num_bytes: int) -> None:
-        outcome: Scored | str = "the server is shutting down"
+        finished = Finished(None, None, "the server is shutting down")
         try:
-            outcome = await run()
+            result = (await run()).result
+            finished = Finished(result.outcome, result.reward, result.detail)
         except Overloaded as error:
-            outcome = str(error)
+            finished = Finished(None, None, str(error))
         finally:
             del self._running[name]
             self._bytes -= num_bytes
-            self._finished[name] = (self._clock(), outcome)
+            self._finished[name] = (self._clock(), finished)
             self._forget()
 
     def _forget(self) -> None:

@@ -10,7 +10,6 @@ import sys
 import types
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from multiprocessing import get_context
 from typing import Any, NamedTuple
 
@@ -156,15 +155,23 @@ def test_swift(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_areal_in_its_pool_of_processes(url: str) -> None:
-    reward = partial(adapters.areal_reward, url=url, task="counting")
-    assert pickle.loads(pickle.dumps(reward)).func is adapters.areal_reward
+    reward = adapters.areal_reward(url=url, task="counting")
+    assert pickle.loads(pickle.dumps(reward)) == reward
     # The client exists here already, and a process forked from this one must not use it.
     assert reward("?", RIGHT, [1], [2], answer="3", image=None) == 1.0
     with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
         assert pool.submit(reward, "?", WRONG, [1], [2], answer="3").result(20) == 0.0
-        failing = pool.submit(partial(reward, task="raises"), prompt="?", completions=RIGHT, solution="3")
+        failing = pool.submit(
+            adapters.areal_reward(url=url, task="raises"), prompt="?", completions=RIGHT, solution="3"
+        )
         with pytest.raises(RewardUnavailable, match="scorer of raises failed"):
             failing.result(20)
+
+
+def test_no_column_of_a_row_redirects_areals_call(url: str) -> None:
+    reward = adapters.areal_reward(url=url, task="counting", params={"score": "graded"}, deadline_seconds=5)
+    columns = {"url": "http://127.0.0.1:1", "task": "ocr", "params": {"no": 1}, "deadline_seconds": 0.01, "self": 1}
+    assert reward("?", WRONG, [1], [2], answer="3", **columns) == pytest.approx(2 / 3)
 
 
 def test_skyrl(monkeypatch: pytest.MonkeyPatch) -> None:

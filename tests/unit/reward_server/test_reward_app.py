@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -19,6 +21,7 @@ from mmr1_reward_server.rewards import builtin_tasks
 from mmr1_reward_server.scoring import WorkersCannotStart
 from mmr1_reward_server.settings import Settings
 from tests.unit.reward_server.reward_in_process import InProcessScoring
+from tests.unit.reward_server.reward_live import live
 from tests.unit.reward_server.reward_scorers import FAILING, item
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -169,6 +172,31 @@ async def test_a_body_that_does_not_arrive_is_given_up() -> None:
 
     async with client_of(create_app(Settings(body_seconds=0.1))) as client:
         assert error(await client.post("/v1/score", content=endless())) == (408, "body_too_slow")
+
+
+def status_line(url: str, request: bytes) -> bytes:
+    """The first line of the answer to these bytes and nothing after them."""
+    address = httpx.URL(url)
+    with socket.create_connection((address.host, address.port), timeout=5) as connection:
+        connection.sendall(request)
+        return connection.makefile("rb").readline().strip()
+
+
+async def test_a_body_that_never_begins_is_given_up_and_one_that_is_not_there_not_waited_for() -> None:
+    tasks = builtin_tasks()
+    with live(create_app(Settings(body_seconds=0.2), tasks, InProcessScoring(tasks))) as url:
+        began = time.monotonic()
+        for path in (b"/v1/score", b"/get_reward/counting"):
+            for header in (b"Content-Length: 10", b"Transfer-Encoding: chunked"):
+                head = b"POST %b HTTP/1.1\r\nHost: reward\r\n%b\r\n\r\n" % (path, header)
+                line = await asyncio.to_thread(status_line, url, head)
+                assert line.startswith(b"HTTP/1.1 408"), (path, header, line)
+        assert time.monotonic() - began >= 4 * 0.2
+        for path in (b"/v1/tasks", b"/healthz", b"/task_result?reward_request_id=a"):
+            began = time.monotonic()
+            line = await asyncio.to_thread(status_line, url, b"GET %b HTTP/1.1\r\nHost: reward\r\n\r\n" % path)
+            assert line == b"HTTP/1.1 200 OK", (path, line)
+            assert time.monotonic() - began < 0.2
 
 
 async def test_workers_that_do_not_start_are_a_named_error_and_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ def keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_keys_come_from_the_file_and_the_environment(keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_keys(None) == frozenset()
-    keys.write_text("# head\n\n  first-key  # the trainer's\nsecond-key\n")
+    keys.write_text("# head\n\n  first-key  # the trainer's #1\nsecond-key\t#\n  #third-key\n")
     assert load_keys(str(keys)) == {"first-key", "second-key"}
     monkeypatch.setenv(KEY_VARIABLE, "third-key\n")
     assert load_keys(str(keys)) == {"first-key", "second-key", "third-key"}
@@ -46,6 +46,8 @@ def test_keys_come_from_the_file_and_the_environment(keys: Path, monkeypatch: py
         (b"short\n", "line 1: a key has 8 characters or more"),
         (b"good-enough\ntwo words\n", "line 2: a key is made of ASCII characters without spaces"),
         ("schlüssel".encode(), "line 1: a key is made of ASCII"),
+        (b"good-enough#more\n", "line 1: there is a # within the key"),
+        (b"good-enough# comment\n", "line 1: there is a # within the key"),
         (b"\xff\xfe", "cannot be read: it is not text"),
     ],
 )

@@ -176,3 +176,33 @@ async def test_cancelling_is_not_swallowed() -> None:
 async def test_a_wrong_url_is_refused_at_once(url: str) -> None:
     with pytest.raises(ValueError, match="not the URL of a reward server"):
         RewardClient(url, 1)
+
+
+@pytest.mark.parametrize("deadline_seconds", [0.3, 5])
+async def test_a_password_in_the_url_is_sent_and_never_shown(
+    deadline_seconds: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    sent: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        sent.append(request.headers["Authorization"])
+        return httpx.Response(503 if deadline_seconds < 1 else 418, text="no")
+
+    caplog.set_level("DEBUG")
+    url = "http://anyone:secret-key@reward:8000"
+    async with RewardClient(url, deadline_seconds, httpx.MockTransport(answer)) as client:
+        check(await client.score(ITEMS), Outcome.VERIFIER_ERROR, "http://reward:8000")
+        with pytest.raises(RewardServerError) as caught:
+            await client.tasks()
+    assert set(sent) == {httpx.BasicAuth("anyone", "secret-key")._auth_header}
+    assert "http://reward:8000" in caplog.text
+    assert "secret-key" not in caplog.text + str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://a:secret-key@reward", "a:secret-key@reward", "http://a:secret-key@", "http://a:secret-key@b:port"]
+)
+def test_a_wrong_url_is_named_without_its_password(url: str) -> None:
+    with pytest.raises(ValueError, match="not the URL of a reward server") as caught:
+        RewardClient(url, 1)
+    assert "secret-key" not in str(caught.value)

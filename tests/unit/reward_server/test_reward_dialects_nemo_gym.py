@@ -123,6 +123,17 @@ async def test_an_earlier_failure_does_not_stay_in_the_row() -> None:
     assert answer.json() == row(label="3", reward=1.0)
 
 
+@pytest.mark.parametrize("config", [{}, {"instance_config": {"seed": 3}}])
+async def test_a_row_that_we_masked_is_unmasked_by_a_verdict(config: dict[str, Any]) -> None:
+    asked = row(label="3", **GYM, **config)
+    async with peers(nemo_gym, Scripted("verifier_error")) as http:
+        masked = (await http.post("/verify", json=asked)).json()
+    assert masked["mask_sample"] and masked["instance_config"]["mask_sample"]
+    async with peers(nemo_gym) as http:
+        answer = await http.post("/verify", json=masked)
+    assert answer.json() == {**asked, "reward": 1.0}
+
+
 async def test_sessions_keep_nothing() -> None:
     session = {"resources_session_id": "s", "episode_id": "e", "task_id": "t", "task_data": {}}
     async with peers(nemo_gym) as http:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
+import weakref
 from typing import Any
 
 import httpx
 import pytest
+from pydantic import JsonValue
 
 from mmr1_reward_server.api import Outcome, Result
 from mmr1_reward_server.dialects import roll
-from mmr1_reward_server.dialects.submissions import Submissions
+from mmr1_reward_server.dialects.submissions import Finished, Submissions
 from mmr1_reward_server.scoring import Overloaded, Scored
 from tests.unit.reward_server.reward_peers import Scripted, peers, refusal
 
@@ -138,8 +141,7 @@ def scored(reward: float) -> Scored:
 
 def reward_in(store: Submissions, name: str) -> float | None:
     kept = store.result(name)
-    assert not isinstance(kept, str)
-    return None if kept is None else kept.result.reward
+    return None if kept is None else kept.reward
 
 
 async def test_the_store_forgets_the_old_and_the_many() -> None:
@@ -179,3 +181,20 @@ async def test_bytes_of_what_runs_are_bounded() -> None:
     second = await store.submit(run, num_bytes=60, room_seconds=5)
     await asyncio.sleep(0.01)
     assert [reward_in(store, name) for name in (first, second)] == [1, 1]
+
+
+async def test_nothing_of_a_finished_one_is_kept_that_grows_with_the_response() -> None:
+    store = Submissions(max_running=1, max_bytes=2_000_000)
+    read: list[JsonValue] = [*range(10_000)]
+    watched: list[weakref.ref[Result]] = []
+
+    async def run() -> Scored:
+        result = Result(id="0", outcome=Outcome.OK, reward=0.5, components={"a": 1.0}, parsed=read, detail="why")
+        watched.append(weakref.ref(result))
+        return Scored(result, 0.0)
+
+    name = await store.submit(run, num_bytes=1_000_000, room_seconds=0)
+    await asyncio.sleep(0.01)
+    gc.collect()
+    assert store.result(name) == Finished(Outcome.OK, 0.5, "why")
+    assert [one() for one in watched] == [None]
