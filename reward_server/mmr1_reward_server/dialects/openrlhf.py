@@ -1,11 +1,12 @@
 """OpenRLHF and lmm-r1: `POST /get_reward`, lists in and lists of the same length out.
 
-The client retries every HTTP error five times and then trains on None, so a failed verdict is the task's floor with its
-reason as a number in `extra_logs`. `--reward.remote_url http://host:8000/get_reward/ocr`
+The client retries every HTTP error five times and then trains on None, so a failed verdict, a wrong label's
+too, is the task's floor with its reason as a number in `extra_logs`. `--reward.remote_url http://host:8000/get_reward/ocr`
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import APIRouter, Response
@@ -13,13 +14,13 @@ from pydantic import BaseModel, Field
 
 from ..api import Outcome
 from ..errors import RequestError
-from ..registry import Registry
+from ..registry import Registry, Task
 from ..scoring import Scoring
 from .chat import extract_response
 from .defaults import Defaults
 from .exchange import Call, Endpoints, answer
 from .holding import Holding
-from .routing import make_item, route
+from .labelled import read_labelled, score_labelled
 
 _HOLD_SECONDS = 150.0  # the client gives each of its five tries 180 s
 _LOGGED = (Outcome.INVALID_OUTPUT, Outcome.VERIFIER_ERROR, Outcome.TIMEOUT)
@@ -53,24 +54,24 @@ def router(scoring: Scoring, registry: Registry, defaults: Defaults) -> APIRoute
             raise RequestError(422, "invalid_request", f"{sizes}: the lists must be of one length")
         if len(asked.query) > defaults.max_items:
             raise RequestError(413, "too_many_items", f"{len(asked.query)} queries, the limit is {defaults.max_items}")
-        items = []
-        for place, (query, prompt, label) in enumerate(zip(asked.query, prompts, labels, strict=True)):
-            routed = route(label)
-            tasks = (call.task, routed.task, defaults.default_task)
-            task = next(task for task in tasks if task is not None)
-            keep_end = task in registry and registry[task].keeps_special_tokens
-            response = extract_response(query, prompt, keep_end=keep_end)
-            items.append(make_item(registry, routed, response, tasks=tasks, name=str(place)))
-        # Some versions of the client send empty lists to every address but the first.
-        scored = (
-            await holding.score(items, num_bytes=len(call.body), hold_seconds=_HOLD_SECONDS, gone=call.gone)
-            if items
-            else []
+        labelled = [
+            read_labelled(
+                registry,
+                label,
+                _response_within(query, prompt),
+                path_task=call.task,
+                default_task=defaults.default_task,
+                name=str(place),
+            )
+            for place, (query, prompt, label) in enumerate(zip(asked.query, prompts, labels, strict=True))
+        ]
+        scored = await score_labelled(
+            holding, defaults, labelled, num_bytes=len(call.body), hold_seconds=_HOLD_SECONDS, gone=call.gone
         )
         results = [one.result for one in scored]
         rewards = [
-            registry.floor_of(item) if result.reward is None else result.reward
-            for item, result in zip(items, results, strict=True)
+            registry.floor_of(one.item) if result.reward is None else result.reward
+            for one, result in zip(labelled, results, strict=True)
         ]
         # The same keys for every sample: the trainer averages each over the batch.
         logs = {outcome.value: [float(result.outcome is outcome) for result in results] for outcome in _LOGGED}
@@ -86,3 +87,7 @@ def router(scoring: Scoring, registry: Registry, defaults: Defaults) -> APIRoute
         with_task=True,
     )
     return routes
+
+
+def _response_within(query: str, prompt: str) -> Callable[[Task[Any, Any]], str]:
+    return lambda task: extract_response(query, prompt, keep_end=task.keeps_special_tokens)

@@ -1,7 +1,8 @@
 """slime and miles: `POST /slime`, one sample in, a bare JSON number out; with `?detail=1` an object.
 
-slime retries an HTTP error ten times and then raises into the rollout, miles raises at once, so a failed verdict is the
-task's floor. `--rm-type remote_rm --rm-url "http://host:8000/slime/ocr?detail=1" --reward-key score`
+slime retries an HTTP error ten times and then raises into the rollout, miles raises at once. So a failed verdict is the
+task's floor, and so is a wrong label. `--rm-type remote_rm --rm-url "http://host:8000/slime/ocr?detail=1"
+--reward-key score`
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ..scoring import Scoring
 from .defaults import Defaults
 from .exchange import Call, Endpoints, answer
 from .holding import Holding
-from .routing import make_item, route
+from .labelled import read_labelled, score_labelled
 
 _HOLD_SECONDS = 100.0  # the client's whole exchange may take 120 s
 _LOGGED = (Outcome.INVALID_OUTPUT, Outcome.VERIFIER_ERROR, Outcome.TIMEOUT)
@@ -36,11 +37,14 @@ def router(scoring: Scoring, registry: Registry, defaults: Defaults) -> APIRoute
     async def slime(call: Call) -> Response:
         """slime, miles: the reward as a bare number; with `?detail=1` `score`, components, and 1.0 for what failed."""
         asked = call.read(SampleRequest)
-        routed = route(asked.label)
-        item = make_item(registry, routed, asked.response, tasks=(call.task, routed.task, defaults.default_task))
-        scored = await holding.score([item], num_bytes=len(call.body), hold_seconds=_HOLD_SECONDS, gone=call.gone)
+        labelled = read_labelled(
+            registry, asked.label, lambda _: asked.response, path_task=call.task, default_task=defaults.default_task
+        )
+        scored = await score_labelled(
+            holding, defaults, [labelled], num_bytes=len(call.body), hold_seconds=_HOLD_SECONDS, gone=call.gone
+        )
         result = scored[0].result
-        score = registry.floor_of(item) if result.reward is None else result.reward
+        score = registry.floor_of(labelled.item) if result.reward is None else result.reward
         if call.query.get("detail") != "1":
             return answer(score)
         flags = {outcome.value: float(result.outcome is outcome) for outcome in _LOGGED}

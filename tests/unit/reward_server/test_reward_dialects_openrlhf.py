@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmr1_reward_server.dialects import openrlhf
+from mmr1_reward_server.dialects import labelled, openrlhf
 from mmr1_reward_server.dialects.chat import extract_response
 from mmr1_reward_server.rewards.presets.pr1 import PR1_COUNTING, PR1_GROUNDING
 from tests.unit.reward_server.reward_peers import Scripted, peers, refusal
@@ -137,11 +137,6 @@ async def test_real_scorers_that_fail_and_hang() -> None:
         ("/get_reward", b"{}", (422, "invalid_request")),
         ("/get_reward", b'{"query": "3"}', (422, "invalid_request")),
         ("/get_reward", b'{"query": ["3"], "prompts": [], "labels": ["3"]}', (422, "invalid_request")),
-        ("/get_reward", b'{"query": ["3"], "labels": [{"task": "countin"}]}', (422, "no_such_task")),
-        ("/get_reward", b'{"query": ["3"], "labels": [{"task": "ocr", "param": {}}]}', (422, "invalid_label")),
-        ("/get_reward", b'{"query": ["3"], "labels": [{"text": "", "solution": ""}]}', (422, "invalid_label")),
-        ("/get_reward", b'{"query": ["3"], "labels": [{"text": "", "params": 3}]}', (422, "invalid_label")),
-        ("/get_reward", b'{"query": ["3"], "labels": [{"text": "", "image_size": [0, 1]}]}', (422, "invalid_label")),
         ("/get_reward/countin", b'{"query": ["3"], "labels": ["3"]}', (404, "no_such_task")),
         ("/get_reward", b'{"query": ["3", "3", "3"], "labels": [1, 2, 3]}', (413, "too_many_items")),
     ],
@@ -149,6 +144,43 @@ async def test_real_scorers_that_fail_and_hang() -> None:
 async def test_refused_requests(path: str, content: bytes, expected: tuple[int, str]) -> None:
     async with peers(openrlhf, max_items=2) as http:
         assert refusal(await http.post(path, content=content)) == expected
+
+
+WRONG_LABELS = [
+    ({"task": "countin"}, "no task 'countin'; did you mean 'counting'?"),
+    ({"task": "x" * 300}, "no task 'xxx"),
+    ({"task": "ocr", "param": {}}, "label: unknown key 'param'"),
+    ({"text": "", "solution": ""}, "label: it has both text and solution"),
+    ({"text": "", "params": 3}, "label: params must be an object"),
+    ({"text": "", "image_size": [0, 1]}, "label: image_size"),
+]
+
+
+@pytest.mark.parametrize(("label", "reason"), WRONG_LABELS)
+async def test_a_wrong_label_costs_its_own_item_alone(
+    label: Any, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    counted: list[tuple[str, str]] = []
+    body = {"query": ["3", "3", "3"], "labels": ["3", label, {"task": "ocr", "text": "4"}]}
+    async with peers(openrlhf, on_scored=lambda item, one: counted.append((item.task, one.outcome.value))) as http:
+        answer = await http.post("/get_reward", json=body)
+    assert answer.status_code == 200
+    assert answer.json()["rewards"] == [1.0, 0.0, 0.25]
+    assert answer.json()["extra_logs"] == logs(verifier_error=[0.0, 1.0, 0.0])
+    told = [record.fields for record in caplog.records if record.name == labelled.__name__]
+    assert [(one["labels"], one["of"], one["item"]) for one in told] == [(1, 3, "1")]
+    assert told[0]["reason"].startswith(reason)
+    # No label's word becomes a label of the metrics.
+    assert sorted(counted) == [("counting", "ok"), ("counting", "verifier_error"), ("ocr", "ok")]
+
+
+async def test_a_wrong_label_gets_the_floor_of_its_task() -> None:
+    labels = [{"task": "below_zero", "text": "", "image_size": 3}, {"task": "below_zero", "param": 3}]
+    async with peers(openrlhf) as http:
+        by_label = await http.post("/get_reward", json={"query": ["3", "3"], "labels": labels})
+        by_path = await http.post("/get_reward/below_zero", json={"query": ["3", "3"], "labels": labels})
+    assert by_label.json()["rewards"] == [-1.0, 0.0]  # the second cannot be taken apart: the default task's
+    assert by_path.json()["rewards"] == [-1.0, -1.0]
 
 
 async def test_a_wrong_task_is_answered_with_the_nearest() -> None:

@@ -76,3 +76,28 @@ async def test_outcomes_and_overload(
 async def test_other_forms_are_refused(body: Any) -> None:
     async with peers(slime) as http:
         assert refusal(await http.post("/slime", json=body)) == (422, "invalid_request")
+
+
+@pytest.mark.parametrize(
+    ("path", "label", "floor"),
+    [
+        ("/slime", {"task": "countin"}, 0.0),
+        ("/slime", {"task": "below_zero", "image_size": [0, 1]}, -1.0),
+        ("/slime/below_zero", {"text": "", "params": 3}, -1.0),
+        ("/slime/below_zero", {"task": "ocr", "param": 3}, -1.0),
+    ],
+)
+async def test_a_wrong_label_is_the_floor_since_a_refusal_would_end_the_run(
+    path: str, label: Any, floor: float
+) -> None:
+    body = {"prompt": "", "response": "3", "label": label}
+    async with peers(slime) as http:
+        bare = await http.post(path, json=body)
+        detailed = await http.post(f"{path}?detail=1", json=body)
+    assert (bare.status_code, bare.json()) == (200, floor)
+    assert detailed.json() == {**FLAGS, "verifier_error": 1.0, "score": floor}
+
+
+async def test_a_wrong_task_in_the_path_is_refused() -> None:
+    async with peers(slime) as http:
+        assert refusal(await http.post("/slime/countin", json={"response": "3"})) == (404, "no_such_task")
