@@ -7,7 +7,7 @@ configuration are at the top of its file. A failed verdict is never a zero that 
 | trainer | adapter | a verdict that failed |
 |---|---|---|
 | verl | `verl_reward`, `verl_reward_async` | raises; a number if `failed_score` is given, flagged |
-| EasyR1 | `for_easyr1.easyr1_reward` | raises; a number if `failed_score` is given, counted as a metric |
+| EasyR1 | `easyr1_reward` | raises; a number if `failed_score` is given, counted as a metric |
 | TRL | `trl_reward(...)`, `trl_reward_async(...)` | None: left out of the sample's sum |
 | ms-swift | `swift_orm(...)` | None: left out of the sample's sum |
 | AReaL | `areal_reward(...)` | raises: four tries, then the rollout is given up |
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from .calls import RewardUnavailable
 from .for_areal import areal_reward
+from .for_easyr1 import easyr1_reward
 from .for_nemo_rl import nemo_rl_environment
 from .for_skyrl import skyrl_environment
 from .for_swift import swift_orm
@@ -30,6 +31,7 @@ from .for_verl import verl_reward, verl_reward_async
 __all__ = [
     "RewardUnavailable",
     "areal_reward",
+    "easyr1_reward",
     "nemo_rl_environment",
     "skyrl_environment",
     "swift_orm",

@@ -7,8 +7,9 @@
 
 and before the run `register_env("mmr1", "my_module.MMR1Environment")` (`nemo_rl.environments.utils`), with
 `env.mmr1: {url: "http://127.0.0.1:8000", task: ocr}` in the configuration. The label is `ground_truth` in each sample's
-`extra_env_info`. A verdict that failed raises RewardUnavailable from `step`, unless `failed_score` gives a number.
-(With NeMo-Gym, `/verify` of the server masks such a sample and no adapter is needed.)
+`extra_env_info`, the image's size its `image_size` if there is one. A verdict that failed raises RewardUnavailable from
+`step`, unless `failed_score` gives a number. (With NeMo-Gym, `/verify` of the server masks such a sample and no adapter
+is needed.)
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ def nemo_rl_environment() -> type[Any]:
             """Rewards are [batch], float32, on the CPU; every episode ends here."""
             number = len(message_log_batch)
             labels = [(one or {}).get("ground_truth") for one in metadata]
-            items = calls.make_items(self._target, [_response(log) for log in message_log_batch], labels)
+            sizes = [(one or {}).get("image_size") for one in metadata]
+            items = calls.make_items(self._target, [_response(log) for log in message_log_batch], labels, sizes)
             results = calls.score(self._target, items)
             rewards = [calls.report(result, "reward", self._failed_score)["reward"] for result in results]
             return interfaces.EnvironmentReturn(

@@ -14,10 +14,10 @@ the request names, or else the server's default. What becomes of an item, for ea
 | PipelineRL | correct, wrong; no_answer | tried twice; unparsable, as from its own | 3000 s | 503: its run ends |
 
 An item that no try could score (a label of another form) is not tried twice; it is 422 where others are 500. A label
-that is wrong in itself (unknown keys or task, an impossible `image_size`) refuses the request with 422; for OpenRLHF and
-slime, whose runs would end with it, it is a verifier_error of its item alone, named in the log. What a
-model wrote never fails a request. A request of another form is 422, an unknown task in the path 404, both with
-one line that says what to change. Nothing here fetches a URL or opens a path that a request names.
+that is wrong in itself (unknown keys or task, an impossible `image_size`) refuses the request with 422; for OpenRLHF
+and slime, whose runs would end with it, it is a verifier_error of its item alone, named in the log. What a model wrote
+never fails a request. A request of another form is 422, an unknown task in the path 404, both with one line that says
+what to change. Nothing here fetches a URL or opens a path that a request names.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ too, is the task's floor with its reason as a number in `extra_logs`. `--reward.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import APIRouter, Response
@@ -13,7 +14,7 @@ from pydantic import BaseModel, Field
 
 from ..api import Outcome
 from ..errors import RequestError
-from ..registry import Registry
+from ..registry import Registry, Task
 from ..scoring import Scoring
 from .chat import extract_response
 from .defaults import Defaults
@@ -57,9 +58,7 @@ def router(scoring: Scoring, registry: Registry, defaults: Defaults) -> APIRoute
             read_labelled(
                 registry,
                 label,
-                lambda task, query=query, prompt=prompt: extract_response(
-                    query, prompt, keep_end=task.keeps_special_tokens
-                ),
+                _response_within(query, prompt),
                 path_task=call.task,
                 default_task=defaults.default_task,
                 name=str(place),
@@ -88,3 +87,7 @@ def router(scoring: Scoring, registry: Registry, defaults: Defaults) -> APIRoute
         with_task=True,
     )
     return routes
+
+
+def _response_within(query: str, prompt: str) -> Callable[[Task[Any, Any]], str]:
+    return lambda task: extract_response(query, prompt, keep_end=task.keeps_special_tokens)

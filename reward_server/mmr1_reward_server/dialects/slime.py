@@ -1,7 +1,8 @@
 """slime and miles: `POST /slime`, one sample in, a bare JSON number out; with `?detail=1` an object.
 
-slime retries an HTTP error ten times and then raises into the rollout, miles raises at once, so a failed verdict, a wrong
-label's too, is the task's floor. `--rm-type remote_rm --rm-url "http://host:8000/slime/ocr?detail=1" --reward-key score`
+slime retries an HTTP error ten times and then raises into the rollout, miles raises at once. So a failed verdict is the
+task's floor, and so is a wrong label. `--rm-type remote_rm --rm-url "http://host:8000/slime/ocr?detail=1"
+--reward-key score`
 """
 
 from __future__ import annotations

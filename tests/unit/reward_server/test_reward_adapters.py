@@ -80,6 +80,7 @@ async def test_verl_ends_the_run_rather_than_inventing_a_reward() -> None:
 
 
 def test_easyr1_as_it_loads_it() -> None:
+    assert adapters.easyr1_reward is for_easyr1.easyr1_reward
     spec = importlib.util.spec_from_file_location("custom_reward_fn", for_easyr1.__file__)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -229,6 +230,13 @@ def test_nemo_rl(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     with pytest.raises(RewardUnavailable):
         environment.step(logs[:1], [{"ground_truth": "a few"}])
+    # Without the image's size, boxes of two spaces cannot be compared.
+    grounding = adapters.nemo_rl_environment()({"task": "grounding", "params": {"response_space": "normalized_1"}})
+    boxed = [[{"role": "assistant", "content": "[0.1, 0.1, 0.2, 0.2]"}]]
+    truth = {"ground_truth": [10, 20, 20, 40]}
+    assert grounding.step(boxed, [{**truth, "image_size": [100, 200]}]).rewards == [pytest.approx(1.0)]
+    with pytest.raises(RewardUnavailable, match="image_size"):
+        grounding.step(boxed, [truth])
     lenient = adapters.nemo_rl_environment()({"task": "counting", "failed_score": 0})
     assert lenient.step(logs[:1], [None]).rewards == [0.0]
 
