@@ -17,6 +17,7 @@ from . import __version__
 from .api import ErrorBody, Item, ScoreRequest, ScoreResponse, TaskList
 from .auth import RequireKey, load_keys
 from .bodies import BodyLimits, read_body
+from .departures import hung_up, unless_left
 from .dialects import Defaults, usual_task
 from .dialects import router as peers_router
 from .errors import RequestError, add_error_handlers, json_response, overloaded
@@ -125,7 +126,7 @@ def _v1_routes(settings: Settings, registry: Registry, scoring: Scoring, metrics
             message = f"{len(items)} items in one request, the limit is {settings.max_items}: send them in several"
             raise RequestError(413, "too_many_items", message)
         try:
-            scored = await scoring.score(items)
+            scored = await unless_left(lambda: hung_up(request.receive), scoring.score(items))
         except Overloaded as error:
             raise overloaded(str(error)) from None
         for item, one in zip(items, scored, strict=True):

@@ -16,7 +16,7 @@ import textwrap
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -107,6 +107,42 @@ def replaced_workers(client: httpx.Client) -> str:
     """What the metrics say of the workers that had to be replaced."""
     lines = client.get("/metrics").text.splitlines()
     return "\n".join(line for line in lines if "restart" in line and "_created" not in line)
+
+
+def queue_depth(client: httpx.Client) -> int:
+    match = re.search(r"^mmr1_reward_queue_depth (\d+)", client.get("/metrics").text, re.MULTILINE)
+    assert match is not None
+    return int(match.group(1))
+
+
+def until(condition: Callable[[], bool], what: str, seconds: float = 20.0) -> None:
+    end_at = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end_at, f"after {seconds:g} s: not {what}"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("path", ["/v1/score", "/get_reward/sleeps"])
+def test_nobody_waits_behind_the_work_of_a_client_that_hung_up(port: int, path: str) -> None:
+    one = item("sleeps", solution=1)
+    body = {
+        "/v1/score": {"items": [one.model_dump()] * 100},
+        "/get_reward/sleeps": {"query": [""] * 100, "prompts": [""] * 100, "labels": [1] * 100},
+    }[path]
+    with httpx.Client(trust_env=False, base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+        until(lambda: queue_depth(client) == 100, "taken")
+        time.sleep(0.2)  # while it is being scored
+        assert queue_depth(client) == 100
+        connection.close()
+        until(lambda: queue_depth(client) == 0, "dropped")
+        # A hundred seconds of work are left to two workers; only what they have in hand is done first.
+        asked = {"items": [item("counting").model_dump()]}
+        began = time.monotonic()
+        (result,) = client.post("/v1/score", json=asked).json()["results"]
+        assert result["reward"] == 1.0
+        assert time.monotonic() - began < 15
 
 
 def test_a_port_in_use_is_one_line_and_exit_code_2() -> None:

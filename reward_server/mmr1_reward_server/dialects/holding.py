@@ -10,7 +10,10 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from starlette.requests import ClientDisconnect
+
 from ..api import Item
+from ..departures import found_gone, unless_left
 from ..scoring import Overloaded, Scored, Scoring
 from .defaults import Defaults
 
@@ -45,6 +48,22 @@ class Holding:
         Waits up to `hold_seconds` in all for capacity, scoring excluded, and gives up when the client has left.
         Raises Overloaded.
         """
+        scoring = self._score(items, num_bytes, hold_seconds, gone, tries)
+        if gone is None:
+            return await scoring
+        try:
+            return await unless_left(lambda: found_gone(gone), scoring)
+        except ClientDisconnect:
+            raise Overloaded("the client has left") from None
+
+    async def _score(
+        self,
+        items: Sequence[Item],
+        num_bytes: int,
+        hold_seconds: float,
+        gone: Callable[[], Awaitable[bool]] | None,
+        tries: int,
+    ) -> list[Scored]:
         deadline = asyncio.get_running_loop().time() + hold_seconds
         scored = await self._score_once(items, num_bytes, deadline, gone)
         for _ in range(tries - 1):
@@ -79,7 +98,7 @@ class Holding:
                 except TimeoutError:
                     raise Overloaded(f"no capacity came free in time: {reason}") from None
                 try:
-                    return await running
+                    return await running  # cancelled with its caller
                 except Overloaded as error:
                     reason = error
 
