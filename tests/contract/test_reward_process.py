@@ -300,7 +300,7 @@ def test_tls_and_client_certificates(certificate: tuple[Path, Path]) -> None:
     known.load_cert_chain(cert, key)
 
     async def call(verify: ssl.SSLContext | str | bool) -> Result:
-        async with RewardClient(f"https://127.0.0.1:{port}", 1, verify=verify) as client:
+        async with RewardClient(f"https://127.0.0.1:{port}", 5, verify=verify) as client:
             return (await client.score([item("counting")]))[0]
 
     try:
