@@ -270,6 +270,18 @@ async def test_a_server_that_stays_out_of_descriptors_says_so(monkeypatch: pytes
     await pool.close()
 
 
+async def test_a_bug_at_the_end_of_a_worker_does_not_hang_its_callers() -> None:
+    def fails(_: str) -> None:
+        raise RuntimeError("a bug")
+
+    pool = make()
+    pool._on_restart = fails
+    async with asyncio.timeout(60):
+        assert outcomes(await pool.score([item("exits"), item("counting")])) == ["verifier_error"] * 2
+    assert "RuntimeError: a bug" in (pool.unready or "")
+    await pool.close()
+
+
 async def test_a_bug_where_workers_are_kept_does_not_hang_callers(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: Any) -> None:
         raise RuntimeError("a bug")
