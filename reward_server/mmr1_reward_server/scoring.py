@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 MAX_NESTING = 64  # of lists and objects within a solution or params; JSON readers stop somewhere beyond 100
 
 _MAX_DETAIL_CHARS = 500
+_NESTING = (list, dict)
 _RESULT = TypeAdapter(Result)
 
 
@@ -105,12 +106,12 @@ class Scoring(Protocol):
 
 def too_deep(item: Item) -> Scored | None:
     """The refusal of an item whose solution or params are nested too deeply to be passed on; None for any other."""
-    level = [value for value in (item.solution, *item.params.values()) if isinstance(value, list | dict)]
+    level = [value for value in (item.solution, *item.params.values()) if isinstance(value, _NESTING)]
     for _ in range(MAX_NESTING):
         if not level:
             return None
         inner = (value for one in level for value in (one.values() if isinstance(one, dict) else one))
-        level = [value for value in inner if isinstance(value, list | dict)]
+        level = [value for value in inner if isinstance(value, _NESTING)]
     if not level:
         return None
     detail = f"lists and objects in solution or params are nested more than {MAX_NESTING} levels deep"

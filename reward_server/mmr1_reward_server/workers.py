@@ -170,6 +170,7 @@ class WorkerPool:
         finally:
             worker.kill("closed")  # also when this task is cancelled: no process is left behind
             await worker.ended()
+            self._bury(worker, self._frames.pop(worker, []))  # what is left when `_lifetime` did not come to its end
 
     def _keeper_ended(self, keeper: asyncio.Task[None]) -> None:
         """A keeper ends with the pool. If a bug ends it before, nobody may wait for what it will not do."""
@@ -192,14 +193,13 @@ class WorkerPool:
         self._idle.append(worker)
         self._dispatch()
         await worker.ended()
-        frame = self._frames.pop(worker)
         if worker in self._idle:
             self._idle.remove(worker)
         if not self._closed:
             cause = worker.killed_for or "died"
             self._on_restart(cause)
             logger.warning("worker replaced", extra={"fields": {"cause": cause, "end": worker.end}})
-        self._bury(worker, frame)
+        self._bury(worker, self._frames.pop(worker))
         return worker.num_sent > 0
 
     def _start_failed(self, problem: str, num_failures: int) -> None:

@@ -11,6 +11,7 @@ import stat
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -26,6 +27,13 @@ def task_of(name: str, score: Callable[[Sample[Any, Params]], Verdict]) -> Task[
 def _sleeps(sample: Sample[Any, Params]) -> Verdict:
     """Takes as many seconds as the solution says."""
     time.sleep(sample.solution)
+    return Verdict(1.0)
+
+
+def _marks(sample: Sample[Any, Params]) -> Verdict:
+    """Writes its process id and a line end to the file that the solution names, then takes two seconds."""
+    Path(sample.solution).write_text(f"{os.getpid()}\n", "ascii")
+    time.sleep(2.0)
     return Verdict(1.0)
 
 
@@ -87,6 +95,7 @@ LOADS = replace(
     ),
 )
 SLEEPS = task_of("sleeps", _sleeps)
+MARKS = task_of("marks", _marks)
 HANGS = task_of("hangs", _hangs)
 RAISES = task_of("raises", _raises)
 NAN = task_of("nan", lambda _: Verdict(float("nan")))

@@ -38,9 +38,12 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 restarts: Counter[str] = Counter()
 
+# Long against what a scorer needs that does not hang, on a busy machine too.
+DEADLINE = 0.5
+
 
 def make(**changes: Any) -> WorkerPool:
-    options = {"num_workers": 1, "item_deadline_seconds": 0.3, "max_pending_items": 100}
+    options = {"num_workers": 1, "item_deadline_seconds": DEADLINE, "max_pending_items": 100}
     rewards = changes.pop("rewards", FAILING)
     restarts.clear()
     return WorkerPool(
@@ -54,6 +57,15 @@ def make(**changes: Any) -> WorkerPool:
 async def shared() -> AsyncIterator[WorkerPool]:
     """Two workers for all tests that do not need a pool of their own."""
     pool = make(num_workers=2)
+    await pool.start()
+    yield pool
+    await pool.close()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def patient() -> AsyncIterator[WorkerPool]:
+    """One worker that may be slow without being late."""
+    pool = make(item_deadline_seconds=2.0)
     await pool.start()
     yield pool
     await pool.close()
@@ -74,6 +86,16 @@ async def process_ids(pool: WorkerPool, num_items: int = 1) -> set[int]:
     return {int(one.result.reward or 0) for one in scored}
 
 
+async def until_scoring(pool: WorkerPool, task: str) -> None:
+    """Returns while a worker of the pool is at an item of this task."""
+    async with asyncio.timeout(60):
+        while True:
+            for worker, frame in pool._frames.items():
+                if frame and worker.position is not None and frame[worker.position].item.task == task:
+                    return
+            await asyncio.sleep(0.005)
+
+
 async def test_failures_stay_with_their_items(pool: WorkerPool) -> None:
     failing = ["raises", "nan", "infinite_component", "unspeakable", "surrogate", "deep", "no_such"]
     tasks = ["counting", *failing, "format"]
@@ -92,9 +114,9 @@ async def test_a_hanging_scorer_times_out_alone(pool: WorkerPool, task: str) -> 
     scored = await pool.score([item("counting"), item(task, solution=3600), item("counting"), item("format")])
     assert outcomes(scored) == ["ok", "timeout", "ok", "ok"]
     assert scored[1].result.reward is None
-    assert scored[1].result.detail == "the scorer of this item did not finish within 0.3 s"
+    assert scored[1].result.detail == f"the scorer of this item did not finish within {DEADLINE:g} s"
     assert restarts == {"timeout": 1}
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60  # the hour is not waited for; a new worker may be
 
 
 @pytest.mark.parametrize(("task", "end"), [("exits", "exit code 7"), ("segfaults", "SIGSEGV")])
@@ -123,10 +145,10 @@ async def test_a_scorer_that_writes_where_it_should_not_cannot_forge_a_result(
 
 
 async def test_a_worker_killed_from_outside_is_replaced() -> None:
-    pool = make(item_deadline_seconds=5)
+    pool = make(item_deadline_seconds=60)
     (victim,) = await process_ids(pool)
-    scoring = asyncio.ensure_future(pool.score([item("sleeps", solution=0.5), item("counting"), item("process_id")]))
-    await asyncio.sleep(0.2)
+    scoring = asyncio.ensure_future(pool.score([item("sleeps", solution=30), item("counting"), item("process_id")]))
+    await until_scoring(pool, "sleeps")
     os.kill(victim, signal.SIGKILL)
     scored = await scoring
     assert outcomes(scored) == ["verifier_error", "ok", "ok"]
@@ -137,37 +159,41 @@ async def test_a_worker_killed_from_outside_is_replaced() -> None:
     await pool.close()
 
 
-async def test_deadline_is_of_each_item_not_of_the_batch(pool: WorkerPool) -> None:
-    assert outcomes(await pool.score([item("sleeps", solution=0.1)] * 8)) == ["ok"] * 8
+async def test_deadline_is_of_each_item_not_of_the_batch(patient: WorkerPool) -> None:
+    restarts.clear()
+    began = time.monotonic()
+    assert outcomes(await patient.score([item("sleeps", solution=0.45)] * 5)) == ["ok"] * 5
+    assert time.monotonic() - began > 2.0
     assert not restarts
 
 
 async def test_what_a_task_loads_on_first_use_is_not_held_against_an_item() -> None:
-    pool = make(rewards=("tests.unit.reward_server.reward_scorers:LOADS",), item_deadline_seconds=0.3)
+    pool = make(rewards=("tests.unit.reward_server.reward_scorers:LOADS",))
     assert outcomes(await pool.score([item("loads")])) == ["ok"]
     await pool.close()
 
 
-async def test_the_event_loop_stays_free(pool: WorkerPool) -> None:
-    scoring = asyncio.ensure_future(pool.score([item("sleeps", solution=0.2)]))
+async def test_the_event_loop_stays_free(patient: WorkerPool) -> None:
+    scoring = asyncio.ensure_future(patient.score([item("sleeps", solution=1.0)]))
     longest, last = 0.0, time.monotonic()
     while not scoring.done():
         await asyncio.sleep(0.01)
         longest, last = max(longest, time.monotonic() - last), time.monotonic()
-    assert longest < 0.15
+    assert longest < 0.5  # half of what the scorer takes
 
 
 async def test_all_workers_take_part(pool: WorkerPool) -> None:
     ids: set[int] = set()
-    for _ in range(50):
-        ids |= await process_ids(pool, 64)
-    assert len(ids) == 2
+    async with asyncio.timeout(60):  # one of them may have to start yet
+        while len(ids) < 2:
+            ids |= await process_ids(pool, 64)
+    assert not restarts
 
 
 async def test_overload_takes_nothing() -> None:
     pool = make(max_pending_items=3, item_deadline_seconds=5)
     first = asyncio.ensure_future(pool.score([item("sleeps", solution=0.2)] * 2))
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(0)
     assert pool.num_pending == 2
     with pytest.raises(Overloaded, match="2 items are pending, 3 is the limit"):
         await pool.score([item("counting")] * 2)
@@ -182,18 +208,18 @@ async def test_overload_takes_nothing() -> None:
 async def test_a_caller_who_leaves_frees_its_place(pool: WorkerPool) -> None:
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
-            await pool.score([item("sleeps", solution=0.2)] * 50)
+            await pool.score([item("sleeps", solution=0.2)] * 100)
     assert pool.num_pending == 0
     began = time.monotonic()
     assert outcomes(await pool.score([item("counting")])) == ["ok"]
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 5  # half of what the hundred would have taken
 
 
 async def test_closing_ends_every_process_and_answers_every_caller() -> None:
-    pool = make(item_deadline_seconds=5)
+    pool = make(item_deadline_seconds=60)
     (worker,) = await process_ids(pool)
     scoring = asyncio.ensure_future(pool.score([item("sleeps", solution=3600), item("counting")]))
-    await asyncio.sleep(0.1)
+    await until_scoring(pool, "sleeps")
     await pool.close()
     assert outcomes(await scoring) == ["verifier_error"] * 2
     with pytest.raises(ProcessLookupError):
@@ -241,6 +267,18 @@ async def test_a_server_that_stays_out_of_descriptors_says_so(monkeypatch: pytes
     )
     assert "Too many open files" in (pool.unready or "")
     assert len(os.listdir("/dev/fd")) == before
+    await pool.close()
+
+
+async def test_a_bug_at_the_end_of_a_worker_does_not_hang_its_callers() -> None:
+    def fails(_: str) -> None:
+        raise RuntimeError("a bug")
+
+    pool = make()
+    pool._on_restart = fails
+    async with asyncio.timeout(60):
+        assert outcomes(await pool.score([item("exits"), item("counting")])) == ["verifier_error"] * 2
+    assert "RuntimeError: a bug" in (pool.unready or "")
     await pool.close()
 
 
