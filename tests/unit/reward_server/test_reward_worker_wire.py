@@ -85,7 +85,7 @@ while True:
 """
 
 
-def test_a_worker_that_moves_on_is_never_taken_for_late() -> None:
+async def test_a_worker_that_moves_on_is_never_taken_for_late() -> None:
     descriptor = Progress.new_descriptor()
     worker = WorkerProcess(lambda *_: None)
     worker._progress, worker._busy, worker._sent_at = Progress(descriptor), True, time.monotonic()
@@ -102,7 +102,7 @@ def test_a_worker_that_moves_on_is_never_taken_for_late() -> None:
     assert worker.late_position is None
 
 
-def test_a_worker_is_late_when_a_second_look_finds_it_at_the_same_item() -> None:
+async def test_a_worker_is_late_when_a_second_look_finds_it_at_the_same_item() -> None:
     descriptor = Progress.new_descriptor()
     worker = WorkerProcess(lambda *_: None)
     progress = worker._progress = Progress(descriptor)
