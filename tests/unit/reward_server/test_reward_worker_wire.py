@@ -1,4 +1,4 @@
-"""What crosses between server and worker: frames, items, verdicts, and how far a worker is."""
+"""What passes between the server and a worker: frames, results, progress, and when a worker counts as late."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mmr1_reward_server.worker_wire import (
 from tests.unit.reward_server.reward_scorers import item
 
 
-def test_frames_survive_any_cut() -> None:
+async def test_frames_survive_any_cut() -> None:
     payloads = [b"", b"a", b"x" * 1000]
     stream = b"".join(map(to_frame, payloads))
     for size in (1, 2, 3, 5, 7, len(stream)):
@@ -33,7 +33,7 @@ def test_frames_survive_any_cut() -> None:
         assert [payload for piece in cut for payload in reader.feed(piece)] == payloads
 
 
-def test_items_and_results_cross_unchanged() -> None:
+async def test_items_and_results_cross_unchanged() -> None:
     items = [
         Item(id="1", task="t", response="é\x00😀", solution=[1e400, -0.0, 2**70, None], image_size=(1, 2)),
         item("t"),
@@ -60,7 +60,7 @@ def test_items_and_results_cross_unchanged() -> None:
                 decode_scored(wrong)
 
 
-def test_progress_is_seen_through_another_mapping() -> None:
+async def test_progress_is_seen_through_another_mapping() -> None:
     descriptor = Progress.new_descriptor()
     ours, theirs = Progress(descriptor), Progress(descriptor)
     os.close(descriptor)
