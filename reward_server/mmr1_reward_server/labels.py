@@ -50,7 +50,7 @@ def _as_object(label: Any) -> dict[str, Any] | None:
     if isinstance(label, str) and label.lstrip()[:1] == "{":
         try:
             inside = from_json(label)
-        except ValueError:
+        except (ValueError, TypeError):  # the latter is said of half a surrogate pair
             return None
         return inside if isinstance(inside, dict) and isinstance(inside.get("task"), str) else None
     if not isinstance(label, dict):

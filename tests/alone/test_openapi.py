@@ -23,7 +23,7 @@ from mmr1_reward_server.rewards import builtin_tasks
 from mmr1_reward_server.settings import Settings
 
 COMMAND = Path(sys.executable).parent / "mmr1-reward-server"
-NUM_EXAMPLES = 40
+NUM_EXAMPLES = 25
 # Of one request, on a machine that is busy with others: far beyond an item's deadline, which is shortened below.
 SECONDS = 30
 

@@ -13,6 +13,7 @@ from mmr1_reward_server.api import MAX_PIXELS, Item, Outcome, Result
 from mmr1_reward_server.connections import Watch
 from mmr1_reward_server.coordinates import MAX_OBJECTS
 from mmr1_reward_server.errors import RequestError
+from mmr1_reward_server.labels import read_label
 from mmr1_reward_server.rewards import builtin_tasks
 from mmr1_reward_server.scoring import score_item, scored_item
 
@@ -148,3 +149,8 @@ def test_connections_on_which_something_moves_stay() -> None:
         next_head.cycle, taking.left = cycle(done=True), taking.left - 1
         watch.look([next_head, taking], float(now))
     assert not next_head.aborted and not taking.aborted
+
+
+def test_a_label_that_no_json_could_hold_is_a_solution() -> None:
+    for label in ('{"task": "\ud800"}', "{" * 100_000, '{"task": 1e999}', "{"):
+        assert read_label(label).solution == label
