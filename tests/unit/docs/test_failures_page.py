@@ -20,6 +20,7 @@ from mmr1.local.ports import Port, require_free
 from mmr1.local.run_lock import run_lock
 from mmr1.preflight import check_model, check_redis, check_reward_server
 from mmr1.report import build
+from mmr1.reward_names import check_names_of_own_server
 from mmr1.templates import Templates
 from mmr1_learner.checkpoint import Checkpoints
 
@@ -100,6 +101,7 @@ CASES: dict[str, Callable[[], object]] = {
     "batch does not divide": lambda: config(per_device_batch_size=250),
     "temperature order": lambda: config(temperature_func="linear", temperature_begin=1.2, temperature_end=0.8),
     "rewards": lambda: config(rewards=["counting=high"]),
+    "unknown reward": lambda: check_names_of_own_server(config(rewards=["couting=1.0"])),
     "unknown template": lambda: Templates.from_config(config(question_template="r1")),
     "dataset missing": lambda: train_problems(config(train_file="data/trian.json")),
     "not JSON": lambda: dataset(row("a.png"), '{"problem": "How many', row("a.png")),
