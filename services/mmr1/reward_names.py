@@ -16,6 +16,7 @@ from mmr1.errors import ConfigurationError
 from mmr1.reward_access import reward_client
 
 _ANSWER_SECONDS = 30.0
+_LIST_SECONDS = 120.0  # two on an idle machine
 
 
 def check_reward_names(config: RunConfig) -> None:
@@ -35,7 +36,12 @@ def check_names_of_own_server(config: RunConfig) -> None:
         ConfigurationError: as `check_reward_names`, or the reward server does not start.
     """
     command = [sys.executable, "-m", "mmr1_reward_server", "--list-tasks"]
-    listed = subprocess.run(command, capture_output=True, text=True, timeout=_ANSWER_SECONDS, check=False)
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, timeout=_LIST_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        raise ConfigurationError(
+            f"the reward server does not list its tasks within {_LIST_SECONDS:.0f} s; run {' '.join(command)}"
+        ) from None
     if listed.returncode != 0:
         lines = listed.stderr.strip().splitlines() or [f"exit code {listed.returncode}"]
         raise ConfigurationError(f"the reward server does not start: {lines[-1]}; `make setup` installs it")
