@@ -10,7 +10,7 @@ WORKERS ?= 2
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 DS_ACCELERATOR=cpu PATH="$(CURDIR)/$(BIN):$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-reward test-peers check format proto doctor clean
+.PHONY: help setup demo test test-chaos test-reward test-peers check format proto doctor clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,8 +21,13 @@ setup:  ## make .venv (DEVICE=cpu or cuda); nothing happens when it is up to dat
 demo: setup  ## the whole stack learns to count digits in a few minutes; results in runs/demo
 	@$(BIN)/mmr1 demo counting $(OPTIONS)
 
-test: setup  ## every test that needs no GPU; TESTS=path and PYTEST='-k name' narrow it, WORKERS=0 shows output
-	@$(TEST_ENVIRONMENT) $(BIN)/python -m pytest $(TESTS) -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not gpu" $(PYTEST)
+PYTEST_COMMAND = $(TEST_ENVIRONMENT) $(BIN)/python -m pytest $(TESTS) -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+test: setup  ## the tests, but for a GPU's and chaos; TESTS=path and PYTEST='-k name' narrow it, WORKERS=0 shows output
+	@$(PYTEST_COMMAND) -m "not gpu and not chaos" $(PYTEST)
+
+test-chaos: setup  ## the tests that freeze or kill parts of a real stack
+	@$(PYTEST_COMMAND) -m chaos $(PYTEST)
 
 test-reward:  ## the reward server by itself, in an empty environment
 	@scripts/test_reward_alone.sh

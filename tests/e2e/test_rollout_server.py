@@ -240,6 +240,7 @@ def test_sigterm_finishes_or_gives_back_what_it_holds(stack: Stack) -> None:
         stack.learner.client.status(timeout=2.0)
 
 
+@pytest.mark.chaos
 def test_a_server_whose_engine_dies_ends_and_leaves_nothing(stack: Stack) -> None:
     """Last: it starts the file's second engine, which finishes what the first has left, and kills it."""
     server = start_server(stack.folder, stack.options, "rollout-1")

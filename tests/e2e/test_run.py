@@ -20,7 +20,7 @@ from mmr1.report import build
 from tests.conftest import REPOSITORY, free_port, free_ports
 from tests.e2e.rollout_process import WEIGHTS, RolloutServer
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
 NUM_STEPS = 12
 PROMPTS_PER_STEP = 4
@@ -129,6 +129,7 @@ def test_a_run_whose_learner_is_killed_trains_every_group_once_and_passes_the_ga
     check_model(str(run_dir / "model"))
 
 
+@pytest.mark.chaos
 def test_a_run_stopped_while_a_rollout_server_is_frozen_leaves_a_last_checkpoint(digits: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "frozen"
     config = tmp_path / "run.yaml"
