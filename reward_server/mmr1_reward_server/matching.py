@@ -6,7 +6,7 @@ It works on matrices of overlaps or on points, and knows no label, no response a
 from __future__ import annotations
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
+from numpy.typing import NDArray
 
 from .boxes import Bools, Floats, reaching
 
@@ -35,7 +35,7 @@ def match_overlaps(
     if preferred is not None:
         values = values + _PER_PREFERRED_PAIR * preferred
     # An impossible pair is worth nothing, as being left alone is; all that are chosen nevertheless are dropped.
-    chosen = linear_sum_assignment(np.where(possible, values, 0.0)[np.ix_(rows, columns)], maximize=True)
+    chosen = assign(np.where(possible, values, 0.0)[np.ix_(rows, columns)], maximize=True)
     pairs = zip(rows[chosen[0]].tolist(), columns[chosen[1]].tolist(), strict=True)
     return [(row, column) for row, column in pairs if possible[row, column]]
 
@@ -49,5 +49,13 @@ def match_points(predicted: Floats, true: Floats) -> tuple[Pairs, Floats]:
         predicted[:, None, 0] - true[None, :, 0],
         predicted[:, None, 1] - true[None, :, 1],
     )
-    rows, columns = linear_sum_assignment(distances)
+    rows, columns = assign(distances)
     return list(zip(rows.tolist(), columns.tolist(), strict=True)), distances[rows, columns]
+
+
+def assign(values: Floats, *, maximize: bool = False) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """scipy's assignment. Imported when first used: it takes longer than all else that a server needs to start."""
+    from scipy.optimize import linear_sum_assignment
+
+    rows, columns = linear_sum_assignment(values, maximize=maximize)
+    return rows, columns

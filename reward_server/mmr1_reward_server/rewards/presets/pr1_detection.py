@@ -18,13 +18,12 @@ from typing import Annotated, Any, Final, Self
 
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, TypeAdapter, model_validator
-from scipy.optimize import linear_sum_assignment
 
 from ...api import Example, Item, Outcome, Result
 from ...box_parsing import MAX_REGIONS
 from ...boxes import Bools, Floats, as_boxes, pairwise_giou, pairwise_iou, proper
 from ...coordinates import MAX_OBJECTS
-from ...matching import Pairs
+from ...matching import Pairs, assign
 from ...registry import InvalidOutput, Sample, Task, Verdict
 from .reading import PresetParams, as_coordinates, as_true_box, or_as_text, read_json
 
@@ -115,7 +114,7 @@ def match(boxes: Floats, true_boxes: Floats, same_class: Bools) -> tuple[Pairs, 
     probability = np.where(same_class, _PROBABILITY, _OTHER_PROBABILITY)
     giou = pairwise_giou(boxes, true_boxes)
     cost = 5 * l1.astype(np.float32) - probability.astype(np.float32) - 2 * giou.astype(np.float32)
-    rows, columns = linear_sum_assignment(cost)
+    rows, columns = assign(cost)
     overlaps = pairwise_iou(boxes, true_boxes)[rows, columns]
     kept = overlaps > _MIN_IOU
     return list(zip(rows[kept].tolist(), columns[kept].tolist(), strict=True)), overlaps[kept]
