@@ -29,7 +29,7 @@ RIGHT, WRONG, MUTE = "<answer>3</answer>", "<answer>4</answer>", "no idea"
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     tasks = peer_tasks()
-    scoring = InProcessScoring(tasks, item_deadline_seconds=0.5, max_pending_items=2000)
+    scoring = InProcessScoring(tasks, item_deadline_seconds=1.0, max_pending_items=2000)
     with live(create_app(Settings(), tasks, scoring)) as address:
         yield address
 
