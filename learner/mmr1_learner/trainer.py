@@ -11,20 +11,20 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
-import deepspeed
 import torch
 from torch import Tensor
 
 from mmr1.config import RunConfig
-from mmr1.images import ImageStore
+from mmr1_learner.batches import Batcher
+from mmr1_learner.engine import learning_rate, make_engine
 from mmr1_learner.errors import NonFiniteLossError
 from mmr1_learner.loss import LossReport, TokenBatch, TokenStats, compute_loss
 from mmr1_learner.model import Policy, PromptEncoder
-from mmr1_learner.plan import Forward, Sample, StepPlan, cut
+from mmr1_learner.plan import Forward, StepPlan, cut
 from mmr1_learner.ranks import Ranks
-from mmr1_learner.rows import Completion, EncodedPrompt, Row, RowBatch, pack
+from mmr1_learner.reference import Reference
+from mmr1_learner.rows import RowBatch
 
 
 class Trainer:
@@ -35,19 +35,10 @@ class Trainer:
     ) -> None:
         self._config = config
         self._ranks = ranks
-        self._encoder = encoder
-        self._reference = reference.to(ranks.device) if reference is not None else None
-        self._store = ImageStore(config.resolved_image_root)
+        self._batcher = Batcher(config, encoder, ranks.device, policy.hf.dtype)
+        self._reference = None if reference is None else Reference(reference, ranks.device)
         self.phases: dict[str, float] = defaultdict(float)  # seconds of the last step, by what they went into
-        self._optimizer = torch.optim.AdamW(
-            [parameter for parameter in policy.parameters() if parameter.requires_grad],
-            lr=config.learning_rate,
-            betas=(config.adam_beta1, config.adam_beta2),
-            weight_decay=config.weight_decay,
-        )
-        self.engine, *_ = deepspeed.initialize(
-            model=policy, optimizer=self._optimizer, config=deepspeed_config(config), dist_init_required=False
-        )
+        self.engine = make_engine(config, policy)
 
     @property
     def policy(self) -> Policy:
@@ -68,8 +59,8 @@ class Trainer:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
         with self._timed("encode"):
-            prompts = self._encode(plan, updates)
-        batches = [[self._pack(plan, forward, prompts) for forward in update] for update in updates]
+            prompts = self._batcher.encode(plan, [forward for update in updates for forward in update])
+            batches = [[self._batcher.pack(plan, forward, prompts) for forward in update] for update in updates]
         old = self._old_logprobs(batches)
         report, norms = LossReport(), []
         for update, update_batches in enumerate(batches):
@@ -90,7 +81,7 @@ class Trainer:
         for index, batch in enumerate(batches):
             self.engine.set_gradient_accumulation_boundary(index == len(batches) - 1)
             with self._timed("reference"):
-                ref = self._reference_logprobs(batch)
+                ref = self._reference.logprobs(batch) if self._reference else None
             with self._timed("forward"):
                 stats: TokenStats = self.engine(batch)
                 tokens = TokenBatch(
@@ -130,44 +121,11 @@ class Trainer:
             later = [[self.policy(batch).logprobs for batch in update] for update in batches[1:]]
         return [None, *later]
 
-    def _reference_logprobs(self, batch: RowBatch) -> Tensor | None:
-        if self._reference is None:
-            return None
-        with torch.no_grad():
-            logprobs: Tensor = self._reference(batch).logprobs
-            return logprobs
-
-    def _encode(self, plan: StepPlan, updates: list[list[Forward]]) -> dict[int, EncodedPrompt]:
-        """The prompts of this rank's share, each once."""
-        needed = {sample.group for update in updates for forward in update for sample in forward}
-        prompts = {}
-        for index in sorted(needed):
-            prompt = plan.groups[index].prompt
-            prompts[index] = self._encoder.encode(prompt.text, [self._store.open(image) for image in prompt.images])
-        return prompts
-
-    def _pack(self, plan: StepPlan, forward: Forward, prompts: dict[int, EncodedPrompt]) -> RowBatch:
-        by_group: dict[int, list[Completion]] = {}
-        for sample in forward:
-            by_group.setdefault(sample.group, []).append(_completion(plan, sample))
-        rows = []
-        for index, completions in by_group.items():
-            sampling = plan.groups[index].prompt.sampling
-            rows.append(Row(prompts[index], tuple(completions), sampling.temperature, sampling.forbidden_token_ids))
-        batch = pack(rows, self._encoder.image_token_id, self._encoder.pad_token_id)
-        return batch.to(self._ranks.device, self.policy.hf.dtype)
-
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
         started = time.monotonic()
         yield
         self.phases[phase] += time.monotonic() - started
-
-
-def _completion(plan: StepPlan, sample: Sample) -> Completion:
-    rollout = plan.groups[sample.group].rollouts[sample.rollout]
-    on_policy = all(span.version == plan.version for span in rollout.spans)
-    return Completion(rollout.token_ids, rollout.logprobs, sample.advantage, sample.weight, on_policy)
 
 
 def _means(totals: dict[str, float]) -> dict[str, float]:
@@ -183,40 +141,4 @@ def _means(totals: dict[str, float]) -> dict[str, float]:
         "tis_truncated_fraction": totals.get("truncated_tokens", 0.0) / tokens,
         "off_policy_kl": totals["off_policy_kl"] / tokens,
         "mismatch_kl": totals["mismatch_kl"] / totals["on_policy_tokens"] if totals["on_policy_tokens"] else math.nan,
-    }
-
-
-def learning_rate(config: RunConfig, step: int) -> float:
-    """The rate of optimizer step `step`, from 0: linear warm-up, then the schedule down to 0 at the run's end."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, config.num_steps - config.warmup_steps)
-    if config.lr_scheduler == "linear":
-        return config.learning_rate * (1 - progress)
-    if config.lr_scheduler == "cosine":
-        return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
-    return config.learning_rate
-
-
-def deepspeed_config(config: RunConfig) -> dict[str, Any]:
-    """DeepSpeed's configuration, derived from the run's.
-
-    Accumulation is ours (forwards differ between ranks and steps), so DeepSpeed is told of none and its boundary is set
-    by hand.
-    """
-    return {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": config.max_grad_norm,
-        "bf16": {"enabled": config.dtype == "bfloat16"},
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": 10**9,
-        "zero_optimization": {
-            "stage": config.zero_stage,
-            "overlap_comm": False,
-            "contiguous_gradients": True,
-            "reduce_bucket_size": 50_000_000,
-            "allgather_bucket_size": 50_000_000,
-        },
     }

@@ -1,0 +1,52 @@
+"""From a plan's samples to what the model takes: prompts encoded once, completions laid out as rows of one forward.
+
+It opens images and knows shapes; it computes nothing with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from mmr1.config import RunConfig
+from mmr1.images import ImageStore
+from mmr1_learner.model import PromptEncoder
+from mmr1_learner.plan import Forward, Sample, StepPlan
+from mmr1_learner.rows import Completion, EncodedPrompt, Row, RowBatch, pack
+
+
+class Batcher:
+    """Lays out one rank's forwards on its device, in the model's dtype."""
+
+    def __init__(self, config: RunConfig, encoder: PromptEncoder, device: torch.device, dtype: torch.dtype) -> None:
+        self._encoder = encoder
+        self._store = ImageStore(config.resolved_image_root)
+        self._device = device
+        self._dtype = dtype
+
+    def encode(self, plan: StepPlan, forwards: Iterable[Forward]) -> dict[int, EncodedPrompt]:
+        """The prompts of these forwards, each once, by the index of their group."""
+        prompts = {}
+        for index in sorted({sample.group for forward in forwards for sample in forward}):
+            prompt = plan.groups[index].prompt
+            prompts[index] = self._encoder.encode(prompt.text, [self._store.open(image) for image in prompt.images])
+        return prompts
+
+    def pack(self, plan: StepPlan, forward: Forward, prompts: dict[int, EncodedPrompt]) -> RowBatch:
+        """One forward's rows: a row for each group, with those of its completions that this rank holds."""
+        by_group: dict[int, list[Completion]] = {}
+        for sample in forward:
+            by_group.setdefault(sample.group, []).append(_completion(plan, sample))
+        rows = []
+        for index, completions in by_group.items():
+            sampling = plan.groups[index].prompt.sampling
+            rows.append(Row(prompts[index], tuple(completions), sampling.temperature, sampling.forbidden_token_ids))
+        batch = pack(rows, self._encoder.image_token_id, self._encoder.pad_token_id)
+        return batch.to(self._device, self._dtype)
+
+
+def _completion(plan: StepPlan, sample: Sample) -> Completion:
+    rollout = plan.groups[sample.group].rollouts[sample.rollout]
+    on_policy = all(span.version == plan.version for span in rollout.spans)
+    return Completion(rollout.token_ids, rollout.logprobs, sample.advantage, sample.weight, on_policy)
