@@ -45,6 +45,13 @@ def read_label(label: Any) -> Label:
     return Label(task, parts.get("solution", parts.get("text")), params or {}, parts.get("image_size"))
 
 
+def claimed_task(label: Any) -> str | None:
+    """The task that a label names, even one that `read_label` refuses for something else in it."""
+    parts = _as_object(label)
+    task = None if parts is None else parts.get("task")
+    return task if isinstance(task, str) else None
+
+
 def _as_object(label: Any) -> dict[str, Any] | None:
     """The label as an object of parts; None when it is a solution."""
     if isinstance(label, str) and label.lstrip()[:1] == "{":

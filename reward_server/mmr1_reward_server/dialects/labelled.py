@@ -1,18 +1,20 @@
-"""Items from labels for clients that do not survive a refused request: a bad label is the verdict on its item alone.
+"""Items from peers' labels: one that is wrong is the verdict on its item alone, which each dialect says in its own way.
 
-It knows no dialect and no HTTP. What is wrong is said in the log, since such a client shows it nowhere.
+No peer's client has a place for the reason, and some end their run at a refused request. So it is said in the log. It
+knows no dialect and no HTTP.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from ..api import Item, Outcome
 from ..errors import RequestError
-from ..labels import Label
+from ..labels import Label, claimed_task
 from ..registry import Registry, Task
 from ..scoring import Scored, without_reward
 from .defaults import Defaults
@@ -20,6 +22,8 @@ from .holding import Holding
 from .routing import make_item, route
 
 logger = logging.getLogger(__name__)
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +42,19 @@ def read_labelled(
     path_task: str | None,
     default_task: str,
     name: str = "0",
+    beside: Mapping[str, Any] = _NOTHING,
 ) -> Labelled:
     """The item for a label of any JSON type. `respond` gives the response, as the item's task is to see it.
 
-    A faulty label's task is that of the path, or of the label where there is such a task, or else the default.
+    `task`, `params` and `image_size` of `beside`, the fields around the label, go before those within it. A faulty
+    label's task is that of the path, or of the label where there is such a task, or else the default.
     """
-    routed, fault = Label(None, None, {}), None
+    fault = None
     try:
         routed = route(label)
     except RequestError as error:
-        fault = error.body.error.message
+        routed, fault = Label(claimed_task(label), None, {}), error.body.error.message
+    routed = _overlaid(routed, beside)
     asked = next(task for task in (path_task, routed.task, default_task) if task is not None)
     known = asked if asked in registry else default_task
     if fault is None:
@@ -65,22 +72,41 @@ async def score_labelled(
     *,
     num_bytes: int,
     hold_seconds: float,
-    gone: Callable[[], Awaitable[bool]],
+    gone: Callable[[], Awaitable[bool]] | None = None,
+    tries: int = 2,
 ) -> list[Scored]:
     """One verdict for each, in order; a fault is a verifier_error. Otherwise as `Holding.score`. Raises Overloaded."""
     sound = [one.item for one in labelled if one.fault is None]
     # There may be none: some versions of OpenRLHF send empty lists to every address but the first.
-    results = await holding.score(sound, num_bytes=num_bytes, hold_seconds=hold_seconds, gone=gone) if sound else []
+    results: list[Scored] = []
+    if sound:
+        results = await holding.score(sound, num_bytes=num_bytes, hold_seconds=hold_seconds, gone=gone, tries=tries)
     scored = iter(results)
     verdicts = [next(scored) if one.fault is None else _refused(one.item, one.fault) for one in labelled]
-    faulty = [(one, verdict) for one, verdict in zip(labelled, verdicts, strict=True) if one.fault is not None]
-    for one, verdict in faulty:
-        defaults.on_scored(one.item, verdict)
-    if faulty:
-        first = faulty[0][0]
-        fields = {"labels": len(faulty), "of": len(labelled), "item": first.item.id, "reason": first.fault}
-        logger.warning("labels are wrong: their items get the floor", extra={"fields": fields})
+    for one, verdict in zip(labelled, verdicts, strict=True):
+        if one.fault is not None:
+            defaults.on_scored(one.item, verdict)
+    _log_refused(labelled, verdicts)
     return verdicts
+
+
+def _log_refused(labelled: Sequence[Labelled], verdicts: Sequence[Scored]) -> None:
+    """Faults, and solutions that the task itself refused: both are the dataset's, and go on until it is mended."""
+    refused = [(one.item, two.result) for one, two in zip(labelled, verdicts, strict=True) if two.refused]
+    if refused:
+        item, result = refused[0]
+        fields = {"labels": len(refused), "of": len(labelled), "item": item.id, "reason": result.detail}
+        logger.warning("labels are wrong: their items have no reward of their own", extra={"fields": fields})
+
+
+def _overlaid(routed: Label, beside: Mapping[str, Any]) -> Label:
+    task, params, image_size = (beside.get(name) for name in ("task", "params", "image_size"))
+    return replace(
+        routed,
+        task=task if isinstance(task, str) else routed.task,
+        params=params if isinstance(params, dict) else routed.params,
+        image_size=routed.image_size if image_size is None else image_size,
+    )
 
 
 def _refused(item: Item, fault: str) -> Scored:

@@ -1,8 +1,9 @@
 """NeMo-Gym, verifiers and prime-rl: a resources server without state. `POST /verify` echoes the row and adds `reward`.
 
 The task and its solution stand in the row (`task`, `params`, `image_size`, and `label` or one of its other names). A
-failed verdict is masked for NeMo-Gym, whose rows carry `_ng_task_index` or `_ng_rollout_index`, and an HTTP error for
-verifiers, which knows no mask but drops a rollout that failed. Images in a row are carried back unread.
+failed verdict, a wrong label's too, is masked for NeMo-Gym, whose rows carry `_ng_task_index` or `_ng_rollout_index`,
+and an HTTP error for verifiers, which knows no mask but drops a rollout that failed. Images in a row are carried back
+unread.
 """
 
 from __future__ import annotations
@@ -14,19 +15,19 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from ..api import Outcome, first_problem
 from ..errors import RequestError
-from ..labels import Label
 from ..registry import Registry
 from ..scoring import Overloaded, Scoring
 from .defaults import Defaults
 from .exchange import Call, Endpoints, answer, not_scored
 from .gym_metrics import aggregate
 from .holding import Holding
-from .routing import make_item, route
+from .labelled import read_labelled, score_labelled
 
 # NeMo-Gym has no time-out, verifiers' is 60 s unless its configuration says otherwise.
 _GYM_HOLD_SECONDS = 600.0
 _VERIFIERS_HOLD_SECONDS = 45.0
-_LABELS = ("label", "solution", "ground_truth", "expected_answer", "answer", "verifier_metadata")
+_LABELS = ("label", "solution", "ground_truth", "expected_answer", "answer")
+_METADATA = "verifier_metadata"
 _GYM_KEYS = ("_ng_task_index", "_ng_rollout_index")
 # What an earlier verdict on the same row may have left: rows are verified again from files of results.
 _VERDICT_KEYS = ("mask_sample", "failure_kind", "failure_reason")
@@ -43,7 +44,7 @@ _ROW = {
             "properties": {"output": {"type": "array", "items": {"type": "object"}}},
         },
         "task": {"type": "string", "description": "which task scores this row"},
-        "label": {"description": f"the solution; also looked for under {', '.join(_LABELS[1:])}"},
+        "label": {"description": f"the solution; also looked for under {', '.join((*_LABELS[1:], _METADATA))}"},
     },
     "additionalProperties": True,
 }
@@ -85,14 +86,21 @@ def router(scoring: Scoring, registry: Registry, defaults: Defaults) -> APIRoute
         """NeMo-Gym, verifiers, prime-rl: the row with its reward. Base64 images in it are returned as they came."""
         row = call.read_object()
         response = read_response(row)
-        routed = route_row(row)
-        tasks = (call.task, routed.task, defaults.default_task)
-        item = make_item(registry, routed, response, tasks=tasks)
+        labelled = read_labelled(
+            registry,
+            label_of(row),
+            lambda _: response,
+            path_task=call.task,
+            default_task=defaults.default_task,
+            beside=row,
+        )
         masks = any(key in row for key in _GYM_KEYS)
         hold_seconds = _GYM_HOLD_SECONDS if masks else _VERIFIERS_HOLD_SECONDS
-        floor = registry.floor_of(item)
+        floor = registry.floor_of(labelled.item)
         try:
-            scored = await holding.score([item], num_bytes=len(call.body), hold_seconds=hold_seconds, gone=call.gone)
+            scored = await score_labelled(
+                holding, defaults, [labelled], num_bytes=len(call.body), hold_seconds=hold_seconds, gone=call.gone
+            )
         except Overloaded as error:
             if not masks:
                 raise
@@ -160,17 +168,10 @@ def _texts(content: Any) -> list[str]:
     return [text for text in texts if isinstance(text, str)]
 
 
-def route_row(row: dict[str, Any]) -> Label:
-    """The row's own `task`, `params` and `image_size` go before those within its label."""
-    label = next((row[key] for key in _LABELS if key in row), None)
-    routed = route(label)
-    params = row.get("params")
-    return Label(
-        task=row["task"] if isinstance(row.get("task"), str) else routed.task,
-        solution=routed.solution,
-        params=params if isinstance(params, dict) else routed.params,
-        image_size=row.get("image_size", routed.image_size),
-    )
+def label_of(row: dict[str, Any]) -> Any:
+    """The first of its names that is there; null gives way to the next, since rows of merged datasets have them all."""
+    present = [row[name] for name in _LABELS if name in row]
+    return next((label for label in present if label is not None), None) if present else row.get(_METADATA)
 
 
 def _without_verdict(row: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """PipelineRL: `POST /verify_answer`, a status word out; `GET /health`.
 
-Any other status than 200 ends the client's run, and its own server calls whatever fails "unparsable": so do we. Its
-reward table turns the words into numbers, so a graded reward is "correct" from a threshold on.
+Any other status than 200 ends the client's run, and its own server calls whatever fails "unparsable", a wrong label
+too: so do we. Its reward table turns the words into numbers, so a graded reward is "correct" from a threshold on.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..scoring import Scoring
 from .defaults import Defaults
 from .exchange import Call, Endpoints, answer
 from .holding import Holding
-from .routing import make_item, route
+from .labelled import read_labelled, score_labelled
 
 _HOLD_SECONDS = 3000.0  # the client waits for an hour
 
@@ -54,9 +54,12 @@ def router(scoring: Scoring, registry: Registry, defaults: Defaults) -> APIRoute
     async def verify_answer(call: Call) -> Response:
         """PipelineRL: whether a prediction is correct, in a word."""
         asked = call.read(AnswerRequest)
-        routed = route(asked.gold)
-        item = make_item(registry, routed, asked.prediction, tasks=(call.task, routed.task, defaults.default_task))
-        scored = await holding.score([item], num_bytes=len(call.body), hold_seconds=_HOLD_SECONDS, gone=call.gone)
+        labelled = read_labelled(
+            registry, asked.gold, lambda _: asked.prediction, path_task=call.task, default_task=defaults.default_task
+        )
+        scored = await score_labelled(
+            holding, defaults, [labelled], num_bytes=len(call.body), hold_seconds=_HOLD_SECONDS, gone=call.gone
+        )
         return answer({"answer_status": status_of(scored[0].result, defaults.correct_from)})
 
     async def health(call: Call) -> Response:

@@ -1,8 +1,8 @@
 """ROLL: `POST /submit_task`, then `GET /task_result` with the id, in the query or (as the peer does) in a body.
 
-The client asks every two seconds until its time-out, and submits again when a result has no score: a failed verdict is
-therefore a result without one. Results are kept for a while in a bounded store; ids are random, since one rollout may
-be submitted to several tasks and again.
+The client asks every two seconds until its time-out, and submits again when a result has no score: a failed verdict, a
+wrong label's too, is therefore a result without one. After five of them it counts 0. Results are kept for a while in a
+bounded store; ids are random, since one rollout may be submitted to several tasks and again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..scoring import Overloaded, Scored, Scoring
 from .defaults import Defaults
 from .exchange import Call, Endpoints, answer
 from .holding import Holding
-from .routing import make_item, route
+from .labelled import read_labelled, score_labelled
 from .submissions import Submissions
 
 _ROOM_SECONDS = 15.0  # the client gives a submission 20 s
@@ -27,7 +27,10 @@ _DONE, _RUNNING, _FAILED = 0, 1, 2
 
 class TaskRequest(BaseModel):
     response: str
-    reward_info: Any = Field(None, description="an object with `ground_truth`, or a label, see `labels.py`")
+    reward_info: Any = Field(
+        None,
+        description="an object with `ground_truth` (and `task`, `params`, `image_size`), or a label, see `labels.py`",
+    )
     reward_manager: list[Any] = Field([], description="objects; the first `plugin_name` that is a task's name counts")
     timeout: float = Field(300.0, strict=True, gt=0, description="seconds that the submission may take")
 
@@ -58,13 +61,21 @@ def router(scoring: Scoring, registry: Registry, defaults: Defaults) -> APIRoute
         """ROLL: takes one response and answers the id under which its result will be."""
         asked = call.read(TaskRequest)
         info = asked.reward_info
-        routed = route(info["ground_truth"] if isinstance(info, dict) and "ground_truth" in info else info)
-        tasks = (call.task, routed.task, _plugin_task(asked, registry), defaults.default_task)
-        item = make_item(registry, routed, asked.response, tasks=tasks)
+        beside = info if isinstance(info, dict) and "ground_truth" in info else {}
+        labelled = read_labelled(
+            registry,
+            beside["ground_truth"] if beside else info,
+            lambda _: asked.response,
+            path_task=call.task,
+            default_task=_plugin_task(asked, registry) or defaults.default_task,
+            beside=beside,
+        )
         seconds = min(asked.timeout, _LONGEST_SECONDS)
 
         async def run() -> Scored:
-            scored = await holding.score([item], num_bytes=len(call.body), hold_seconds=seconds, tries=1)
+            scored = await score_labelled(
+                holding, defaults, [labelled], num_bytes=len(call.body), hold_seconds=seconds, tries=1
+            )
             return scored[0]
 
         try:

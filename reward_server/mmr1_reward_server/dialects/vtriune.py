@@ -1,7 +1,8 @@
 """V-Triune: `POST /judge`, four rewards out; `GET /` names the server as its client expects.
 
-The client turns whatever fails into 0 and has no other word for it: a failed verdict is an HTTP error, which it tries
-three times and prints. `image_path` and the other parameters of its own verifiers are not looked at.
+The client turns whatever fails into 0 and has no other word for it: a failed verdict, a wrong label's too, is an HTTP
+error, which it tries three times and prints. `image_path` and the other parameters of its own verifiers are not looked
+at.
 """
 
 from __future__ import annotations
@@ -15,13 +16,12 @@ from pydantic_core import from_json
 
 from ..api import Item, Result
 from ..errors import RequestError
-from ..labels import Label
 from ..registry import Registry
 from ..scoring import Scoring
 from .defaults import Defaults
 from .exchange import Call, Endpoints, answer, not_scored
 from .holding import Holding
-from .routing import make_item, route
+from .labelled import Labelled, read_labelled, score_labelled
 
 _HOLD_SECONDS = 20.0  # the client gives each of its three tries 30 s
 _VERIFIERS = {"mathverify": "accuracy"}
@@ -64,13 +64,9 @@ def router(scoring: Scoring, registry: Registry, defaults: Defaults) -> APIRoute
         asked = call.read(JudgeRequest)
         if asked.accuracy_ratio + asked.format_ratio == 0:
             raise RequestError(422, "invalid_request", "accuracy_ratio and format_ratio are both 0")
-        routed = route(_read_answer(asked.answer))
-        tasks = (call.task, routed.task, _named_task(asked, registry), defaults.default_task)
-        items = [make_item(registry, routed, asked.response, tasks=tasks, name="accuracy")]
-        if "format" in registry:
-            items.append(_format_item(registry, asked.response))
-        scored = await holding.score(
-            items, num_bytes=len(call.body), hold_seconds=_HOLD_SECONDS, gone=call.gone, tries=1
+        labelled = _read(asked, registry, call.task, defaults.default_task)
+        scored = await score_labelled(
+            holding, defaults, labelled, num_bytes=len(call.body), hold_seconds=_HOLD_SECONDS, gone=call.gone, tries=1
         )
         if failed := next((one for one in scored if one.reward is None), None):
             raise not_scored(failed)
@@ -106,6 +102,22 @@ def weigh(results: list[Result], accuracy_ratio: float, format_ratio: float) -> 
     }
 
 
+def _read(asked: JudgeRequest, registry: Registry, path_task: str | None, default_task: str) -> list[Labelled]:
+    """The answer and, where the server has that task, the format. A wrong answer's format is nobody's business."""
+    answered = read_labelled(
+        registry,
+        _read_answer(asked.answer),
+        lambda _: asked.response,
+        path_task=path_task,
+        default_task=_named_task(asked, registry) or default_task,
+        name="accuracy",
+    )
+    if answered.fault is not None or "format" not in registry:
+        return [answered]
+    layout = Item(id="format", task="format", response=asked.response, solution=None, params={"style": "think_answer"})
+    return [answered, Labelled(layout)]
+
+
 def _read_answer(answer: Any) -> Any:
     """Lists of boxes are texts in the peer's datasets, as JSON or as Python prints them, with other quotes."""
     if isinstance(answer, str) and answer.lstrip()[:2] in ("[{", "[]"):
@@ -122,8 +134,3 @@ def _named_task(asked: JudgeRequest, registry: Registry) -> str | None:
         if name in registry:
             return name
     return None
-
-
-def _format_item(registry: Registry, response: str) -> Item:
-    routed = Label("format", None, {"style": "think_answer"})
-    return make_item(registry, routed, response, tasks=("format",), name="format")

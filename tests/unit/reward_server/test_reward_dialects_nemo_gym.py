@@ -54,6 +54,12 @@ GYM = {"_ng_task_index": 0, "_ng_rollout_index": 0, "agent_ref": {"name": "simpl
         ("/verify", row(label={"task": "counting", "solution": 4, "params": {"score": "graded"}}), 0.75),
         ("/verify", row(ground_truth="3"), 1.0),
         ("/verify", row(expected_answer=3, verifier_metadata={"source": "a"}), 1.0),
+        ("/verify", row(label=None, answer="3"), 1.0),
+        (
+            "/verify",
+            row(label={"solution": [0, 0, 9, 9], "image_size": [9, 9]}, image_size=None, task="grounding"),
+            0.0,
+        ),
         ("/verify", row(message("no idea"), label="3"), 0.0),
         ("/verify", row({"type": "function_call", "name": "look", "arguments": "{}", "call_id": "1"}, label="3"), 0.0),
         (
@@ -81,6 +87,14 @@ async def test_all_that_is_in_a_row_comes_back_as_it_came() -> None:
         infinite = await http.post("/verify", content=content)
     assert answer.json() == {**asked, "reward": 1.0}
     assert json.loads(infinite.content)["logprobs"] == [float("-inf")]
+
+
+async def test_metadata_is_no_label_where_there_is_one() -> None:
+    scoring = Scripted("ok")
+    async with peers(nemo_gym, scoring) as http:
+        await http.post("/verify", json=row(label=None, verifier_metadata="3"))
+        await http.post("/verify", json=row(verifier_metadata="3"))
+    assert [items[0].solution for items in scoring.calls] == [None, "3"]
 
 
 MASKED = {"reward": 0.0, "mask_sample": True, "instance_config": {"mask_sample": True}}
@@ -176,8 +190,6 @@ async def test_metrics_leave_masked_samples_out() -> None:
         ("/verify", {"responses_create_params": {}, "response": {}}, "invalid_request"),
         ("/verify", {"responses_create_params": {}, "response": {"output": [3]}}, "invalid_request"),
         ("/verify", {"responses_create_params": {}, "response": {"output": [{"type": 3}]}}, "invalid_request"),
-        ("/verify", row(label="3", task="countin"), "no_such_task"),
-        ("/verify", row(label="3", image_size="large"), "invalid_label"),
         ("/seed_session", [], "invalid_request"),
         ("/aggregate_metrics", {"verify_responses": [3]}, "invalid_request"),
     ],
@@ -185,3 +197,40 @@ async def test_metrics_leave_masked_samples_out() -> None:
 async def test_other_forms_are_refused(path: str, body: Any, code: str) -> None:
     async with peers(nemo_gym) as http:
         assert refusal(await http.post(path, json=body)) == (422, code)
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "floor", "reason"),
+    [
+        ("/verify", {"label": "3", "task": "countin"}, 0.0, "did you mean 'counting'"),
+        ("/verify", {"label": "3", "task": "below_zero", "image_size": "large"}, -1.0, "image_size"),
+        ("/verify", {"label": {"task": "below_zero", "param": 3}}, -1.0, "unknown key 'param'"),
+        ("/verify/below_zero", {"label": {"text": "", "params": 3}}, -1.0, "params must be an object"),
+    ],
+)
+async def test_a_wrong_label_is_masked_since_a_refusal_would_end_the_run(
+    caplog: pytest.LogCaptureFixture, path: str, fields: dict[str, Any], floor: float, reason: str
+) -> None:
+    asked = row(**fields, **GYM)
+    seen: list[tuple[str, str]] = []
+    scoring = Scripted("ok")
+    async with peers(
+        nemo_gym, scoring, on_scored=lambda item, one: seen.append((item.task, one.outcome.value))
+    ) as http:
+        answer = await http.post(path, json=asked)
+        refused = await http.post(path, json=row(**fields))  # verifiers drops a rollout whose request was refused
+    assert answer.status_code == 200
+    said = answer.json()["failure_reason"]
+    assert reason in said
+    assert answer.json() == {
+        **asked,
+        **MASKED,
+        "reward": floor,
+        "failure_kind": "verifier_error",
+        "failure_reason": said,
+    }
+    assert refusal(refused) == (422, "verifier_error")
+    assert reason in refused.text
+    assert [outcome for _, outcome in seen] == ["verifier_error"] * 2
+    assert scoring.calls == []
+    assert reason in str(caplog.records[-1].__dict__["fields"])

@@ -66,3 +66,24 @@ async def test_health_and_other_forms() -> None:
     async with peers(pipelinerl) as http:
         assert (await http.get("/health")).json() == {"status": "ok"}
         assert refusal(await http.post("/verify_answer", json={"prediction": "3"})) == (422, "invalid_request")
+
+
+@pytest.mark.parametrize(
+    ("gold", "reason"),
+    [
+        ({"task": "countin"}, "did you mean 'counting'"),
+        ({"task": "ocr", "param": 3}, "unknown key 'param'"),
+        ({"task": "ocr", "text": "3", "image_size": [0, 1]}, "image_size"),
+        ("a few", "solution for task counting"),
+    ],
+)
+async def test_a_wrong_label_is_unparsable_since_a_refusal_would_end_the_run(
+    caplog: pytest.LogCaptureFixture, gold: Any, reason: str
+) -> None:
+    seen: list[str] = []
+    async with peers(pipelinerl, on_scored=lambda _, scored: seen.append(scored.outcome.value)) as http:
+        answer = await http.post("/verify_answer", json=ASKED | {"gold": gold})
+        assert (answer.status_code, answer.json()) == (200, {"answer_status": "unparsable"})
+        assert refusal(await http.post("/verify_answer/countin", json=ASKED)) == (404, "no_such_task")
+    assert seen == ["verifier_error"]
+    assert [reason in str(record.__dict__["fields"]) for record in caplog.records] == [True]

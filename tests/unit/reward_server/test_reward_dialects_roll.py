@@ -135,6 +135,34 @@ async def test_other_forms_are_refused(changes: dict[str, Any]) -> None:
         assert refusal(await http.get("/task_result")) == (422, "invalid_request")
 
 
+@pytest.mark.parametrize(
+    ("label", "reason"),
+    [
+        ({"task": "countin"}, "did you mean 'counting'"),
+        ({"task": "ocr", "param": 3}, "unknown key 'param'"),
+        ("a few", "solution for task counting"),
+    ],
+)
+async def test_a_wrong_label_is_a_result_without_a_score(
+    caplog: pytest.LogCaptureFixture, label: Any, reason: str
+) -> None:
+    seen: list[str] = []
+    async with peers(roll, on_scored=lambda _, one: seen.append(one.outcome.value)) as http:
+        result = await wait_for(http, (await submit(http, reward_info={"ground_truth": label}))["reward_request_id"])
+    assert (result["errcode"], result["reward_score"]) == (0, None)
+    assert reason in result["errmsg"]
+    assert seen == ["verifier_error"]
+    assert [reason in str(record.__dict__["fields"]) for record in caplog.records] == [True]
+
+
+async def test_what_stands_beside_the_ground_truth_counts() -> None:
+    params = {"response_space": "normalized_1"}
+    info = {"ground_truth": [10, 20, 20, 40], "task": "grounding", "params": params, "image_size": [100, 200]}
+    async with peers(roll) as http:
+        name = (await submit(http, response="[0.1, 0.1, 0.2, 0.2]", reward_info=info))["reward_request_id"]
+        assert await wait_for(http, name) == done(pytest.approx(1.0))
+
+
 def scored(reward: float) -> Scored:
     return Scored(Result(id="0", outcome=Outcome.OK, reward=reward), 0.0)
 

@@ -85,6 +85,7 @@ async def test_other_forms_are_refused(body: Any) -> None:
         ("/slime", {"task": "below_zero", "image_size": [0, 1]}, -1.0),
         ("/slime/below_zero", {"text": "", "params": 3}, -1.0),
         ("/slime/below_zero", {"task": "ocr", "param": 3}, -1.0),
+        ("/slime", {"task": "below_zero", "param": 3}, -1.0),
     ],
 )
 async def test_a_wrong_label_is_the_floor_since_a_refusal_would_end_the_run(

@@ -159,3 +159,16 @@ async def test_the_greeting_that_the_client_looks_for() -> None:
 async def test_other_forms_are_refused(changes: dict[str, Any]) -> None:
     async with peers(vtriune) as http:
         assert refusal(await http.post("/judge", json=ASKED | changes)) == (422, "invalid_request")
+
+
+@pytest.mark.parametrize("label", [{"task": "countin"}, {"task": "ocr", "param": 3}, "a few"])
+async def test_a_wrong_label_is_a_failed_verdict(caplog: pytest.LogCaptureFixture, label: Any) -> None:
+    """The client takes whatever fails for 0, and prints no more of it than its status: the log says why."""
+    seen: list[str] = []
+    async with peers(vtriune, on_scored=lambda _, one: seen.append(one.outcome.value)) as http:
+        answer = await http.post("/judge", json=ASKED | {"answer": label})
+    assert refusal(answer) == (422, "verifier_error")
+    assert seen[0] == "verifier_error"
+    assert [record.message for record in caplog.records] == [
+        "labels are wrong: their items have no reward of their own"
+    ]
