@@ -147,7 +147,11 @@ def _peers_routes(settings: Settings, registry: Registry, scoring: Scoring, metr
 
     default_task = settings.default_task or usual_task(registry)
     defaults = Defaults(
-        default_task, max_items=settings.max_items, max_held_bytes=settings.max_pending_bytes, on_scored=count
+        default_task,
+        max_items=settings.max_items,
+        max_held_bytes=settings.max_pending_bytes,
+        correct_from=settings.correct_from,
+        on_scored=count,
     )
     try:
         return peers_router(scoring, registry, defaults)

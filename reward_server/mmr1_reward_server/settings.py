@@ -30,6 +30,9 @@ class Settings(BaseModel):
     workers: int = Field(2, gt=0, le=256, description="processes that score; one item at a time each")
     reward: tuple[str, ...] = Field((), description="module:function, a reward of your own; may be repeated")
     default_task: str | None = Field(None, description="for peers' requests that name none; else accuracy")
+    correct_from: float = Field(
+        0.5, allow_inf_nan=False, description="smallest reward that PipelineRL is told to be correct"
+    )
     max_pending_items: int = Field(
         16_384, gt=0, description="scored and waiting at once; beyond it, 503 with Retry-After"
     )

@@ -13,11 +13,11 @@ the request names, or else the server's default. What becomes of an item, for ea
 | ROLL | a score | a result without a score: it submits again, 5 times | its own time-out | the same |
 | PipelineRL | correct, wrong; no_answer | tried twice; unparsable, as from its own | 3000 s | 503: its run ends |
 
-An item that no try could score (a solution of another form) is not tried twice; it is 422 where others are 500. So is
-a label that is wrong in itself (unknown keys or task, an impossible `image_size`): never a refusal of the request, which
-most of these clients' runs would end with, but a verifier_error of its item alone. Both are named in the log. What a
-model wrote never fails a request. A request of another form is 422, an unknown task in the path 404, both with one line
-that says what to change. Nothing here fetches a URL or opens a path that a request names.
+An item that no try could score (a solution of another form) is not tried twice; it is 422 where others are 500. So is a
+label that is wrong in itself (unknown keys or task, an impossible `image_size`): no refusal of the request, which ends
+the runs of most of these clients, but a verifier_error of its item alone. Both are named in the log. What a model wrote
+never fails a request. A request of another form is 422, an unknown task in the path 404, both with one line that says
+what to change. Nothing here fetches a URL or opens a path that a request names.
 """
 
 from __future__ import annotations

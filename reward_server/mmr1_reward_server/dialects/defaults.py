@@ -19,8 +19,8 @@ class Defaults:
     """Limits beside the server's own, and what to do when a request does not say which task it is about.
 
     `max_held_requests` and `max_held_bytes` bound, for each dialect, the requests that wait for capacity (or, for ROLL,
-    for their result to be fetched). `correct_from` is the smallest reward that PipelineRL is told to be correct.
-    `on_scored` is called once with each item and its final verdict: the app counts them there.
+    for their result to be fetched). `correct_from` is the smallest reward that PipelineRL is told to be correct, unless
+    a label says another. `on_scored` is called once with each item and its final verdict: the app counts them there.
     """
 
     default_task: str

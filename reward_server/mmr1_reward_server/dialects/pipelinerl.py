@@ -1,11 +1,13 @@
 """PipelineRL: `POST /verify_answer`, a status word out; `GET /health`.
 
 Any other status than 200 ends the client's run, and its own server calls whatever fails "unparsable", a wrong label
-too: so do we. Its reward table turns the words into numbers, so a graded reward is "correct" from a threshold on.
+too: so do we. Its reward table turns the words into numbers, so a graded reward is "correct" from a threshold on:
+`--correct-from`, or `correct_from` among the params of a label.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from fastapi import APIRouter, Response
@@ -17,9 +19,10 @@ from ..scoring import Scoring
 from .defaults import Defaults
 from .exchange import Call, Endpoints, answer
 from .holding import Holding
-from .labelled import read_labelled, score_labelled
+from .labelled import Labelled, read_labelled, score_labelled
 
 _HOLD_SECONDS = 3000.0  # the client waits for an hour
+_THRESHOLD = "correct_from"
 
 Status = Literal["correct", "wrong", "no_answer", "unparsable"]
 
@@ -47,6 +50,18 @@ def status_of(result: Result, correct_from: float) -> Status:
     return "correct" if result.reward >= correct_from else "wrong"
 
 
+def take_threshold(labelled: Labelled, usual: float) -> tuple[Labelled, float]:
+    """The item without `correct_from` among its params, which no task knows, and what that is, or else `usual`."""
+    params = dict(labelled.item.params)
+    if labelled.fault is not None or _THRESHOLD not in params:
+        return labelled, usual
+    asked = params.pop(_THRESHOLD)
+    item = labelled.item.model_copy(update={"params": params})
+    if isinstance(asked, bool) or not isinstance(asked, int | float) or math.isnan(asked):
+        return Labelled(item, f"label: {_THRESHOLD} must be a number, the smallest reward that is correct"), usual
+    return Labelled(item), asked
+
+
 def router(scoring: Scoring, registry: Registry, defaults: Defaults) -> APIRouter:
     routes = APIRouter(tags=["peers"])
     holding = Holding(scoring, defaults)
@@ -57,10 +72,11 @@ def router(scoring: Scoring, registry: Registry, defaults: Defaults) -> APIRoute
         labelled = read_labelled(
             registry, asked.gold, lambda _: asked.prediction, path_task=call.task, default_task=defaults.default_task
         )
+        labelled, correct_from = take_threshold(labelled, defaults.correct_from)
         scored = await score_labelled(
             holding, defaults, [labelled], num_bytes=len(call.body), hold_seconds=_HOLD_SECONDS, gone=call.gone
         )
-        return answer({"answer_status": status_of(scored[0].result, defaults.correct_from)})
+        return answer({"answer_status": status_of(scored[0].result, correct_from)})
 
     async def health(call: Call) -> Response:
         """PipelineRL: the server answers."""

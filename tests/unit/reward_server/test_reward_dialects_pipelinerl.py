@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+import httpx
 import pytest
 
+from mmr1_reward_server.app import create_app
 from mmr1_reward_server.dialects import pipelinerl
-from tests.unit.reward_server.reward_peers import Scripted, peers, refusal
+from mmr1_reward_server.settings import SettingsError, parse_settings
+from tests.unit.reward_server.reward_in_process import InProcessScoring
+from tests.unit.reward_server.reward_peers import Scripted, peer_tasks, peers, refusal
 
 ASKED = {"prediction": "<answer>3</answer>", "gold": "3", "strict": True, "max_prediction_length": 1000}
 
@@ -41,6 +46,31 @@ async def test_correct_begins_at_a_threshold() -> None:
 
 
 @pytest.mark.parametrize(
+    ("correct_from", "status"),
+    [(0.75, "correct"), (0.76, "wrong"), (-1, "correct"), (2**70, "wrong"), (0, "correct")],
+)
+async def test_a_label_may_have_a_threshold_of_its_own(correct_from: float, status: str) -> None:
+    params = {"score": "graded", "correct_from": correct_from}
+    gold = {"task": "counting", "solution": 4, "params": params}
+    async with peers(pipelinerl, correct_from=0.99) as http:
+        for form in (gold, json.dumps(gold)):
+            answer = await http.post("/verify_answer", json=ASKED | {"gold": form})
+            assert answer.json() == {"answer_status": status}
+
+
+async def test_the_servers_option_is_the_threshold() -> None:
+    tasks = peer_tasks()
+    gold = {"task": "counting", "solution": 4, "params": {"score": "graded"}}
+    for argv, status in ([], "correct"), (["--correct-from", "0.8"], "wrong"):
+        app = create_app(parse_settings(argv), tasks, InProcessScoring(tasks))
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://reward") as http:
+            answer = await http.post("/verify_answer", json=ASKED | {"gold": gold})
+        assert answer.json() == {"answer_status": status}
+    with pytest.raises(SettingsError, match="--correct-from"):
+        parse_settings(["--correct-from", "nan"])
+
+
+@pytest.mark.parametrize(
     ("steps", "expected"),
     [
         (["ok"], "correct"),
@@ -71,6 +101,8 @@ async def test_health_and_other_forms() -> None:
 @pytest.mark.parametrize(
     ("gold", "reason"),
     [
+        ({"task": "ocr", "text": "3", "params": {"correct_from": "high"}}, "correct_from must be a number"),
+        ({"task": "ocr", "text": "3", "params": {"correct_from": True}}, "correct_from must be a number"),
         ({"task": "countin"}, "did you mean 'counting'"),
         ({"task": "ocr", "param": 3}, "unknown key 'param'"),
         ({"task": "ocr", "text": "3", "image_size": [0, 1]}, "image_size"),
