@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -22,6 +22,7 @@ from .api import ErrorBody, Item, Outcome, Result, ScoreRequest, ScoreResponse, 
 _RETRIED_STATUSES = frozenset({429, 502, 503, 504})
 _FIRST_WAIT_SECONDS = 0.1
 _LONGEST_WAIT_SECONDS = 5.0
+_CHARS_PER_PART = 4 * 2**20  # below the size that a server takes, even where each is written as an escape
 
 
 class RewardServerError(Exception):
@@ -30,6 +31,10 @@ class RewardServerError(Exception):
     def __init__(self, message: str, outcome: Outcome = Outcome.VERIFIER_ERROR) -> None:
         super().__init__(message)
         self.outcome = outcome
+
+
+class RequestTooLarge(RewardServerError):
+    """More bytes or items than the server takes at once (413)."""
 
 
 class _Transient(Exception):
@@ -90,7 +95,7 @@ class RewardClient:
         try:
             return await self.score_or_raise(items)
         except RewardServerError as error:
-            return [Result(id=item.id, outcome=error.outcome, reward=None, detail=str(error)) for item in items]
+            return _without_reward(items, error)
 
     async def score_or_raise(self, items: Sequence[Item]) -> list[Result]:
         """As `score`, for callers to whom a server out of reach is not a failed verifier. Raises RewardServerError."""
@@ -110,6 +115,31 @@ class RewardClient:
         if [result.id for result in results] != [item.id for item in items]:
             raise RewardServerError(f"{self._base_url} answered other items than it was asked for")
         return results
+
+    async def score_in_parts(
+        self, items: Sequence[Item], *, items_per_request: int = 256, max_requests: int = 4
+    ) -> list[Result]:
+        """As `score`, for any number of items: in several requests, `max_requests` of them at the same time.
+
+        The deadline is each request's own, from when it is sent; one that fails costs no other's results. One that is
+        too large for the server is sent again in halves.
+        """
+        free = asyncio.Semaphore(max_requests)
+
+        async def ask(part: Sequence[Item]) -> list[Result]:
+            try:
+                async with free:
+                    return await self.score_or_raise(part)
+            except RequestTooLarge as error:
+                if len(part) == 1:
+                    return _without_reward(part, error)
+            except RewardServerError as error:
+                return _without_reward(part, error)
+            half = len(part) // 2
+            return [*await ask(part[:half]), *await ask(part[half:])]
+
+        answers = await asyncio.gather(*(ask(part) for part in _parts(items, items_per_request)))
+        return [result for part in answers for result in part]
 
     async def tasks(self) -> list[TaskInfo]:
         """What the server offers, so that a wrong task is found before a run starts. Raises RewardServerError."""
@@ -162,7 +192,25 @@ class RewardClient:
         message = f"{self._base_url} answered {response.status_code}: {_error_message(response)}"
         if response.status_code in _RETRIED_STATUSES:
             raise _Transient(message, _retry_after(response))
-        raise RewardServerError(message)
+        raise (RequestTooLarge if response.status_code == 413 else RewardServerError)(message)
+
+
+def _without_reward(items: Sequence[Item], error: RewardServerError) -> list[Result]:
+    return [Result(id=item.id, outcome=error.outcome, reward=None, detail=str(error)) for item in items]
+
+
+def _parts(items: Sequence[Item], items_per_part: int) -> Iterator[list[Item]]:
+    """Of so many items at most, and fewer of long responses."""
+    part: list[Item] = []
+    num_chars = 0
+    for item in items:
+        if part and (len(part) == items_per_part or num_chars + len(item.response) > _CHARS_PER_PART):
+            yield part
+            part, num_chars = [], 0
+        part.append(item)
+        num_chars += len(item.response)
+    if part:
+        yield part
 
 
 def _without_userinfo(url: str) -> str:

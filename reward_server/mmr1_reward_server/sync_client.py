@@ -48,6 +48,13 @@ class SyncRewardClient:
         """As `score`, for callers to whom a server out of reach is not a failed verifier. Raises RewardServerError."""
         return self._wait(self._client.score_or_raise(items))
 
+    def score_in_parts(
+        self, items: Sequence[Item], *, items_per_request: int = 256, max_requests: int = 4
+    ) -> list[Result]:
+        """As `score`, for any number of items: in several requests, `max_requests` of them at the same time."""
+        asking = self._client.score_in_parts(items, items_per_request=items_per_request, max_requests=max_requests)
+        return self._wait(asking)
+
     def tasks(self) -> list[TaskInfo]:
         """What the server offers. Raises RewardServerError."""
         return self._wait(self._client.tasks())

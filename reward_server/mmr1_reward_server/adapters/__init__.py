@@ -1,8 +1,9 @@
 """Adapters: one function or class for each trainer that loads a reward as code and cannot be pointed at a server.
 
 They ask `/v1/score` over HTTP and import their trainer only when they are used. Arguments, or the environment variables
-MMR1_REWARD_URL and MMR1_REWARD_TASK, say where the server is and which task scores. The exact lines of each trainer's
-configuration are at the top of its file. A failed verdict is never a zero that nobody asked for:
+MMR1_REWARD_URL and MMR1_REWARD_TASK, say where the server is and which task scores; `calls.py` and `trust.py` have the
+variables for a key and for TLS. The exact lines of each trainer's configuration are at the top of its file. A failed
+verdict is never a zero that nobody asked for:
 
 | trainer | adapter | a verdict that failed |
 |---|---|---|

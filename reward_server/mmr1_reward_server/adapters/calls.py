@@ -1,8 +1,8 @@
 """What all adapters share: where the server is, items from a trainer's columns, and failures that stay failures.
 
 The server is the argument `url` or MMR1_REWARD_URL. The task is the argument `task`, or else the one that the label
-names (`labels.py`), or else MMR1_REWARD_TASK. MMR1_REWARD_API_KEY goes with each request. Clients are kept, one for
-each process or event loop.
+names (`labels.py`), or else MMR1_REWARD_TASK. MMR1_REWARD_API_KEY goes with each request; `trust.py` has the
+variables for TLS. Clients are kept, one for each process or event loop.
 """
 
 from __future__ import annotations
@@ -14,26 +14,36 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from pydantic import ValidationError
 
 from ..api import Item, Outcome, Result, first_problem
 from ..client import RewardClient
-from ..labels import BadLabel, read_label
+from ..labels import read_label
 from ..sync_client import SyncRewardClient
+from . import trust
 
 logger = logging.getLogger(__name__)
 
 DEADLINE_SECONDS = 120.0
-_ITEMS_PER_REQUEST = 256
 _MAX_NESTING = 32
+_MAX_INT_BITS = 14_000  # 4,300 decimal digits are what Python's and others' readers of JSON take
+
+
+@dataclass(frozen=True)
+class _Server:
+    """All that makes one client another."""
+
+    url: str
+    deadline_seconds: float
+    api_key: str | None
+    trust: trust.Trust
+
 
 _locks = [threading.Lock()]
-_sync_clients: dict[tuple[int, str, float], SyncRewardClient] = {}
-_async_clients: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, float], RewardClient]] = (
-    WeakKeyDictionary()
-)
+# A client's connections hold its loop, so those of closed loops are forgotten by hand: see `score_async`.
+_sync_clients: dict[tuple[int, _Server], SyncRewardClient] = {}
+_async_clients: dict[tuple[asyncio.AbstractEventLoop, _Server], RewardClient] = {}
 
 # Another thread may hold the lock at the moment of a fork, and would never let it go in the child.
 if hasattr(os, "register_at_fork"):
@@ -69,58 +79,74 @@ def find_target(
 
 def make_items(
     target: Target, responses: Sequence[str], labels: Sequence[Any], image_sizes: Sequence[Any] | None = None
-) -> list[Item]:
-    """Items named by their place. Raises ValueError for labels that no task could read, and without a task."""
-    items = []
+) -> list[Item | Result]:
+    """Items named by their place. Where a label is wrong, there is a result that says so instead: one bad row of a
+    dataset is no reason to end a run. Raises ValueError without a task.
+    """
     sizes = [None] * len(responses) if image_sizes is None else image_sizes
-    for place, (response, label, size) in enumerate(zip(responses, labels, sizes, strict=True)):
-        try:
-            read = read_label(plain(label))
-            task = target.task or read.task or os.environ.get("MMR1_REWARD_TASK")
-            if not task:
-                raise ValueError("no task: set MMR1_REWARD_TASK, pass task=, or name it in the label")
-            items.append(
-                Item(
-                    id=str(place),
-                    task=task,
-                    # A decoder never writes half of a surrogate pair, but a mock may, and JSON cannot carry it.
-                    response=response.encode("utf-8", "replace").decode("utf-8"),
-                    solution=read.solution,
-                    params={**target.params, **read.params},
-                    image_size=read.image_size if size is None else plain(size),
-                )
+    asked = enumerate(zip(responses, labels, sizes, strict=True))
+    return [_make_item(target, str(place), *one) for place, one in asked]
+
+
+def _make_item(target: Target, name: str, response: str, label: Any, image_size: Any) -> Item | Result:
+    try:
+        read = read_label(plain(label))
+        if task := target.task or read.task or os.environ.get("MMR1_REWARD_TASK"):
+            return Item(
+                id=name,
+                task=task,
+                response=_encodable(response),
+                solution=read.solution,
+                params={**target.params, **read.params},
+                image_size=read.image_size if image_size is None else plain(image_size),
             )
-        except BadLabel as error:
-            raise ValueError(f"sample {place}: {error}") from None
-        except ValidationError as error:
-            raise ValueError(f"sample {place}: {first_problem(error)}") from None
-    return items
+    except ValidationError as error:
+        return _without_reward(name, first_problem(error))
+    except ValueError as error:
+        return _without_reward(name, str(error))
+    raise ValueError("no task: set MMR1_REWARD_TASK, pass task=, or name it in the label")
 
 
-def score(target: Target, items: Sequence[Item]) -> list[Result]:
-    """One result for each item, in order; whatever fails is a result without a reward."""
-    key = (os.getpid(), target.url, target.deadline_seconds)
+def _without_reward(name: str, why: str) -> Result:
+    return Result(id=name, outcome=Outcome.VERIFIER_ERROR, reward=None, detail=f"sample {name}: {why}")
+
+
+def score(target: Target, items: Sequence[Item | Result]) -> list[Result]:
+    """One result for each item, in order; whatever fails is a result without a reward. Results stay what they are."""
+    server = _server(target)
     with _locks[0]:
-        client = _sync_clients.get(key)
+        client = _sync_clients.get((os.getpid(), server))
         if client is None:
-            client = _sync_clients[key] = SyncRewardClient(target.url, target.deadline_seconds, api_key=_key())
-    return _told([result for part in _parts(items) for result in client.score(part)])
+            client = SyncRewardClient(
+                server.url, server.deadline_seconds, api_key=server.api_key, verify=server.trust.context()
+            )
+            _sync_clients[os.getpid(), server] = client
+    return _told(items, client.score_in_parts(_to_send(items)))
 
 
-async def score_async(target: Target, items: Sequence[Item]) -> list[Result]:
-    """As `score`, on the running event loop; parts of a large batch are asked for at the same time."""
-    clients = _async_clients.setdefault(asyncio.get_running_loop(), {})
-    key = (target.url, target.deadline_seconds)
-    client = clients.get(key)
-    if client is None:
-        client = clients[key] = RewardClient(target.url, target.deadline_seconds, api_key=_key())
-    parts = await asyncio.gather(*(client.score(part) for part in _parts(items)))
-    return _told([result for part in parts for result in part])
+async def score_async(target: Target, items: Sequence[Item | Result]) -> list[Result]:
+    """As `score`, on the running event loop."""
+    server, loop = _server(target), asyncio.get_running_loop()
+    with _locks[0]:  # other threads have loops too
+        client = _async_clients.get((loop, server))
+        if client is None:
+            for known in [one for one in _async_clients if one[0].is_closed()]:
+                del _async_clients[known]
+            client = RewardClient(
+                server.url, server.deadline_seconds, api_key=server.api_key, verify=server.trust.context()
+            )
+            _async_clients[loop, server] = client
+    return _told(items, await client.score_in_parts(_to_send(items)))
 
 
-def _key() -> str | None:
-    # Never an argument: those end up in printed configurations.
-    return os.environ.get("MMR1_REWARD_API_KEY")
+def _server(target: Target) -> _Server:
+    # The key is never an argument: those end up in printed configurations.
+    key = os.environ.get("MMR1_REWARD_API_KEY")
+    return _Server(target.url, target.deadline_seconds, key, trust.from_environment())
+
+
+def _to_send(items: Sequence[Item | Result]) -> list[Item]:
+    return [item for item in items if isinstance(item, Item)]
 
 
 def reward_of(result: Result) -> float:
@@ -155,17 +181,21 @@ def text_of(completion: Any) -> str:
 def _content_text(content: Any) -> str:
     if content is None or isinstance(content, str):
         return content or ""
-    return "".join(part.get("text") or "" for part in content)
+    return "".join(part if isinstance(part, str) else part.get("text") or "" for part in content)
 
 
 def plain(value: Any, nesting: int = 0) -> Any:
     """A value as JSON knows it: mappings, sequences, arrays and numbers of numpy, OmegaConf and the like unwrapped."""
-    if value is None or isinstance(value, bool | int | float | str):
+    if isinstance(value, str):
+        return _encodable(value)
+    if isinstance(value, int) and value.bit_length() > _MAX_INT_BITS:
+        raise ValueError(f"cannot be sent as JSON: an integer of {value.bit_length()} bits")
+    if value is None or isinstance(value, bool | int | float):
         return value
     if nesting == _MAX_NESTING:
         raise ValueError(f"nested deeper than {_MAX_NESTING}")
     if isinstance(value, Mapping):
-        return {str(key): plain(inner, nesting + 1) for key, inner in value.items()}
+        return {_encodable(str(key)): plain(inner, nesting + 1) for key, inner in value.items()}
     if hasattr(value, "tolist"):
         return plain(value.tolist(), nesting + 1)
     if isinstance(value, Iterable) and not isinstance(value, bytes):
@@ -173,8 +203,10 @@ def plain(value: Any, nesting: int = 0) -> Any:
     raise ValueError(f"cannot be sent as JSON: a {type(value).__name__}")
 
 
-def _told(results: list[Result]) -> list[Result]:
-    """The same results; the first reason why there is no reward is logged, since most trainers have no place for it."""
+def _told(items: Sequence[Item | Result], scored: Sequence[Result]) -> list[Result]:
+    """All results; the first reason why there is no reward is logged, since most trainers have no place for it."""
+    answers = iter(scored)
+    results = [item if isinstance(item, Result) else next(answers) for item in items]
     failed = [result for result in results if result.reward is None]
     if failed:
         reason = f"{failed[0].outcome.value}: {failed[0].detail}"
@@ -182,5 +214,8 @@ def _told(results: list[Result]) -> list[Result]:
     return results
 
 
-def _parts(items: Sequence[Item]) -> list[Sequence[Item]]:
-    return [items[begin : begin + _ITEMS_PER_REQUEST] for begin in range(0, len(items), _ITEMS_PER_REQUEST)]
+def _encodable(text: str) -> str:
+    """Halves of surrogate pairs joined where they are a pair, or else replaced: JSON files hold them, UTF-8 cannot."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

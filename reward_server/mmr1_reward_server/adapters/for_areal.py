@@ -4,9 +4,9 @@
 
     workflow = RLVRWorkflow(reward_fn=areal_reward(task="ocr", url="http://127.0.0.1:8000"), ...)
 
-The label is the row's `solution`, `answer`, `ground_truth` or `label`, the first that is there. AReaL gives a call 15 s
-and then counts 0, so the deadline here is shorter and a failure is an exception: AReaL tries four times, then gives the
-rollout up instead of training on a zero. With one process its calls are serial; raise `max_workers`.
+The label is the row's `solution`, `answer`, `ground_truth` or `label`, the first that is not None. AReaL gives a call
+15 s and then counts 0, so the deadline here is shorter and a failure is an exception: AReaL tries four times, then
+gives the rollout up instead of training on a zero. With one process its calls are serial; raise `max_workers`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class ArealReward:
     ) -> float:
         """Raises RewardUnavailable when the verdict failed."""
         target = calls.find_target(self.url, self.task, self.params, self.deadline_seconds)
-        label = next((row[name] for name in _LABELS if name in row), None)
+        label = next((row[name] for name in _LABELS if row.get(name) is not None), None)
         items = calls.make_items(target, [completions], [label], [row.get("image_size")])
         return calls.reward_of(calls.score(target, items)[0])
 

@@ -7,9 +7,11 @@
         async def ocr(self, trace: vf.Trace) -> float:
             return await verifiers_task_reward(trace.last_reply, self.data.answer, task="ocr")
 
-A verdict that failed raises RewardUnavailable. From 0.4 on the rollout then counts as failed and is not trained on. A
-rubric turns an exception into 0, so the rollout's `state["error"]` is set first, which marks it as failed.
-(`NeMoGymTaskset` with `--env.taskset.task.resources-url http://127.0.0.1:8000` needs no adapter at all.)
+The image's size, where boxes need it, is the row's column `image_size` or `info["image_size"]` for a rubric, and the
+argument `image_size` within a task's reward. A verdict that failed raises RewardUnavailable. From 0.4 on the rollout
+then counts as failed and is not trained on. A rubric turns an exception into 0, so the rollout's `state["error"]` is
+set first, which marks it as failed. (`NeMoGymTaskset` with `--env.taskset.task.resources-url http://127.0.0.1:8000`
+needs no adapter at all.)
 """
 
 from __future__ import annotations
@@ -27,14 +29,22 @@ def verifiers_reward(
     params: Mapping[str, Any] | None = None,
     deadline_seconds: float = calls.DEADLINE_SECONDS,
 ) -> Callable[..., Awaitable[float]]:
-    """A function of `completion`, `answer` and `state`, called `mmr1_<task>`."""
+    """A function of `completion`, `answer`, `state`, `info` and the column `image_size`, called `mmr1_<task>`."""
 
-    async def reward(completion: Any, answer: Any, state: Any) -> float:
+    async def reward(completion: Any, answer: Any, state: Any, info: Any = None, image_size: Any = None) -> float:
+        if image_size is None and isinstance(info, Mapping):
+            image_size = info.get("image_size")
         try:
             return await verifiers_task_reward(
-                completion, answer, url=url, task=task, params=params, deadline_seconds=deadline_seconds
+                completion,
+                answer,
+                image_size=image_size,
+                url=url,
+                task=task,
+                params=params,
+                deadline_seconds=deadline_seconds,
             )
-        except calls.RewardUnavailable as error:
+        except Exception as error:  # a server that is not configured is no 0 either
             state["error"] = error
             raise
 
@@ -46,6 +56,7 @@ async def verifiers_task_reward(
     completion: Any,
     answer: Any,
     *,
+    image_size: Any = None,
     url: str | None = None,
     task: str | None = None,
     params: Mapping[str, Any] | None = None,
@@ -53,5 +64,5 @@ async def verifiers_task_reward(
 ) -> float:
     """The reward of a text or a list of messages, against a label. Raises RewardUnavailable when the verdict failed."""
     target = calls.find_target(url, task, params, deadline_seconds)
-    items = calls.make_items(target, [calls.text_of(completion)], [answer])
+    items = calls.make_items(target, [calls.text_of(completion)], [answer], [image_size])
     return calls.reward_of((await calls.score_async(target, items))[0])

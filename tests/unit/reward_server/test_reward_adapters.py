@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import inspect
+import json
 import math
 import pickle
 import sys
 import types
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from typing import Any, NamedTuple
 
@@ -260,13 +262,103 @@ def test_what_is_not_configured_is_said(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.delenv("MMR1_REWARD_TASK")
     with pytest.raises(ValueError, match="set MMR1_REWARD_TASK, pass task=, or name it in the label"):
         adapters.verl_reward(solution_str=RIGHT, ground_truth="3")
-    with pytest.raises(ValueError, match="sample 0: label: unknown key 'param'"):
-        adapters.verl_reward(solution_str=RIGHT, ground_truth={"task": "ocr", "param": 1})
-    with pytest.raises(ValueError, match="sample 0: image_size"):
-        adapters.verl_reward(solution_str=RIGHT, ground_truth={"task": "ocr", "text": "3", "image_size": [0, 1]})
     monkeypatch.delenv("MMR1_REWARD_URL")
     with pytest.raises(ValueError, match="set MMR1_REWARD_URL"):
         adapters.verl_reward(solution_str=RIGHT, ground_truth="3")
+
+
+WRONG_LABELS: list[tuple[Any, str]] = [
+    ({"task": "ocr", "param": 1}, "label: unknown key 'param'"),
+    ({"task": "ocr", "text": "3", "image_size": [0, 1]}, "image_size"),
+    (b"3", "cannot be sent as JSON: a bytes"),
+    ({"task": "ocr", "text": [10**5000]}, "cannot be sent as JSON: an integer of 16610 bits"),
+    ({"task": "ocr", "text": "3", "params": {"half of a pair": "\ud800"}}, "params"),
+]
+
+
+@pytest.mark.parametrize(("label", "reason"), WRONG_LABELS)
+async def test_a_wrong_label_is_its_own_samples_failure(label: Any, reason: str) -> None:
+    with pytest.raises(RewardUnavailable, match=f"^verifier_error: .*{reason}"):
+        adapters.verl_reward(solution_str=RIGHT, ground_truth=label)
+    assert adapters.verl_reward(solution_str=RIGHT, ground_truth=label, failed_score=0.5)["reward_failed"] == 1.0
+    asked = {"prompts": [""] * 3, "completions": [RIGHT, RIGHT, WRONG], "solution": ["3", label, "3"]}
+    assert await asyncio.to_thread(lambda: adapters.trl_reward()(**asked)) == [1.0, None, 0.0]
+    assert await adapters.trl_reward_async()(**asked) == [1.0, None, 0.0]
+
+
+def test_halves_of_surrogate_pairs_cost_no_other_sample() -> None:
+    texts = ["\ud83d\ude00", "\ud800", "\udfff\ud800", "a"]
+    asked = {"completions": texts, "solution": [{"task": "ocr", "text": text} for text in texts]}
+    assert adapters.trl_reward()(prompts=[""] * 4, **asked) == [1.0] * 4
+    assert adapters.trl_reward()(prompts=[""], completions=["😀"], solution=asked["solution"][:1]) == [1.0]
+
+
+BOX, TRUTH = "[0.1, 0.1, 0.2, 0.2]", [10, 20, 20, 40]
+BOXES: dict[str, Any] = {"task": "grounding", "params": {"response_space": "normalized_1"}}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"ground_truth": {"solution": TRUTH, "image_size": [100, 200]}},
+        {"ground_truth": json.dumps({"task": "grounding", "solution": TRUTH, "image_size": [100, 200]})},
+        {"ground_truth": TRUTH, "image_size": (100, 200)},
+    ],
+)
+def test_easyr1_is_told_the_images_size(fields: dict[str, Any]) -> None:
+    asked = {"response": BOX, "response_length": 3}
+    assert adapters.easyr1_reward([asked | fields], **BOXES) == [flags("overall", pytest.approx(1.0))]
+    with pytest.raises(RewardUnavailable, match="image_size"):
+        adapters.easyr1_reward([asked | {"ground_truth": TRUTH}], **BOXES)
+
+
+@pytest.mark.parametrize(
+    ("answer", "fields"),
+    [
+        (TRUTH, {"info": {"image_size": [100, 200]}}),
+        (TRUTH, {"info": {}, "image_size": [100, 200]}),
+        ({"solution": TRUTH, "image_size": [100, 200]}, {"info": "{}"}),
+    ],
+)
+async def test_verifiers_is_told_the_images_size(answer: Any, fields: dict[str, Any]) -> None:
+    # As Rubric calls it: with those of the row's columns that the function names.
+    reward = adapters.verifiers_reward(**BOXES)
+    assert set(fields) <= set(inspect.signature(reward).parameters)
+    state: dict[str, Any] = {}
+    assert await reward(completion=BOX, answer=answer, state=state, **fields) == pytest.approx(1.0)
+    assert await adapters.verifiers_task_reward(BOX, TRUTH, image_size=(100, 200), **BOXES) == pytest.approx(1.0)
+    with pytest.raises(RewardUnavailable, match="image_size"):
+        await adapters.verifiers_task_reward(BOX, TRUTH, **BOXES)
+
+
+async def test_what_is_not_configured_is_no_zero_of_a_rubric(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MMR1_REWARD_URL")
+    state: dict[str, Any] = {}
+    with pytest.raises(ValueError, match="MMR1_REWARD_URL"):
+        await adapters.verifiers_reward(task="counting")(completion=RIGHT, answer="3", state=state)
+    assert isinstance(state["error"], ValueError)
+
+
+def test_areals_label_is_the_first_that_is_there() -> None:
+    columns = {"solution": None, "answer": "3", "label": "4"}  # merged datasets have the columns of all
+    assert adapters.areal_reward(task="counting")("?", RIGHT, [1], [2], **columns) == 1.0
+
+
+def test_loops_that_are_closed_keep_no_client() -> None:
+    for _ in range(5):
+        asyncio.run(adapters.verl_reward_async(solution_str=RIGHT, ground_truth="3"))
+    assert sum(loop.is_closed() for loop, _ in calls._async_clients) <= 1
+
+
+def test_threads_with_loops_of_their_own() -> None:
+    asked = {"prompts": [""] * 9, "completions": [RIGHT, WRONG, RIGHT] * 3, "solution": ["3"] * 9}
+    reward = adapters.trl_reward_async()
+
+    def ask(_: int) -> list[float | None]:
+        return asyncio.run(reward(**asked))  # type: ignore[arg-type]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(ask, range(24))) == [[1.0, 0.0, 1.0] * 3] * 24
 
 
 def test_labels_of_data_frames_become_json() -> None:

@@ -206,3 +206,69 @@ def test_a_wrong_url_is_named_without_its_password(url: str) -> None:
     with pytest.raises(ValueError, match="not the URL of a reward server") as caught:
         RewardClient(url, 1)
     assert "secret-key" not in str(caught.value)
+
+
+def numbered(count: int) -> list[Item]:
+    return [item("counting", name=str(number)) for number in range(count)]
+
+
+async def test_parts_go_at_the_same_time_and_keep_their_order() -> None:
+    num_open = most_open = 0
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        nonlocal num_open, most_open
+        num_open += 1
+        most_open = max(most_open, num_open)
+        items = json.loads(request.content)["items"]
+        await asyncio.sleep(0.02 if int(items[0]["id"]) % 3 else 0.05)
+        num_open -= 1
+        return httpx.Response(418) if items[0]["id"] == "4" else right(request)
+
+    async with RewardClient("http://reward", 5, httpx.MockTransport(answer)) as client:
+        results = await client.score_in_parts(numbered(21), items_per_request=2, max_requests=4)
+        assert await client.score_in_parts([]) == []
+    assert [result.id for result in results] == [str(number) for number in range(21)]
+    assert [result.id for result in results if result.reward is None] == ["4", "5"]
+    assert most_open == 4
+
+
+async def test_a_part_that_is_too_large_is_sent_in_halves() -> None:
+    sizes: list[int] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        items = json.loads(request.content)["items"]
+        sizes.append(len(items))
+        too_large = len(items) > 3 or items[0]["id"] == "6"
+        return httpx.Response(413) if too_large else right(request)
+
+    async with client_of(answer) as client:
+        results = await client.score_in_parts(numbered(8))
+        assert [result.reward for result in await client.score(numbered(4))] == [None] * 4  # one request, as asked
+    assert sizes[0] == 8
+    assert [result.id for result in results] == [str(number) for number in range(8)]
+    assert [result.id for result in results if result.reward is None] == ["6"]
+
+
+async def test_long_responses_go_in_smaller_parts() -> None:
+    sizes: list[int] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        sizes.append(len(json.loads(request.content)["items"]))
+        return right(request)
+
+    async with client_of(answer, 20) as client:
+        items = [item("counting", "a" * 1_500_000, name=str(number)) for number in range(3)]
+        assert [result.reward for result in await client.score_in_parts(items)] == [1.0] * 3
+    assert sizes == [2, 1]
+
+
+async def test_the_key_goes_to_no_other_host() -> None:
+    asked: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.host)
+        return httpx.Response(307, headers={"Location": "http://elsewhere/v1/score"})
+
+    async with RewardClient("http://reward", 1, httpx.MockTransport(answer), api_key="a-secret-key") as client:
+        check(await client.score(ITEMS), Outcome.VERIFIER_ERROR, "307")
+    assert asked == ["reward"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import threading
 import time
 
@@ -49,6 +51,19 @@ def test_overload_is_tried_again() -> None:
 
     with SyncRewardClient("http://reward", 10, httpx.MockTransport(answer)) as client:
         assert [result.reward for result in client.score(ITEMS)] == [1.0, 1.0]
+
+
+def test_parts_are_sent_at_the_same_time() -> None:
+    both = asyncio.Barrier(2)
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        await both.wait()  # for ever, if they were sent one after the other
+        results = [{"id": one["id"], "outcome": "ok", "reward": 1.0} for one in json.loads(request.content)["items"]]
+        return httpx.Response(200, json={"results": results, "version": "1"})
+
+    with SyncRewardClient("http://reward", 10, httpx.MockTransport(answer)) as client:
+        results = client.score_in_parts(ITEMS, items_per_request=1)
+    assert [(result.id, result.reward) for result in results] == [("a", 1.0), ("b", 1.0)]
 
 
 def test_its_key_goes_with_each_request() -> None:
