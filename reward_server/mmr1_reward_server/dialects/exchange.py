@@ -19,8 +19,10 @@ from ..bodies import read_body
 from ..errors import RequestError, overloaded
 from ..registry import BadItem, Registry
 from ..scoring import Overloaded, Scored
+from .halves import without_halves
 
 M = TypeVar("M", bound=BaseModel)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,19 +37,29 @@ class Call:
     def read(self, model: type[M]) -> M:
         """The body as this model. Raises RequestError (422)."""
         try:
-            return model.model_validate_json(self.body)
+            return self._parsed(model.model_validate_json)
         except ValidationError as error:
             raise RequestError(422, "invalid_request", first_problem(error)) from None
 
     def read_object(self) -> dict[str, Any]:
         """The body as it is, for dialects that send it back; NaN may be in it. Raises RequestError (422)."""
         try:
-            value = from_json(self.body)
+            value = self._parsed(from_json)
         except ValueError as error:
             raise RequestError(422, "invalid_request", f"not JSON: {error}") from None
         if not isinstance(value, dict):
             raise RequestError(422, "invalid_request", "the body must be a JSON object")
         return value
+
+    def _parsed(self, parse: Callable[[bytes], T]) -> T:
+        """Whatever `parse` raises, a ValueError, unless it is for halves of surrogate pairs: see `halves.py`."""
+        try:
+            return parse(self.body)
+        except ValueError:
+            body = without_halves(self.body)
+            if body == self.body:
+                raise
+        return parse(body)
 
 
 Handler = Callable[[Call], Awaitable[Response]]

@@ -29,8 +29,9 @@ _VERIFIERS_HOLD_SECONDS = 45.0
 _LABELS = ("label", "solution", "ground_truth", "expected_answer", "answer")
 _METADATA = "verifier_metadata"
 _GYM_KEYS = ("_ng_task_index", "_ng_rollout_index")
-# What an earlier verdict on the same row may have left: rows are verified again from files of results.
-_VERDICT_KEYS = ("mask_sample", "failure_kind", "failure_reason")
+# What an earlier verdict on the same row may have left: rows are verified again from files of results. NeMo-RL ends a
+# run whose components do not add up to the reward.
+_VERDICT_KEYS = ("mask_sample", "failure_kind", "failure_reason", "reward_components")
 _FAILURE_KINDS = {Outcome.VERIFIER_ERROR: "verifier_error", Outcome.TIMEOUT: "mmr1:scorer_timeout"}
 
 _ROW = {

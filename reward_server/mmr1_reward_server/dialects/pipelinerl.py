@@ -7,7 +7,6 @@ too: so do we. Its reward table turns the words into numbers, so a graded reward
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 from fastapi import APIRouter, Response
@@ -57,7 +56,7 @@ def take_threshold(labelled: Labelled, usual: float) -> tuple[Labelled, float]:
         return labelled, usual
     asked = params.pop(_THRESHOLD)
     item = labelled.item.model_copy(update={"params": params})
-    if isinstance(asked, bool) or not isinstance(asked, int | float) or math.isnan(asked):
+    if isinstance(asked, bool) or not isinstance(asked, int | float) or asked != asked:
         return Labelled(item, f"label: {_THRESHOLD} must be a number, the smallest reward that is correct"), usual
     return Labelled(item), asked
 

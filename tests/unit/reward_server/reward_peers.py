@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import httpx
+import scipy.optimize  # noqa: F401  # imported when a task first needs it, which must not count against an item here
 from fastapi import FastAPI
 
 from mmr1_reward_server.api import Item, Outcome, Result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -10,11 +11,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic_core import from_json
 
 from mmr1_reward_server import dialects
 from mmr1_reward_server.api import Item
 from mmr1_reward_server.dialects import openrlhf
 from mmr1_reward_server.dialects.defaults import Defaults, usual_task
+from mmr1_reward_server.dialects.halves import without_halves
 from mmr1_reward_server.dialects.holding import Holding
 from mmr1_reward_server.dialects.routing import make_item, route
 from mmr1_reward_server.errors import RequestError
@@ -117,6 +120,44 @@ def test_any_label_is_an_item_or_refused(label: Any) -> None:
         assert isinstance(make_item(TASKS, routed, "3", tasks=(routed.task, "counting")), Item)
     except RequestError as error:
         assert error.status_code == 422
+
+
+MESSAGE = {"type": "message", "role": "assistant", "content": "%s"}
+RESPONSES: list[tuple[str, dict[str, Any], str]] = [
+    ("/get_reward/counting", {"query": ["%s"], "labels": ["3"]}, "[1.0]"),
+    ("/slime/counting", {"prompt": "%s", "response": "%s", "label": "3"}, "1.0"),
+    ("/verify/counting", {"responses_create_params": {}, "response": {"output": [MESSAGE]}, "label": "3"}, "1.0"),
+    ("/judge/counting", {"response": "%s", "answer": "3", "format_ratio": 0.0}, "1.0"),
+    ("/submit_task/counting", {"response": "%s", "reward_info": {"ground_truth": "3"}}, "ok"),
+    ("/verify_answer/counting", {"prediction": "%s", "gold": "3"}, "correct"),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "answered"), RESPONSES)
+async def test_half_a_surrogate_pair_is_no_other_form(path: str, body: dict[str, Any], answered: str) -> None:
+    """As Python's json writes what a decoder of tokens left."""
+    content = json.dumps(body).replace("%s", "\\ud83d <answer>3</answer> \\ude00\\ud83d\\ude00\\ud83d")
+    async with peers(dialects) as http:
+        answer = await http.post(path, content=content.encode())
+    assert answer.status_code == 200
+    assert answered in answer.text
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(st.sampled_from(list('\\uDdc80e"a\ud800\udbff\udc00\udfff😀')), max_size=12))
+def test_only_halves_are_mended(text: str) -> None:
+    body = json.dumps({text: text}).encode()
+    whole = json.loads(body)
+    mended = json.loads(without_halves(body))
+    for before, after in zip([*whole.keys(), *whole.values()], [*mended.keys(), *mended.values()], strict=True):
+        assert after == "".join("\ufffd" if "\ud800" <= char <= "\udfff" else char for char in before)
+    assert from_json(without_halves(body)) == mended
+
+
+async def test_a_body_of_another_form_is_refused_with_halves_as_well() -> None:
+    async with peers(dialects) as http:
+        for path, _, _ in RESPONSES:
+            assert refusal(await http.post(path, content=b'{"a": "\\ud800"')) == (422, "invalid_request")
 
 
 class Slots:

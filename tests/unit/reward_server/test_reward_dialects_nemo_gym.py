@@ -131,7 +131,8 @@ async def test_outcomes_and_overload(
 
 
 async def test_an_earlier_failure_does_not_stay_in_the_row() -> None:
-    earlier = {"reward": 0.0, "mask_sample": True, "failure_kind": "judge_failed", "failure_reason": "gone"}
+    earlier: dict[str, Any] = {"reward": 0.0, "mask_sample": True, "reward_components": {"iou": 0.25}}
+    earlier |= {"failure_kind": "judge_failed", "failure_reason": "gone"}
     async with peers(nemo_gym) as http:
         answer = await http.post("/verify", json=row(label="3", **earlier))
     assert answer.json() == row(label="3", reward=1.0)
