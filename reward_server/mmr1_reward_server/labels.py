@@ -35,14 +35,16 @@ def read_label(label: Any) -> Label:
         return Label(None, label, {})
     if unknown := sorted(parts.keys() - _PARTS):
         raise BadLabel(f"label: unknown key {unknown[0][:64]!r}; known are {', '.join(sorted(_PARTS))}")
-    if "text" in parts and "solution" in parts:
+    # Tables of objects fill in with null what an object does not have, so null is nothing given.
+    given = [parts[name] for name in ("solution", "text") if parts.get(name) is not None]
+    if len(given) > 1:
         raise BadLabel("label: it has both text and solution; give one")
     task, params = parts.get("task"), parts.get("params")
     if not isinstance(task, str | None):
         raise BadLabel("label: task must be a task's name")
     if not isinstance(params, dict | None):
         raise BadLabel("label: params must be an object")
-    return Label(task, parts.get("solution", parts.get("text")), params or {}, parts.get("image_size"))
+    return Label(task, given[0] if given else None, params or {}, parts.get("image_size"))
 
 
 def claimed_task(label: Any) -> str | None:

@@ -142,6 +142,7 @@ async def score_async(target: Target, items: Sequence[Item | Result]) -> list[Re
 def _server(target: Target) -> _Server:
     # The key is never an argument: those end up in printed configurations.
     key = os.environ.get("MMR1_REWARD_API_KEY")
+    key = None if key is None else key.strip()  # a secret from a file often ends with a newline; the server takes it so
     return _Server(target.url, target.deadline_seconds, key, trust.from_environment())
 
 

@@ -32,9 +32,10 @@ def skyrl_environment(
         def __init__(self, env_config: Any = None, extras: Mapping[str, Any] | None = None) -> None:
             super().__init__()
             extras = extras or {}
-            if "ground_truth" not in extras.get("reward_spec", {}):
+            spec = extras.get("reward_spec") or {}
+            if "ground_truth" not in spec:
                 raise ValueError("the row has no reward_spec.ground_truth")
-            self._label = extras["reward_spec"]["ground_truth"]
+            self._label = spec["ground_truth"]
             self._image_size = extras.get("image_size")
 
         def step(self, action: str) -> Any:

@@ -203,8 +203,9 @@ def test_skyrl(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     with pytest.raises(RewardUnavailable):
         environment({}, {"reward_spec": {"ground_truth": "a few"}}).step(RIGHT)
-    with pytest.raises(ValueError, match="ground_truth"):
-        environment({}, {})
+    for other in ({}, {"reward_spec": None}):
+        with pytest.raises(ValueError, match="ground_truth"):
+            environment({}, other)
 
 
 class EnvironmentReturn(NamedTuple):
@@ -359,6 +360,18 @@ def test_threads_with_loops_of_their_own() -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(ask, range(24))) == [[1.0, 0.0, 1.0] * 3] * 24
+
+
+async def test_the_key_is_the_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = peer_tasks()
+    monkeypatch.setenv("MMR1_REWARD_API_KEY", "a-secret-key\n")  # the server takes it without its newline too
+    app = create_app(Settings(), tasks, InProcessScoring(tasks, item_deadline_seconds=60))
+    asked: dict[str, Any] = {"solution_str": RIGHT, "ground_truth": "3"}
+    with live(app) as locked:
+        assert (await adapters.verl_reward_async(**asked, url=locked))["score"] == 1.0
+        monkeypatch.setenv("MMR1_REWARD_API_KEY", "another-key")  # it may change, and a client of the old one is no use
+        with pytest.raises(RewardUnavailable, match="401"):
+            await adapters.verl_reward_async(**asked, url=locked)
 
 
 def test_labels_of_data_frames_become_json() -> None:

@@ -92,6 +92,8 @@ async def test_every_item_is_reported_once() -> None:
             Label("ocr", "a", {"b": 1}, [2, 3]),
         ),
         ({"solution": 3, "params": None}, Label(None, 3, {})),
+        ({"task": None, "solution": 3, "text": None, "image_size": None}, Label(None, 3, {})),
+        ({"task": "ocr", "solution": None, "text": "a"}, Label("ocr", "a", {})),
         ('{"task": "ocr", "text": "a"}', Label("ocr", "a", {})),
         ('{"text": "a"}', Label(None, '{"text": "a"}', {})),
         ("{", Label(None, "{", {})),
