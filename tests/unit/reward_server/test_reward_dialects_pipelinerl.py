@@ -55,6 +55,7 @@ async def test_correct_begins_at_a_threshold() -> None:
         (-(10**4200), "correct"),
         (0, "correct"),
     ],
+    ids=["reached", "missed", "below all", "far above", "far below", "zero"],
 )
 async def test_a_label_may_have_a_threshold_of_its_own(correct_from: float, status: str) -> None:
     params = {"score": "graded", "correct_from": correct_from}
