@@ -88,6 +88,7 @@ def create_app(settings: Settings, registry: Registry | None = None, scoring: Sc
         BodyLimits,
         max_body_bytes=settings.max_body_bytes,
         max_pending_bytes=settings.max_pending_bytes,
+        max_json_values=settings.max_json_values,
         body_seconds=settings.body_seconds,
     )
     if keys:

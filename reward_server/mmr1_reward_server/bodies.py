@@ -2,7 +2,8 @@
 
 A body counts until its answer has been taken.
 
-ASGI middleware, so that it holds for every route however it reads. It does not look into a body.
+ASGI middleware, so that it holds for every route however it reads. It does not look into a body; `read_body`, by which
+every route reads, does so far as to count the JSON values in it.
 """
 
 from __future__ import annotations
@@ -13,18 +14,23 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .errors import RequestError, overloaded
+from .json_values import has_more_values
 
 _DISCARDED_BODIES = 4  # times the limit, of a body that is over it
+_MAX_VALUES = "mmr1_reward_server.max_json_values"  # in the scope of a request
 _LARGE_ANSWER = 2**16  # more than uvicorn holds back for a client without pausing it
 
 
 class BodyLimits:
     """Refuses with 413, 503 or 408 while a body arrives: a declared length can be missing or false."""
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int, max_pending_bytes: int, body_seconds: float) -> None:
+    def __init__(
+        self, app: ASGIApp, max_body_bytes: int, max_pending_bytes: int, max_json_values: int, body_seconds: float
+    ) -> None:
         self._app = app
         self._max_body = max_body_bytes
         self._max_pending = max_pending_bytes
+        self._max_values = max_json_values
         self._seconds = body_seconds
         self._num_held = 0
 
@@ -32,6 +38,7 @@ class BodyLimits:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope[_MAX_VALUES] = self._max_values
         held = 0
         complete = False
         until: float | None = None
@@ -100,7 +107,10 @@ class BodyLimits:
 
 
 async def read_body(request: Request) -> bytes:
-    """As `request.body()`, at a third of its cost for a body that comes in one piece. Raises ClientDisconnect."""
+    """As `request.body()`, at a third of its cost for a body that comes in one piece.
+
+    Raises ClientDisconnect, and RequestError (413) for more JSON values than `BodyLimits` allows.
+    """
     parts: list[bytes] = []
     more = True
     while more:
@@ -109,4 +119,9 @@ async def read_body(request: Request) -> bytes:
             raise ClientDisconnect
         parts.append(message.get("body", b""))
         more = message.get("more_body", False)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+    body = parts[0] if len(parts) == 1 else b"".join(parts)
+    limit = request.scope.get(_MAX_VALUES)
+    if limit is not None and has_more_values(body, limit):
+        problem = f"the body holds more than {limit} JSON values: send fewer items at a time"
+        raise RequestError(413, "too_many_values", problem)
+    return body

@@ -24,6 +24,9 @@ class Settings(BaseModel):
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
     port: int = Field(8000, ge=0, le=65535, description="0 takes a free one and logs which")
     max_body_bytes: int = Field(32 * 2**20, gt=0, description="larger requests are refused (413)")
+    max_json_values: int = Field(
+        2**21, gt=0, description="in one body: numbers, texts, keys, lists, objects; more are refused (413)"
+    )
     max_items: int = Field(1024, gt=0, description="of one request; more are refused (413)")
     max_response_chars: int = Field(100_000, gt=0, description="a longer response is invalid_output")
     item_deadline_seconds: float = Field(5.0, gt=0, description="to score one item; then its outcome is timeout")
