@@ -18,9 +18,8 @@ from typing import cast
 
 from pydantic import ValidationError
 
-from .api import Item
 from .scoring import Scored
-from .worker_wire import FrameReader, Hello, Progress, decode_scored, encode_items, to_frame
+from .worker_wire import FrameReader, Hello, Progress, decode_scored, join_items, to_frame
 
 # A worker that reads nothing for so long, without being at an item, is stopped or swapped out.
 STALL_SECONDS = 30.0
@@ -106,10 +105,10 @@ class WorkerProcess(asyncio.Protocol):
             await asyncio.get_running_loop().create_connection(lambda: self, sock=ours)
             kept.pop_all()  # the connection's from here on
 
-    def send(self, items: Sequence[Item]) -> None:
-        """One frame; the next may follow when all of its results have come. Raises ValueError: nothing was sent."""
+    def send(self, items: Sequence[bytes]) -> None:
+        """One frame of encoded items; the next may follow when all of its results have come."""
         assert self._transport is not None
-        frame = to_frame(encode_items(items))
+        frame = to_frame(join_items(items))
         self._busy = True
         self._seen_late = None
         self._sent_at = time.monotonic()

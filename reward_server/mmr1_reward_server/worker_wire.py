@@ -12,7 +12,7 @@ import os
 import struct
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 from pydantic_core import to_json
@@ -62,10 +62,16 @@ class FrameReader:
             yield payload
 
 
-def encode_items(items: Sequence[Item]) -> bytes:
+def encode_item(item: Item) -> bytes:
+    """Raises ValueError for what no JSON can hold."""
     # Numbers too large for a float are infinite by now; as constants they stay what they are, not null. A model would
     # be written by its own settings, so it is its fields that are given here.
-    return to_json([item.__dict__ for item in items], inf_nan_mode="constants")
+    return to_json(item.__dict__, inf_nan_mode="constants")
+
+
+def join_items(encoded: Iterable[bytes]) -> bytes:
+    """A frame's payload, of what `encode_item` has made."""
+    return b"[%b]" % b",".join(encoded)
 
 
 def decode_items(payload: bytes) -> list[Item]:

@@ -1,27 +1,28 @@
-"""Scoring in worker processes: a queue, a pool that takes from it in micro-batches, and a deadline for each item.
+"""Scoring in worker processes: a pool that takes from its queue in micro-batches, and a deadline for each item.
 
 An item that hangs or kills its worker takes down itself only: the worker is replaced, what stood behind the item goes
-to another one. It knows no HTTP and no task; one worker's process is `worker_process`'s business.
+to another one. It knows no HTTP and no task; one worker's process is the business of `worker_process`, whose turn it is
+that of `queueing`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from .api import Item, Outcome
+from .queueing import Batch, FairQueue, Pending
 from .scoring import Overloaded, Scored, WorkersCannotStart, too_deep, without_reward
 from .worker_process import WorkerOptions, WorkerProcess, WorkerStartError
+from .worker_wire import encode_item
 
 logger = logging.getLogger(__name__)
 
 # A frame is meant to take about so long, so that its cost is shared and yet no item waits long behind another.
 _FRAME_SECONDS = 0.01
 _MAX_FRAME_ITEMS = 256
-_MAX_FRAME_CHARS = 2**20
+_MAX_FRAME_BYTES = 2**20  # of several items; one alone may be as large as a body
 _SMOOTHING = 0.3  # of the newest frame in the mean that guesses the next
 _FIRST_GUESS_SECONDS = 0.0005  # of scoring one item
 
@@ -30,23 +31,6 @@ _FAILED_STARTS = 3  # in a row, until the pool counts as broken
 _FIRST_BACK_OFF_SECONDS = 0.1
 _LONGEST_BACK_OFF_SECONDS = 10.0
 _END_SECONDS = 1.0
-
-
-@dataclass(eq=False, slots=True)
-class _Batch:
-    """The items of one call of `score`, and the verdicts as they come."""
-
-    done: asyncio.Future[None]
-    scored: list[Scored | None]
-    num_missing: int
-
-
-@dataclass(eq=False, slots=True)
-class _Pending:
-    item: Item
-    batch: _Batch
-    place: int
-    num_attempts: int = 0
 
 
 class WorkerPool:
@@ -66,9 +50,9 @@ class WorkerPool:
         self._deadline = item_deadline_seconds
         self._max_pending = max_pending_items
         self._on_restart = on_restart
-        self._queue: deque[_Pending] = deque()
+        self._queue = FairQueue()
         self._num_pending = 0
-        self._frames: dict[WorkerProcess, list[_Pending]] = {}  # what each worker that is ready has in hand
+        self._frames: dict[WorkerProcess, list[Pending]] = {}  # what each worker that is ready has in hand
         self._idle: list[WorkerProcess] = []
         self._keepers: list[asyncio.Task[None]] = []
         self._ready_or_broken: asyncio.Event | None = None
@@ -107,21 +91,22 @@ class WorkerPool:
         if not items:
             return []
         self._started()
-        batch = _Batch(asyncio.get_running_loop().create_future(), [None] * len(items), len(items))
+        batch = Batch(asyncio.get_running_loop().create_future(), [None] * len(items), len(items))
         self._num_pending += len(items)
+        waiting: list[Pending] = []
         for place, item in enumerate(items):
-            pending = _Pending(item, batch, place)
             if refusal := too_deep(item):
-                self._settle(pending, refusal)
+                batch.settle(place, refusal)
             else:
-                self._queue.append(pending)
+                waiting.append(Pending(item, batch, place))
+        self._queue.add(waiting)
         self._plan_dispatch()
         try:
             await batch.done
         finally:
             self._num_pending -= len(items)
             if batch.num_missing:  # the caller has gone
-                self._queue = deque(one for one in self._queue if one.batch is not batch)
+                self._queue.drop(batch)
         return [one for one in batch.scored if one is not None]
 
     async def close(self) -> None:
@@ -215,7 +200,7 @@ class WorkerPool:
 
     def _fail_queue(self, reason: str) -> None:
         while self._queue:
-            self._fail(self._queue.popleft(), Outcome.VERIFIER_ERROR, f"not scored: {reason}")
+            self._fail(self._queue.pop(), Outcome.VERIFIER_ERROR, f"not scored: {reason}")
 
     def _plan_dispatch(self) -> None:
         """Once for all requests that arrive in this turn of the loop: they share a frame."""
@@ -230,26 +215,33 @@ class WorkerPool:
             share = -(-len(self._queue) // len(self._idle))
             quick = int(_FRAME_SECONDS / self._item_seconds)
             taken = self._take(max(1, min(share, quick, _MAX_FRAME_ITEMS)))
-            worker = self._idle.pop()
-            try:
-                worker.send([one.item for one in taken])
-            except ValueError:  # what no JSON can hold: an item that was not read from any
-                self._idle.append(worker)
-                self._set_apart(taken)
+            if not taken:
                 continue
+            worker = self._idle.pop()
+            worker.send([one.encoded for one in taken if one.encoded is not None])
             self._frames[worker] = taken
             if self._watch is None:
                 self._watch = asyncio.get_running_loop().call_later(self._deadline, self._look_for_late)
 
-    def _take(self, num_items: int) -> list[_Pending]:
-        taken = [self._queue.popleft()]
-        num_chars = len(taken[0].item.response)
-        # One that may have been the end of a worker goes alone, so that it is known next time.
-        while self._queue and len(taken) < num_items and not (taken[0].num_attempts or self._queue[0].num_attempts):
-            num_chars += len(self._queue[0].item.response)
-            if num_chars > _MAX_FRAME_CHARS:
+    def _take(self, num_items: int) -> list[Pending]:
+        """Items that go together, encoded; none when there was only what cannot be."""
+        taken: list[Pending] = []
+        num_bytes = 0
+        while self._queue and len(taken) < num_items:
+            pending = self._queue.first()
+            # One that may have been the end of a worker goes alone, so that it is known next time.
+            if taken and (taken[0].num_attempts or pending.num_attempts):
                 break
-            taken.append(self._queue.popleft())
+            if pending.encoded is None:
+                try:
+                    pending.encoded = encode_item(pending.item)
+                except ValueError:  # what no JSON can hold: an item that was not read from any
+                    self._fail_unreadable(self._queue.pop())
+                    continue
+            num_bytes += len(pending.encoded)
+            if taken and num_bytes > _MAX_FRAME_BYTES:
+                break
+            taken.append(self._queue.pop())
         return taken
 
     def _look_for_late(self) -> None:
@@ -270,11 +262,11 @@ class WorkerPool:
             raise ValueError("results that nobody asked for")
         self._frames[worker] = []
         for pending, scored in zip(frame, results, strict=False):
-            self._settle(pending, scored)
+            pending.batch.settle(pending.place, scored)
         if results:
             mean = sum(one.seconds for one in results) / len(results)
             self._item_seconds += _SMOOTHING * (min(mean, 1.0) - self._item_seconds)
-            self._requeue(frame[len(results) :])
+            self._queue.put_back(frame[len(results) :])
         else:
             self._set_apart(frame)
         worker.rest()
@@ -283,20 +275,23 @@ class WorkerPool:
         if self._queue:
             self._plan_dispatch()
 
-    def _set_apart(self, frame: Sequence[_Pending]) -> None:
-        """Of a frame that could not be written or read: each item goes alone next, and one that was alone fails."""
+    def _set_apart(self, frame: Sequence[Pending]) -> None:
+        """Of a frame that could not be read: each item goes alone next, and one that was alone fails."""
         if len(frame) == 1:
-            self._fail(frame[0], Outcome.VERIFIER_ERROR, "not scored: no scoring process can read this item")
+            self._fail_unreadable(frame[0])
             return
         for pending in frame:
             pending.num_attempts = max(pending.num_attempts, 1)
-        self._requeue(frame)
+        self._queue.put_back(frame)
 
-    def _bury(self, worker: WorkerProcess, frame: Sequence[_Pending]) -> None:
+    def _fail_unreadable(self, pending: Pending) -> None:
+        self._fail(pending, Outcome.VERIFIER_ERROR, "not scored: no scoring process can read this item")
+
+    def _bury(self, worker: WorkerProcess, frame: Sequence[Pending]) -> None:
         """Settles what a worker had in hand when it ended: one item was its end, the others are somebody else's."""
         timed_out = worker.killed_for == "timeout"
         at_fault = worker.late_position if timed_out else worker.position
-        again: list[_Pending] = []
+        again: list[Pending] = []
         for position, pending in enumerate(frame):
             pending.num_attempts += at_fault is None
             if position == at_fault and timed_out:
@@ -308,19 +303,8 @@ class WorkerPool:
                 self._fail(pending, Outcome.VERIFIER_ERROR, f"not scored: the process of this item died: {worker.end}")
             else:
                 again.append(pending)
-        self._requeue(again)
+        self._queue.put_back(again)
         self._plan_dispatch()
 
-    def _requeue(self, items: Sequence[_Pending]) -> None:
-        """Back to where they came from, except those whose caller has gone."""
-        self._queue.extendleft(one for one in reversed(items) if not one.batch.done.done())
-
-    def _fail(self, pending: _Pending, outcome: Outcome, detail: str, seconds: float = 0.0) -> None:
-        self._settle(pending, Scored(without_reward(pending.item, outcome, detail), seconds))
-
-    def _settle(self, pending: _Pending, scored: Scored) -> None:
-        batch = pending.batch
-        batch.scored[pending.place] = scored
-        batch.num_missing -= 1
-        if not batch.num_missing and not batch.done.done():
-            batch.done.set_result(None)
+    def _fail(self, pending: Pending, outcome: Outcome, detail: str, seconds: float = 0.0) -> None:
+        pending.batch.settle(pending.place, Scored(without_reward(pending.item, outcome, detail), seconds))

@@ -17,8 +17,9 @@ from mmr1_reward_server.worker_wire import (
     Progress,
     decode_items,
     decode_scored,
-    encode_items,
+    encode_item,
     encode_scored,
+    join_items,
     to_frame,
 )
 from tests.unit.reward_server.reward_scorers import item
@@ -38,7 +39,7 @@ async def test_items_and_results_cross_unchanged() -> None:
         Item(id="1", task="t", response="é\x00😀", solution=[1e400, -0.0, 2**70, None], image_size=(1, 2)),
         item("t"),
     ]
-    assert decode_items(encode_items(items)) == items
+    assert decode_items(join_items(map(encode_item, items))) == items
     results = [
         Result(id="1", outcome=Outcome.OK, reward=-0.5, components={"a": 1.0}, parsed=[1, "é"], detail="d"),
         Result(id="2", outcome=Outcome.INVALID_OUTPUT, reward=0.0),

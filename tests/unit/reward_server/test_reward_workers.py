@@ -343,5 +343,48 @@ async def test_an_item_that_a_worker_cannot_read_fails_alone(pool: WorkerPool, m
     assert not restarts
 
 
+async def test_one_item_does_not_wait_for_thousands() -> None:
+    pool = make(max_pending_items=10_000)
+    await pool.start()
+    thousands = asyncio.ensure_future(pool.score([item("sleeps", solution=0.001)] * 5000))
+    await until_scoring(pool, "sleeps")
+    began = time.monotonic()
+    assert outcomes(await pool.score([item("counting")])) == ["ok"]
+    assert not thousands.done()
+    assert time.monotonic() - began < 3  # behind the others it would be 5
+    thousands.cancel()
+    await asyncio.gather(thousands, return_exceptions=True)
+    assert outcomes(await pool.score([item("counting")])) == ["ok"]
+    assert pool.num_pending == len(pool._queue) == 0
+    await pool.close()
+
+
+async def test_a_frame_is_bounded_whatever_part_of_an_item_is_long(
+    patient: WorkerPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[tuple[int, int]] = []
+    send = WorkerProcess.send
+
+    def noted(worker: WorkerProcess, items: Any) -> None:
+        sent.append((len(items), sum(map(len, items))))
+        send(worker, items)
+
+    monkeypatch.setattr(WorkerProcess, "send", noted)
+    monkeypatch.setattr(workers, "_FRAME_SECONDS", 10.0)  # none is cut short for its time
+    long = "a" * 100_000
+    one_long = {
+        "counting": item("counting", solution=long),
+        "format": item("format").model_copy(update={"params": {"x": [long]}}),
+    }
+    for bad in one_long.values():
+        scored = await patient.score([*[bad] * 30, item("counting")])
+        assert outcomes(scored) == ["verifier_error"] * 30 + ["ok"]
+    assert sum(count for count, _ in sent) == 62
+    assert max(num_bytes for _, num_bytes in sent) <= 2**20
+    sent.clear()
+    assert outcomes(await patient.score([item("counting", solution=long * 20)] * 2)) == ["verifier_error"] * 2
+    assert [count for count, _ in sent] == [1, 1]  # too large for company, not for a frame
+
+
 async def test_no_items(pool: WorkerPool) -> None:
     assert await pool.score([]) == []
