@@ -153,6 +153,7 @@ def _peers_routes(settings: Settings, registry: Registry, scoring: Scoring, metr
         max_held_bytes=settings.max_pending_bytes,
         correct_from=settings.correct_from,
         on_scored=count,
+        on_held=metrics.held,
     )
     try:
         return peers_router(scoring, registry, defaults)

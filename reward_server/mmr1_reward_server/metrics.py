@@ -65,6 +65,8 @@ class Metrics(Collector):
         self._requests: Counter[tuple[str, int]] = Counter()
         self._items: Counter[tuple[str, Outcome]] = Counter()
         self._restarts: Counter[str] = Counter()
+        self._num_held = 0
+        self._bytes_held = 0
         self._request_seconds = _Histogram(
             "mmr1_reward_request_seconds", "From a request's head to its answer", "route", _SECONDS
         )
@@ -93,6 +95,11 @@ class Metrics(Collector):
     def worker_restarted(self, cause: str) -> None:
         self._restarts[cause] += 1
 
+    def held(self, num_requests: int, num_bytes: int) -> None:
+        """So many more wait for capacity than before; negative for fewer."""
+        self._num_held += num_requests
+        self._bytes_held += num_bytes
+
     def collect(self) -> Iterator[Metric]:
         requests = CounterMetricFamily("mmr1_reward_requests", "Requests answered", labels=["route", "status"])
         for (route, status), count in self._requests.items():
@@ -107,6 +114,8 @@ class Metrics(Collector):
             restarts.add_metric([cause], count)
         yield from (requests, items, restarts)
         yield from (self._request_seconds.family(), self._item_seconds.family(), self._rewards.family())
+        yield GaugeMetricFamily("mmr1_reward_held_requests", "Peers' requests that wait for capacity", self._num_held)
+        yield GaugeMetricFamily("mmr1_reward_held_bytes", "Of the bodies of those requests", self._bytes_held)
         if self._scoring is not None:
             num_pending, num_alive = self._scoring.num_pending, self._scoring.num_alive
             yield GaugeMetricFamily("mmr1_reward_queue_depth", "Items taken and not yet answered", num_pending)

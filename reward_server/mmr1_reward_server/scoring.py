@@ -98,7 +98,10 @@ class Scoring(Protocol):
         """Returns when items can be scored. Raises WorkersCannotStart."""
 
     async def score(self, items: Sequence[Item]) -> list[Scored]:
-        """One verdict for each item, in order. Raises Overloaded, and nothing else that an item can cause."""
+        """One verdict for each item, in order.
+
+        Raises Overloaded, before it waits for anything, and nothing else that an item can cause.
+        """
 
     async def close(self) -> None:
         """Ends what runs. `score` must not be called afterwards."""

@@ -17,8 +17,6 @@ from ..departures import found_gone, unless_left
 from ..scoring import Overloaded, Scored, Scoring
 from .defaults import Defaults
 
-# A request refused no later than this after it was made is one that found no room.
-_REFUSED_WITHIN_SECONDS = 0.02
 _FIRST_PAUSE_SECONDS = 0.01
 _LONGEST_PAUSE_SECONDS = 0.25
 
@@ -30,7 +28,7 @@ class Holding:
         self._scoring = scoring
         self._defaults = defaults
         self._front = asyncio.Lock()  # whoever holds it is the one that asks; its waiters are the queue
-        self._num_held = 0
+        self._num_held = 0  # those that wait; what is being scored is the scoring's
         self._bytes_held = 0
 
     async def score(
@@ -83,34 +81,29 @@ class Holding:
     async def _score_once(
         self, items: Sequence[Item], num_bytes: int, deadline: float, gone: Callable[[], Awaitable[bool]] | None
     ) -> list[Scored]:
-        if not self._front.locked():  # nobody waits, so nobody is overtaken
+        reason = Overloaded("others wait for capacity")
+        if not self._num_held:  # nobody waits, so nobody is overtaken
             try:
                 return await self._scoring.score(items)
             except Overloaded as error:
                 reason = error
-        else:
-            reason = Overloaded("others wait for capacity")
         with self._held(num_bytes, reason):
-            while True:
-                try:
-                    async with asyncio.timeout_at(deadline), self._front:
-                        running = await self._admitted(items, gone)
-                except TimeoutError:
-                    raise Overloaded(f"no capacity came free in time: {reason}") from None
-                try:
-                    return await running  # cancelled with its caller
-                except Overloaded as error:
-                    reason = error
+            try:
+                async with asyncio.timeout_at(deadline), self._front:
+                    running = await self._admitted(items, gone)
+            except TimeoutError:
+                raise Overloaded(f"no capacity came free in time: {reason}") from None
+        return await running  # cancelled with its caller
 
     async def _admitted(
         self, items: Sequence[Item], gone: Callable[[], Awaitable[bool]] | None
     ) -> asyncio.Task[list[Scored]]:
-        """A call of `score` that was not refused at once."""
+        """A call of `score` that was not refused."""
         pause = _FIRST_PAUSE_SECONDS
         while True:
             running = asyncio.ensure_future(self._scoring.score(items))
             try:
-                await asyncio.wait({running}, timeout=_REFUSED_WITHIN_SECONDS)
+                await asyncio.sleep(0)  # one step: a call that finds no room ends with it
             except asyncio.CancelledError:
                 running.cancel()
                 raise
@@ -126,10 +119,13 @@ class Holding:
         limits = self._defaults
         if self._num_held >= limits.max_held_requests or self._bytes_held + num_bytes > limits.max_held_bytes:
             raise Overloaded(f"{self._num_held} requests of {self._bytes_held} bytes wait already: {reason}")
-        self._num_held += 1
-        self._bytes_held += num_bytes
+        self._count(1, num_bytes)
         try:
             yield
         finally:
-            self._num_held -= 1
-            self._bytes_held -= num_bytes
+            self._count(-1, -num_bytes)
+
+    def _count(self, num_requests: int, num_bytes: int) -> None:
+        self._num_held += num_requests
+        self._bytes_held += num_bytes
+        self._defaults.on_held(num_requests, num_bytes)

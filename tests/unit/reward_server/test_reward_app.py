@@ -257,6 +257,8 @@ async def test_metrics() -> None:
         'mmr1_reward_worker_restarts_total{cause="died"} 1.0',
         "mmr1_reward_workers_alive 1.0",
         "mmr1_reward_queue_depth 0.0",
+        "mmr1_reward_held_requests 0.0",
+        "mmr1_reward_held_bytes 0.0",
     ):
         assert line in lines, line
 

@@ -204,6 +204,80 @@ async def test_who_waits_first_is_scored_first() -> None:
     assert [one[0].result.id for one in scored] == slots.entered == [str(number) for number in range(8)]
 
 
+async def test_nobody_overtakes_those_who_wait() -> None:
+    class Quick(Slots):
+        async def score(self, items: Sequence[Item]) -> list[Scored]:
+            if self.num_free == 0:
+                raise Overloaded("full")
+            self.entered.append(items[0].id)
+            await asyncio.sleep(0)
+            return await Scripted("ok").score(items)
+
+    scoring = Quick(0)
+    holding = Holding(scoring, Defaults("counting"))
+    asked: list[asyncio.Task[list[Scored]]] = []
+
+    def ask() -> None:
+        one = item("counting", name=str(len(asked)))
+        asked.append(asyncio.ensure_future(holding.score([one], num_bytes=1, hold_seconds=10)))
+
+    for _ in range(5):
+        ask()
+    await asyncio.sleep(0.02)
+    scoring.num_free = 1
+    # Someone arrives in every turn of the loop, so also in that in which one who waited has just been let in.
+    while not all(one.done() for one in asked[:5]):
+        ask()
+        await asyncio.sleep(0)
+    await asyncio.gather(*asked)
+    assert scoring.entered == [str(number) for number in range(len(asked))]
+
+
+async def test_a_client_need_not_be_at_the_front_to_be_given_up() -> None:
+    left: set[int] = set()
+    held = [0, 0]
+
+    def count(num_requests: int, num_bytes: int) -> None:
+        held[0] += num_requests
+        held[1] += num_bytes
+
+    holding = Holding(Scripted("overloaded"), Defaults("counting", on_held=count))
+
+    def ask(number: int) -> asyncio.Task[list[Scored]]:
+        async def gone() -> bool:
+            return number in left
+
+        return asyncio.ensure_future(
+            holding.score([item("counting")], num_bytes=10**number, hold_seconds=60, gone=gone)
+        )
+
+    asked = [ask(number) for number in range(4)]
+    await asyncio.sleep(0.02)
+    assert held == [4, 1111]
+    left |= {1, 3}
+    done, _ = await asyncio.wait(asked, timeout=1)
+    assert done == {asked[1], asked[3]} and held == [2, 101]
+    assert all("has left" in str(one.exception()) for one in done)
+    for one in asked:
+        one.cancel()
+    await asyncio.gather(*asked, return_exceptions=True)
+    assert held == [0, 0]
+
+
+async def test_what_is_let_in_is_held_no_longer() -> None:
+    slots = Slots(1)
+    holding = Holding(slots, Defaults("counting", max_held_requests=1))
+
+    async def ask() -> list[Scored]:
+        return await holding.score([item("counting")], num_bytes=1, hold_seconds=10)
+
+    scoring, held = asyncio.ensure_future(ask()), asyncio.ensure_future(ask())
+    await scoring
+    while len(slots.entered) < 2:
+        await asyncio.sleep(0.001)
+    assert [len(one) for one in await asyncio.gather(held, ask())] == [1, 1]  # the place among the held was free
+
+
 async def test_what_waits_is_bounded() -> None:
     scoring = Scripted("overloaded")
     holding = Holding(scoring, Defaults("counting", max_held_requests=2, max_held_bytes=100))
