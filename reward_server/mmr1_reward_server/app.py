@@ -21,6 +21,7 @@ from .departures import hung_up, unless_left
 from .dialects import Defaults, usual_task
 from .dialects import router as peers_router
 from .errors import RequestError, add_error_handlers, json_response, overloaded
+from .mathematics import is_installed
 from .metrics import Metrics
 from .plugins import build_registry
 from .registry import BadItem, Registry
@@ -147,6 +148,11 @@ def _peers_routes(settings: Settings, registry: Registry, scoring: Scoring, metr
         metrics.item(item.task, scored)
 
     default_task = settings.default_task or usual_task(registry)
+    if default_task == "accuracy" and not is_installed():
+        logger.warning(
+            "peers' requests that name no task are for accuracy, which cannot compare mathematics: install "
+            "'mmr1-reward-server[math]', or name another task with --default-task"
+        )
     defaults = Defaults(
         default_task,
         max_items=settings.max_items,

@@ -2,7 +2,7 @@
 
 Its own timeouts use signals, which work in a main thread only, so they are off: whoever calls this needs a deadline.
 What is refused here beforehand is what no deadline can interrupt, or what is sure to miss it: huge numbers, of which a
-single operation holds the interpreter's lock, and deep nesting, which takes the parser exponential time.
+single operation holds the interpreter's lock, and nesting of all kinds, which takes exponential time.
 
 It knows no task.
 """
@@ -13,6 +13,7 @@ import logging
 import math
 import re
 from functools import cache
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from .parsing import find_boxed, read_number
@@ -24,6 +25,14 @@ MAX_BITS = 2**14
 # A power of a sum may be multiplied out: (x + 1)^100 has 101 terms, (1 + x + y + z)^30 has 5,456.
 MAX_TERMS = 1_000
 _MAX_DEPTH = 200
+# What makes math-verify slow beyond its length. At its limit each takes about a second at most, at three times that
+# most take more than five.
+MAX_BARS = 16  # |x||x|...: is a bar the first or the second of its pair?
+MAX_BRACKETS = 24  # ( and [
+MAX_SET_OPERATIONS = 24
+MAX_SERIES = 8  # sums and products over an index
+MAX_NESTED_FUNCTIONS = 3  # logarithms of logarithms, and so on
+MAX_NESTED_PRODUCTS = 8  # a / b / c / d: quotients of quotients
 
 _DELIMITER = re.compile(r"\$|\\boxed|\\\(|\\\[")
 # LaTeX's words are not words, nor is what it sets as text: a unit, mostly.
@@ -34,6 +43,10 @@ _DIGIT = re.compile(r"\d")
 _LONG_NUMBER = re.compile(r"[0-9]{5}")
 # Each sign before a number doubles the parser's work.
 _SIGNS = re.compile(r"(?:[-+]\s?){8}")
+# What is under or over another without braces around it: x_x_x. Braces count as nesting.
+_TOWER = re.compile(r"(?:[_^]\s*(?:\{[^{}]*\}|[-+]?\\?[^\W_]+)\s*){5}")
+_SET_OPERATION = re.compile(r"\\(?:cup|cap|setminus)|[\u222a\u2229\u2216]")
+_SERIES = re.compile(r"\\(?:sum|prod)|[\u2211\u220f]")
 _GROWS_LIKE_FACTORIAL = frozenset(("factorial", "factorial2", "gamma", "Product", "binomial", "subfactorial"))
 
 
@@ -73,11 +86,10 @@ def read_expression(text: str, max_chars: int) -> Expression | None:
     shown = (text if boxed is None else boxed).strip()
     if len(shown) > max_chars:
         raise TooLarge(f"{len(shown)} characters of mathematics, the limit is {max_chars}")
-    _check_text(shown)
+    _check_answer(shown)
     for form in _forms(shown, boxed is not None):
         values = verifier.parse(form, fallback_mode="no_fallback", parsing_timeout=None)
-        if any(_bits(value, _MAX_DEPTH) > MAX_BITS for value in values):
-            raise TooLarge(f"a number of more than {MAX_BITS} bits")
+        _check_values(values)
         if values:
             return Expression(values, shown)
     return None
@@ -93,14 +105,18 @@ def read_whole(text: str, max_chars: int) -> Expression | None:
         raise TooLarge(f"{len(text)} characters, the limit is {max_chars}")
     _check_text(text)
     values = verifier.parse(text, parsing_timeout=None)
-    if any(_bits(value, _MAX_DEPTH) > MAX_BITS for value in values):
-        raise TooLarge(f"a number of more than {MAX_BITS} bits")
+    _check_values(values)
     return Expression(values, text) if values else None
 
 
 def are_equal(read: Expression, true: Expression) -> bool:
     """Whether math-verify finds the two equal. Not symmetric: only of the truth is `x = 3` the same as 3."""
     return bool(_load().verify(true.values, read.values, timeout_seconds=None))
+
+
+def is_installed() -> bool:
+    """Whether math-verify is there. Does not load it."""
+    return find_spec("math_verify") is not None
 
 
 @cache
@@ -139,9 +155,46 @@ def _check_text(text: str) -> None:
         raise TooLarge(f"brackets {deepest} deep, the limit is {MAX_NESTING}")
     if _SIGNS.search(text):
         raise TooLarge("signs upon signs")
+    _check_number("unions, intersections and differences of sets", _SET_OPERATION.findall(text), MAX_SET_OPERATIONS)
     # These are computed while they are parsed.
     if ("binom" in text or "choose" in text) and _LONG_NUMBER.search(text):
         raise TooLarge("a binomial coefficient of large numbers")
+
+
+def _check_answer(text: str) -> None:
+    """What an answer has no need of. In a whole response, with its prose and tables, all of this may be."""
+    _check_text(text)
+    if _TOWER.search(text):
+        raise TooLarge("powers of powers, or indices of indices")
+    _check_number("vertical bars", re.findall(r"\|", text), MAX_BARS)
+    _check_number("opening brackets", re.findall(r"[(\[]", text), MAX_BRACKETS)
+    _check_number("sums and products over an index", _SERIES.findall(text), MAX_SERIES)
+
+
+def _check_number(name: str, found: list[str], limit: int) -> None:
+    if len(found) > limit:
+        raise TooLarge(f"{len(found)} {name}, the limit is {limit}")
+
+
+def _check_values(values: list[Any]) -> None:
+    """What has been read is yet to be compared, which may take longer."""
+    for value in values:
+        if _bits(value, _MAX_DEPTH) > MAX_BITS:
+            raise TooLarge(f"a number of more than {MAX_BITS} bits")
+        _check_nesting(value, 0, 0)
+
+
+def _check_nesting(node: Any, num_functions: int, num_products: int) -> None:
+    """Of an expression that `_bits` has found shallow enough to go through."""
+    args = getattr(node, "args", ())
+    num_functions += bool(getattr(node, "is_Function", False))
+    num_products += getattr(node, "is_Mul", False) and any(getattr(arg, "is_Mul", False) for arg in args)
+    if num_functions > MAX_NESTED_FUNCTIONS:
+        raise TooLarge(f"functions of functions, more than {MAX_NESTED_FUNCTIONS} deep")
+    if num_products > MAX_NESTED_PRODUCTS:
+        raise TooLarge(f"products or quotients of others, more than {MAX_NESTED_PRODUCTS} deep")
+    for arg in args:
+        _check_nesting(arg, num_functions, num_products)
 
 
 def _bits(node: Any, depth: int) -> int:

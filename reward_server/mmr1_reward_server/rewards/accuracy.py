@@ -28,7 +28,7 @@ class AccuracyParams(Params):
         "ABCDEFGHIJ", pattern="^[A-Z]{2,26}$", description="choice: the letters there are; others are not seen"
     )
     max_math_chars: int = Field(
-        1_000, ge=1, le=10_000, description="math: more of them, in the last \\boxed or the answer, are invalid_output"
+        500, ge=1, le=10_000, description="math: more of them, in the last \\boxed or the answer, are invalid_output"
     )
 
 

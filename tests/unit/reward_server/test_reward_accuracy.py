@@ -18,6 +18,14 @@ from hypothesis import strategies as st
 from mmr1_reward_server import mathematics
 from mmr1_reward_server.api import Item, Outcome, Result
 from mmr1_reward_server.choices import find_choice
+from mmr1_reward_server.mathematics import (
+    MAX_BARS,
+    MAX_BRACKETS,
+    MAX_NESTED_FUNCTIONS,
+    MAX_NESTED_PRODUCTS,
+    MAX_SERIES,
+    MAX_SET_OPERATIONS,
+)
 from mmr1_reward_server.rewards import builtin_tasks
 from mmr1_reward_server.rewards.accuracy import ACCURACY, choose_method, plain
 from mmr1_reward_server.scoring import score_item
@@ -139,6 +147,53 @@ def test_what_no_deadline_can_interrupt_is_not_computed(response: str) -> None:
     refused = score("3", response, method="math")
     assert (refused.outcome, refused.reward) == (Outcome.VERIFIER_ERROR, None)
     assert time.perf_counter() - began < 15  # any one of them would take for ever
+
+
+SLOW = {  # of so many parts; math-verify takes longer than any deadline for a few more
+    "vertical bars": lambda number: "+".join(["|x|"] * (number // 2)) + "|" * (number % 2),
+    "opening brackets": lambda number: "\\{" + ",".join(["(1,2)"] * number) + "\\}",
+    "unions, intersections and differences of sets": lambda number: "\\cup".join(["\\{1\\}"] * (number + 1)),
+    "sums and products over an index": lambda number: "\\prod_{i=1}^{3}" * number + "i",
+    "functions of functions": lambda number: "\\ln" * number + "(2)",
+    "products or quotients of others": lambda number: "\\div ".join(["3"] * (number + 4)),
+}
+LIMITS = (MAX_BARS, MAX_BRACKETS, MAX_SET_OPERATIONS, MAX_SERIES, MAX_NESTED_FUNCTIONS, MAX_NESTED_PRODUCTS)
+
+
+@pytest.mark.parametrize(("name", "limit"), [*zip(SLOW, LIMITS, strict=True)])
+def test_what_takes_long_beyond_its_length_is_bounded(name: str, limit: int) -> None:
+    score("1", "1", method="math")
+    for number in (limit, limit + 1, 3 * limit):
+        began = time.process_time()
+        result = score(f"\\boxed{{{SLOW[name](number)}}}", "3", method="math", max_math_chars=1000)
+        assert time.process_time() - began < 4  # a second, on a machine that does nothing else
+        refused = result.detail.startswith("the answer cannot be compared: ")
+        assert refused == (number > limit)
+        if refused:
+            assert (result.outcome, result.reward) == (Outcome.INVALID_OUTPUT, ACCURACY.floor)
+            assert name in result.detail and str(limit) in result.detail
+
+
+@pytest.mark.parametrize("tower", ["x^x^x^x^x^1", "x_x_x_x_x_x", r"2^-\pi^ a^{b}^c^d"])
+def test_towers_without_braces_are_not_read(tower: str) -> None:
+    assert "powers of powers" in score(tower, "3", method="math").detail
+    assert "powers of powers" in score("x" + "_a" * 240, "3", method="math").detail
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "+".join(f"{number}x^{{{number}}}" for number in range(2, 50)),
+        ",".join(rf"\frac{{{number}}}{{{number + 1}}}" for number in range(1, 20)),
+        r"\cup".join(f"({2 * number},{2 * number + 1})" for number in range(12)),
+        "+".join(rf"\sin(\frac{{x}}{{{number}}})" for number in range(2, 20)),
+        r"\begin{pmatrix}" + r"\\".join("1 & 2 & 3 & 4" for _ in range(8)) + r"\end{pmatrix}",
+        r"1+\frac{1}{" * 6 + "2" + "}" * 6,
+        "+".join(f"x_{{{number}}}" for number in range(40)),
+    ],
+)
+def test_long_answers_such_as_people_give_are_read(answer: str) -> None:
+    assert score(f"\\boxed{{{answer}}}", answer, method="math").reward == 1
 
 
 def test_large_numbers_within_the_limits_are_compared() -> None:

@@ -15,6 +15,7 @@ import pytest_asyncio
 from fastapi import FastAPI
 
 from mmr1_reward_server import __version__
+from mmr1_reward_server import app as app_module
 from mmr1_reward_server.api import Item, ScoreRequest, ScoreResponse, TaskList
 from mmr1_reward_server.app import create_app
 from mmr1_reward_server.rewards import builtin_tasks
@@ -275,6 +276,24 @@ async def test_openapi_is_complete(http: httpx.AsyncClient) -> None:
         "$ref": "#/components/schemas/ScoreRequest"
     }
     assert set(posted["responses"]) == {"200", "400", "401", "408", "413", "422", "503"}
+
+
+@pytest.mark.parametrize(
+    ("options", "installed", "warned"),
+    [({}, False, True), ({}, True, False), ({"default_task": "counting"}, False, False)],
+)
+async def test_a_default_task_that_lacks_math_verify_is_warned_of(
+    options: dict[str, str],
+    installed: bool,
+    warned: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(app_module, "is_installed", lambda: installed)
+    create_app(Settings(**options))
+    lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(lines) == warned
+    assert all("'mmr1-reward-server[math]'" in line and "--default-task" in line for line in lines)
 
 
 async def test_tasks_and_scoring_can_be_given() -> None:
