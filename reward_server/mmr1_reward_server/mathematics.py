@@ -30,7 +30,8 @@ _MAX_DEPTH = 200
 MAX_BARS = 16  # |x||x|...: is a bar the first or the second of its pair?
 MAX_BRACKETS = 24  # ( and [
 MAX_SET_OPERATIONS = 24
-MAX_SERIES = 8  # sums and products over an index
+MAX_SERIES = 8  # sums and products over an index, limits
+MAX_INTEGRALS = 3
 MAX_NESTED_FUNCTIONS = 3  # logarithms of logarithms, and so on
 MAX_NESTED_PRODUCTS = 8  # a / b / c / d: quotients of quotients
 
@@ -46,7 +47,8 @@ _SIGNS = re.compile(r"(?:[-+]\s?){8}")
 # What is under or over another without braces around it: x_x_x. Braces count as nesting.
 _TOWER = re.compile(r"(?:[_^]\s*(?:\{[^{}]*\}|[-+]?\\?[^\W_]+)\s*){5}")
 _SET_OPERATION = re.compile(r"\\(?:cup|cap|setminus)|[\u222a\u2229\u2216]")
-_SERIES = re.compile(r"\\(?:sum|prod)|[\u2211\u220f]")
+_SERIES = re.compile(r"\\(?:sum|prod|lim)|[\u2211\u220f]")
+_INTEGRAL = re.compile(r"\\o?i+nt|[\u222b-\u2230]")
 _GROWS_LIKE_FACTORIAL = frozenset(("factorial", "factorial2", "gamma", "Product", "binomial", "subfactorial"))
 
 
@@ -168,7 +170,8 @@ def _check_answer(text: str) -> None:
         raise TooLarge("powers of powers, or indices of indices")
     _check_number("vertical bars", re.findall(r"\|", text), MAX_BARS)
     _check_number("opening brackets", re.findall(r"[(\[]", text), MAX_BRACKETS)
-    _check_number("sums and products over an index", _SERIES.findall(text), MAX_SERIES)
+    _check_number("sums, products and limits", _SERIES.findall(text), MAX_SERIES)
+    _check_number("integrals", _INTEGRAL.findall(text), MAX_INTEGRALS)
 
 
 def _check_number(name: str, found: list[str], limit: int) -> None:

@@ -21,6 +21,7 @@ from mmr1_reward_server.choices import find_choice
 from mmr1_reward_server.mathematics import (
     MAX_BARS,
     MAX_BRACKETS,
+    MAX_INTEGRALS,
     MAX_NESTED_FUNCTIONS,
     MAX_NESTED_PRODUCTS,
     MAX_SERIES,
@@ -153,11 +154,20 @@ SLOW = {  # of so many parts; math-verify takes longer than any deadline for a f
     "vertical bars": lambda number: "+".join(["|x|"] * (number // 2)) + "|" * (number % 2),
     "opening brackets": lambda number: "\\{" + ",".join(["(1,2)"] * number) + "\\}",
     "unions, intersections and differences of sets": lambda number: "\\cup".join(["\\{1\\}"] * (number + 1)),
-    "sums and products over an index": lambda number: "\\prod_{i=1}^{3}" * number + "i",
+    "integrals": lambda number: "\\int e^{x} " * number,
+    "sums, products and limits": lambda number: "\\prod_{i=1}^{3}" * number + "i",
     "functions of functions": lambda number: "\\ln" * number + "(2)",
     "products or quotients of others": lambda number: "\\div ".join(["3"] * (number + 4)),
 }
-LIMITS = (MAX_BARS, MAX_BRACKETS, MAX_SET_OPERATIONS, MAX_SERIES, MAX_NESTED_FUNCTIONS, MAX_NESTED_PRODUCTS)
+LIMITS = (
+    MAX_BARS,
+    MAX_BRACKETS,
+    MAX_SET_OPERATIONS,
+    MAX_INTEGRALS,
+    MAX_SERIES,
+    MAX_NESTED_FUNCTIONS,
+    MAX_NESTED_PRODUCTS,
+)
 
 
 @pytest.mark.parametrize(("name", "limit"), [*zip(SLOW, LIMITS, strict=True)])
