@@ -10,7 +10,7 @@ WORKERS ?= 2
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 DS_ACCELERATOR=cpu PATH="$(CURDIR)/$(BIN):$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-chaos test-reward test-peers check format proto doctor clean
+.PHONY: help setup demo test test-chaos test-reward test-peers fuzz check format proto doctor clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ test-reward:  ## the reward server by itself, in an empty environment
 
 test-peers:  ## other projects' own clients against the reward server; PEERS='openrlhf trl' narrows it
 	@scripts/test_peers.sh $(PEERS)
+
+fuzz:  ## search for inputs that break the reward server; SECONDS=240, TARGETS='parsers tasks', REPLAY=file narrow it
+	@scripts/fuzz_reward.sh $(if $(SECONDS),--seconds $(SECONDS)) $(if $(TARGETS),--targets $(TARGETS)) $(if $(REPLAY),--replay $(REPLAY))
 
 check: setup  ## style, types, who imports whom, and generated files against their sources
 	$(BIN)/ruff check $(wildcard $(PACKAGES))

@@ -94,19 +94,31 @@ def tokenise(text: str, tokens: Tokens = "auto") -> list[str]:
     return _AUTO_TOKEN.findall(text)
 
 
-def edit_similarity(one: Sequence[Hashable], other: Sequence[Hashable]) -> float:
-    """1 - Levenshtein distance / the longer one's length; 1 when both are empty. Symmetric, from 0 to 1."""
-    return float(Levenshtein.normalized_similarity(one, other))
+def edit_distance(one: Sequence[Hashable], other: Sequence[Hashable]) -> int:
+    """Levenshtein's: how many insertions, deletions and substitutions. The time is the product of the lengths / 64."""
+    return Levenshtein.distance(one, other)
 
 
-def error_rate(read: Sequence[Hashable], true: Sequence[Hashable]) -> float:
-    """Levenshtein distance / length of the truth: CER on characters, WER on words. May exceed 1.
+def edit_similarity(one: Sequence[Hashable], other: Sequence[Hashable], distance: int | None = None) -> float:
+    """1 - edit distance / the longer one's length; 1 when both are empty. Symmetric, from 0 to 1.
 
-    For an empty truth 0 when nothing was read, else 1 (the rate is not defined there).
+    `distance`: theirs, where it is known.
+    """
+    longest = max(len(one), len(other))
+    if distance is None:
+        distance = edit_distance(one, other)
+    return 1.0 - distance / longest if longest else 1.0
+
+
+def error_rate(read: Sequence[Hashable], true: Sequence[Hashable], distance: int | None = None) -> float:
+    """Edit distance / length of the truth: CER on characters, WER on words. May exceed 1.
+
+    For an empty truth 0 when nothing was read, else 1 (the rate is not defined there). `distance`: theirs, where it is
+    known.
     """
     if not true:
         return 1.0 if read else 0.0
-    return Levenshtein.distance(read, true) / len(true)
+    return (edit_distance(read, true) if distance is None else distance) / len(true)
 
 
 def token_f1(read: Sequence[str], true: Sequence[str]) -> float:
