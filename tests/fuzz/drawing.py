@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 MAX_CHARS = 100_000
-_REPETITIONS = (2, 3, 5, 10, 33, 65, 300, 2, 3, 5, 10, 33, 65, 1001, 3, MAX_CHARS)
+_REPETITIONS = (2, 3, 5, 10, 33, 65, 300, 1001)
 _LEVELS = (1, 2, 5, 15, 16, 31, 32, 33, 62, 63, 64, 65, 66, 99, 150, 260)
 
 # Pieces of every notation that is read, so that texts are nearly right far more often than any bytes would be.
@@ -335,4 +335,5 @@ class Draw:
 
     def _times(self, text: str, max_chars: int) -> int:
         """How often to repeat a text, kept from growing far over the limit."""
-        return min(self.one_of(_REPETITIONS), max_chars // max(len(text), 1) + 1)
+        times = MAX_CHARS if self.below(32) == 31 else self.one_of(_REPETITIONS)
+        return min(times, max_chars // max(len(text), 1) + 1)

@@ -20,7 +20,7 @@ from mmr1_reward_server.registry import Registry
 from mmr1_reward_server.scoring import Scored, scored_item, too_deep
 from mmr1_reward_server.settings import Settings
 from tests.fuzz.drawing import Draw
-from tests.fuzz.properties import MAX_SECONDS, bounded
+from tests.fuzz.properties import MAX_SECONDS, TASKS, bounded
 from tests.unit.reward_server.reward_peers import peer_tasks
 from tests.unit.reward_server.test_reward_dialects_nemo_gym import GYM, message, row
 from tests.unit.reward_server.test_reward_dialects_openrlhf import PROMPT
@@ -50,6 +50,9 @@ _ROUTES: tuple[tuple[str, Any], ...] = (
     ("/v1/score", {"items": [{"id": "1", "response": "3", **_LABEL}]}),
 )
 _TASKED = frozenset(("/get_reward", "/slime", "/verify", "/judge", "/submit_task", "/verify_answer"))
+_LABELS = frozenset(("label", "labels", "gold", "answer"))
+_RESPONSES = frozenset(("response", "prediction"))
+_EXAMPLES = tuple(task.example.item.model_dump(mode="json") for task in TASKS if task.example is not None)
 _QUERIES = ("", "", "", "?detail=1", "?detail=", "?a=%ff")
 
 
@@ -88,7 +91,7 @@ def peers(draw: Draw) -> None:
     if path in _TASKED and draw.chance(3):
         path = f"{path}/{draw.one_of((*names, 'no_such_task'))}"
     path = draw.note("path", path + draw.one_of(_QUERIES))
-    content = draw.note("body", _encoded(draw, draw.mutated(valid)))
+    content = draw.note("body", _encoded(draw, _about_a_task(draw, draw.mutated(valid))))
     with bounded(path, 4 * MAX_SECONDS):
         answer = loop.run_until_complete(_ask(http, path, content))
     assert answer.status_code == 200 or 400 <= answer.status_code < 500, f"{answer.status_code}: {answer.text[:500]}"
@@ -98,6 +101,25 @@ def peers(draw: Draw) -> None:
     elif path.startswith("/submit_task"):
         result = loop.run_until_complete(_ask(http, "/task_result", _encoded(draw, told), "GET"))
         assert result.status_code < 500, result.text[:500]
+
+
+def _about_a_task(draw: Draw, body: Any) -> Any:
+    """The body with labels of a real task in it, so that what is written reaches its scorer. It may be changed."""
+    for one in body if isinstance(body, list) else [body]:
+        if not isinstance(one, dict) or draw.chance(2):
+            continue
+        for key in sorted(_LABELS & one.keys()):
+            one[key] = [_label(draw) for _ in one[key]] if isinstance(one[key], list) else _label(draw)
+        for key in sorted(_RESPONSES & one.keys()):
+            if isinstance(one[key], str):
+                one[key] = draw.text(3000)
+    return body
+
+
+def _label(draw: Draw) -> Any:
+    item = draw.one_of(_EXAMPLES)
+    label = draw.mutated({name: item[name] for name in ("task", "solution", "params", "image_size")})
+    return json.dumps(label) if draw.chance(3) else label
 
 
 def _encoded(draw: Draw, body: Any) -> bytes:

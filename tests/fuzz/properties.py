@@ -101,7 +101,7 @@ def _labels(draw: Draw) -> None:
 
 
 def _texts(draw: Draw) -> None:
-    one, other = draw.note("text", draw.text()), draw.note("other", draw.text())
+    one, other = draw.note("text", draw.text()), draw.note("other", draw.text(2000))
     options: dict[str, Any] = {
         "whitespace": draw.one_of(("collapse", "keep", "remove")),
         "unicode": draw.one_of(("NFC", "NFKC", "none")),
