@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 MAX_CHARS = 100_000
+_USUAL_CHARS = 2_000
 _REPETITIONS = (2, 3, 5, 10, 33, 65, 300, 1001)
 _LEVELS = (1, 2, 5, 15, 16, 31, 32, 33, 62, 63, 64, 65, 66, 99, 150, 260)
 
@@ -200,6 +201,8 @@ class Draw:
 
     def text(self, max_chars: int = MAX_CHARS) -> str:
         """A model's or a dataset's: pieces, characters, repetitions, nesting. No half surrogate pairs."""
+        # Long ones are rare: each takes the time of hundreds of others.
+        max_chars = max_chars if self.below(16) == 15 else min(max_chars, _USUAL_CHARS)
         text = part = ""
         while kind := self.below(20):
             if kind < 11:
