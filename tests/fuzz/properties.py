@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from mmr1_reward_server import choices, labels, mathematics, parsing, patterns, text
 from mmr1_reward_server.api import Item, Outcome, Result
 from mmr1_reward_server.box_parsing import read_regions
+from mmr1_reward_server.json_values import has_more_values
 from mmr1_reward_server.registry import InvalidOutput
 from mmr1_reward_server.rewards import builtin_tasks
 from mmr1_reward_server.scoring import Scored, scored_item, too_deep
@@ -26,8 +27,9 @@ from mmr1_reward_server.worker_wire import (
     FrameReader,
     decode_items,
     decode_scored,
-    encode_items,
+    encode_item,
     encode_scored,
+    join_items,
     to_frame,
 )
 from tests.fuzz.drawing import MAX_CHARS, Draw
@@ -57,7 +59,7 @@ def bounded(what: str, seconds: float = MAX_SECONDS) -> Iterator[None]:
 
 def parsers(draw: Draw) -> None:
     """Whatever reads a model's or a dataset's text."""
-    check = draw.one_of((_answers, _regions, _choices, _labels, _texts, _patterns))
+    check = draw.one_of((_answers, _regions, _choices, _labels, _texts, _patterns, _values))
     draw.note("reader", check.__name__)
     with bounded(check.__name__):
         check(draw)
@@ -123,6 +125,22 @@ def _patterns(draw: Draw) -> None:
         patterns.Pattern(pattern).matches(shown)
 
 
+def _values(draw: Draw) -> None:
+    value = draw.note("value", draw.value())
+    written, number = json.dumps(value, ensure_ascii=draw.chance(2)).encode(), _num_values(value)
+    assert has_more_values(written, number - 1) and not has_more_values(written, number)
+    has_more_values(draw.note("text", draw.text()).encode(), draw.below(300))
+
+
+def _num_values(value: Any) -> int:
+    """As `has_more_values` counts."""
+    if isinstance(value, list):
+        return 1 + (sum(map(_num_values, value)) or 1)
+    if isinstance(value, dict):
+        return 1 + (sum(1 + _num_values(inner) for inner in value.values()) or 1)
+    return 1
+
+
 def tasks(draw: Draw) -> None:
     """One item's way: its check, the wire to a worker, its score, the wire back."""
     task = draw.one_of(list(TASKS))
@@ -147,7 +165,7 @@ def tasks(draw: Draw) -> None:
         assert refused.refused and Result.model_validate_json(refused.encoded) == refused.result
         return
     with bounded(task.name):
-        (item,) = decode_items(encode_items([item]))
+        (item,) = decode_items(join_items([encode_item(item)]))
         scored = scored_item(TASKS, item, max_response_chars=MAX_CHARS)
         (back,) = decode_scored(encode_scored([scored]))
     _check_verdict(item, scored)
@@ -180,7 +198,9 @@ def frames(draw: Draw) -> None:
     """The server's side of the wire, whatever a worker sends, in whatever pieces."""
     valid = [Scored(task.example.result, 0.5) for task in list(TASKS)[:3] if task.example is not None]
     items = [task.example.item for task in list(TASKS)[:3] if task.example is not None]
-    payload = bytearray(draw.one_of((b"", encode_scored(valid), encode_items(items), encode_scored(valid[:1]))))
+    payload = bytearray(
+        draw.one_of((b"", encode_scored(valid), join_items(map(encode_item, items)), encode_scored(valid[:1])))
+    )
     for _ in range(draw.below(6)):
         begin = draw.below(len(payload) + 1)
         payload[begin : begin + draw.below(9)] = draw.raw(12)
