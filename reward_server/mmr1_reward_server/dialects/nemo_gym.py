@@ -113,34 +113,39 @@ def router(scoring: Scoring, registry: Registry, defaults: Defaults) -> APIRoute
             raise not_scored(scored[0])
         return answer(_masked(row, floor, _FAILURE_KINDS[result.outcome], result.detail))
 
-    async def session(call: Call) -> Response:
-        """NeMo-Gym, verifiers: nothing is kept between requests, so there is nothing to do."""
-        asked = call.read_object()
-        name = asked.get("resources_session_id")
-        return answer({"resources_session_id": name} if isinstance(name, str) else {})
-
-    async def aggregate_metrics(call: Call) -> Response:
-        """NeMo-Gym: means of the rewards and the other numbers over the samples that are not masked."""
-        responses = call.read_object().get("verify_responses")
-        if not isinstance(responses, list) or not all(isinstance(one, dict) for one in responses):
-            raise RequestError(422, "invalid_request", "verify_responses must be a list of objects")
-        return answer(aggregate(responses))
-
-    async def reverify_mode(call: Call) -> Response:
-        """NeMo-Gym: the same row may be verified again at any time."""
-        return answer("stateless")
-
     endpoints = Endpoints(routes, registry)
     # With its observability on, NeMo-Gym puts the rollout's name before each path.
     for prefix in ("", "/ng-rollout/{rollout_id}"):
-        endpoints.add("POST", f"{prefix}/seed_session", session, asks=_ANY_OBJECT, answers=dict[str, str])
-        endpoints.add("POST", f"{prefix}/close_session", session, asks=_ANY_OBJECT, answers=dict[str, str])
+        endpoints.add("POST", f"{prefix}/seed_session", _session, asks=_ANY_OBJECT, answers=dict[str, str])
+        endpoints.add("POST", f"{prefix}/close_session", _session, asks=_ANY_OBJECT, answers=dict[str, str])
         endpoints.add(
             "POST", f"{prefix}/verify", verify, asks=_ROW, answers=VerifyAnswer, with_task=True, may_fail=True
         )
-        endpoints.add("POST", f"{prefix}/aggregate_metrics", aggregate_metrics, asks=_RESPONSES, answers=dict[str, Any])
-        endpoints.add("GET", f"{prefix}/reverify_mode", reverify_mode, asks=None, answers=str)
+        endpoints.add(
+            "POST", f"{prefix}/aggregate_metrics", _aggregate_metrics, asks=_RESPONSES, answers=dict[str, Any]
+        )
+        endpoints.add("GET", f"{prefix}/reverify_mode", _reverify_mode, asks=None, answers=str)
     return routes
+
+
+async def _session(call: Call) -> Response:
+    """NeMo-Gym, verifiers: nothing is kept between requests, so there is nothing to do."""
+    asked = call.read_object()
+    name = asked.get("resources_session_id")
+    return answer({"resources_session_id": name} if isinstance(name, str) else {})
+
+
+async def _aggregate_metrics(call: Call) -> Response:
+    """NeMo-Gym: means of the rewards and the other numbers over the samples that are not masked."""
+    responses = call.read_object().get("verify_responses")
+    if not isinstance(responses, list) or not all(isinstance(one, dict) for one in responses):
+        raise RequestError(422, "invalid_request", "verify_responses must be a list of objects")
+    return answer(aggregate(responses))
+
+
+async def _reverify_mode(call: Call) -> Response:
+    """NeMo-Gym: the same row may be verified again at any time."""
+    return answer("stateless")
 
 
 def read_response(row: dict[str, Any]) -> str:

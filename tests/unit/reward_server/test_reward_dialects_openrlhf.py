@@ -248,8 +248,8 @@ def test_any_response_comes_back_from_behind_its_prompt(prompt: str, response: s
 @pytest.mark.parametrize("piece", ["<|image_pad|>", "<|im_end|>", " ", "<", "<|im_start|>assistant\n", "\n<|im_end|>"])
 def test_extraction_takes_linear_time(piece: str) -> None:
     text = piece * (1_000_000 // len(piece))
-    began = time.monotonic()
+    began = time.thread_time()  # what others do on this machine is not the question
     extract_response(text, "")
     extract_response(text, text[:-1])
     extract_response(text, "<|image_pad|>" + text)
-    assert time.monotonic() - began < 2
+    assert time.thread_time() - began < 2
