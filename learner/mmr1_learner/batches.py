@@ -49,4 +49,12 @@ class Batcher:
 def _completion(plan: StepPlan, sample: Sample) -> Completion:
     rollout = plan.groups[sample.group].rollouts[sample.rollout]
     on_policy = all(span.version == plan.version for span in rollout.spans)
-    return Completion(rollout.token_ids, rollout.logprobs, sample.advantage, sample.weight, on_policy)
+    return Completion(
+        rollout.token_ids,
+        rollout.logprobs,
+        sample.advantage,
+        sample.weight,
+        on_policy,
+        sample.in_policy_term,
+        sample.in_kimikl,
+    )

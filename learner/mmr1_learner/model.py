@@ -20,7 +20,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from mmr1.config import RunConfig
 from mmr1.errors import ConfigurationError
 from mmr1.records import TensorSpec
-from mmr1_learner.loss.token_stats import TokenStats, token_stats
+from mmr1_learner.loss.token_stats import Projection, TokenStats, token_stats
 from mmr1_learner.rows import EncodedPrompt, PositionCache, RowBatch, attention_mask
 
 # Families whose rows this learner lays out exactly: mrope positions, placeholders expanded by grid.
@@ -36,7 +36,15 @@ class Policy(nn.Module):
         super().__init__()
         self.hf = hf
 
-    def forward(self, batch: RowBatch) -> TokenStats:
+    def forward(self, batch: RowBatch, reference: Projection | None = None) -> TokenStats:
+        """Score the batch's completion tokens, and with a reference the divergence from it."""
+        own = self.projection(batch)
+        return token_stats(
+            own.hidden, own.head, batch.targets, batch.temperatures, batch.forbidden, reference=reference
+        )
+
+    def projection(self, batch: RowBatch) -> Projection:
+        """What the logits of the batch's completion tokens are made of."""
         dtype = self.hf.dtype
         output = self.hf.model(
             input_ids=batch.input_ids,
@@ -49,7 +57,7 @@ class Policy(nn.Module):
         )
         hidden = output.last_hidden_state  # [B, L, H]
         chosen = hidden.reshape(-1, hidden.shape[-1])[batch.predictors]  # [N, H]
-        return token_stats(chosen, self.hf.lm_head.weight, batch.targets, batch.temperatures, batch.forbidden)
+        return Projection(chosen, self.hf.lm_head.weight)
 
     def named_tensors(self) -> list[tuple[str, Tensor]]:
         """Every parameter by its checkpoint name; a tied one appears once."""

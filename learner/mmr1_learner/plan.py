@@ -11,13 +11,13 @@ import math
 import random
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mmr1.config import RunConfig
 from mmr1.records import Group, PolicyVersion
 from mmr1.wire import decode_group, encode_group
-from mmr1_learner.loss import group_advantages
-from mmr1_learner.source import reward_of
+from mmr1_learner.group_rewards import training_rewards
+from mmr1_learner.loss import group_advantages, has_variance, token_weights
 
 _LENGTH = struct.Struct("<I")
 _NO_VERSION = PolicyVersion(0, 0)
@@ -55,12 +55,17 @@ class StepPlan:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One rollout that takes part in the loss: where it is, its advantage, and its tokens' weight."""
+    """One rollout that takes part in the loss: where it is, its advantage, and its tokens' weight.
+
+    The last two say which terms it has a part in, beside those that all have.
+    """
 
     group: int
     rollout: int
     advantage: float
-    weight: float
+    weight: float = 0.0
+    in_policy_term: bool = True
+    in_kimikl: bool = True
 
 
 Forward = tuple[Sample, ...]
@@ -69,14 +74,15 @@ Forward = tuple[Sample, ...]
 def cut(plan: StepPlan, config: RunConfig, world_size: int) -> list[list[list[Forward]]]:
     """forwards[rank][update] is the list of forwards that `rank` runs in optimizer step `update` of this batch.
 
-    Samples without a reward take no part: no statistic, no term, no denominator. Each token's weight is
-    1 / (its completion's length x the sequences of the same update), over all ranks.
+    Samples without a reward take no part: no statistic, no term, no denominator. Each token's weight is its share of
+    the same update, over all ranks, as `aggregation` says.
     """
     samples = _samples(plan, config)
     updates = [_share(samples, index, config.num_updates_per_batch) for index in range(config.num_updates_per_batch)]
     forwards: list[list[list[Forward]]] = [[] for _ in range(world_size)]
     for update in updates:
-        weighted = [Sample(s.group, s.rollout, s.advantage, s.weight / len(update)) for s in update]
+        weights = token_weights([_length(plan, sample) for sample in update], config)
+        weighted = [replace(sample, weight=weight) for sample, weight in zip(update, weights, strict=True)]
         per_forward = config.per_device_batch_size
         num_forwards = math.ceil(len(weighted) / (per_forward * world_size))
         # Even shares: no rank idles while another runs a full forward.
@@ -86,7 +92,7 @@ def cut(plan: StepPlan, config: RunConfig, world_size: int) -> list[list[list[Fo
             for turn in range(num_forwards):
                 start = (turn * world_size + rank) * size
                 chunk = tuple(weighted[start : start + size])
-                runs.append(chunk or (Sample(weighted[0].group, weighted[0].rollout, 0.0, 0.0),))
+                runs.append(chunk or (Sample(weighted[0].group, weighted[0].rollout, 0.0),))
             forwards[rank].append(runs)
     return forwards
 
@@ -96,17 +102,23 @@ def _share(samples: list[Sample], index: int, parts: int) -> list[Sample]:
     return samples[index * size : (index + 1) * size]
 
 
+def _length(plan: StepPlan, sample: Sample) -> int:
+    return len(plan.groups[sample.group].rollouts[sample.rollout].token_ids)
+
+
 def _samples(plan: StepPlan, config: RunConfig) -> list[Sample]:
-    rewards = [[reward_of(group, index) for index in range(len(group.rollouts))] for group in plan.groups]
+    rewards = [training_rewards(group, config) for group in plan.groups]
     if config.reward_shuffle:
         rewards = _shuffled(rewards, random.Random(f"{config.seed}/{plan.step}"))
     samples = []
     for group_index, group in enumerate(plan.groups):
-        advantages = group_advantages(rewards[group_index])
+        advantages = group_advantages(rewards[group_index], config.objective)
+        in_policy_term = has_variance(rewards[group_index])
+        in_kimikl = config.kimikl_task_id in (None, group.prompt.task)
         for index, advantage in enumerate(advantages or ()):
-            length = len(group.rollouts[index].token_ids)
-            if advantage is not None and length:
-                samples.append(Sample(group_index, index, advantage, 1.0 / length))
+            if advantage is not None and group.rollouts[index].token_ids:
+                sample = Sample(group_index, index, advantage, in_policy_term=in_policy_term, in_kimikl=in_kimikl)
+                samples.append(sample)
     return samples
 
 

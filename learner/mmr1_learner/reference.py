@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
+from mmr1_learner.loss import Projection
 from mmr1_learner.model import Policy
 from mmr1_learner.rows import RowBatch
 
 
 class Reference:
-    """Scores what the policy trains on."""
+    """Computes what the policy trains on, up to the logits, which are made chunk by chunk beside the policy's."""
 
     def __init__(self, policy: Policy, device: torch.device) -> None:
         self._policy = policy.to(device)
 
-    def logprobs(self, batch: RowBatch) -> Tensor:
-        """lr: [N] log-probabilities of the batch's completion tokens, without gradient."""
+    def projection(self, batch: RowBatch) -> Projection:
+        """What its logits of the batch's completion tokens are made of, without gradient."""
         with torch.no_grad():
-            found: Tensor = self._policy(batch).logprobs
-            return found
+            return self._policy.projection(batch)

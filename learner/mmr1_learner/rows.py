@@ -27,6 +27,8 @@ class Completion:
     advantage: float
     weight: float  # of each of its tokens in the loss; 0 for a dummy
     on_policy: bool = True  # sampled by the very version that now scores it
+    in_policy_term: bool = True  # as the next one: of which terms of the loss it is a part
+    in_kimikl: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,8 @@ class RowBatch:
     advantages: Tensor  # [N]
     weights: Tensor  # [N]
     on_policy: Tensor  # [N] 1 for tokens of the current version
+    in_policy_term: Tensor  # [N] 1 or 0, as of the token's completion
+    in_kimikl: Tensor  # [N] 1 or 0, as of the token's completion
     sequences: Tensor  # [N] index of the token's completion
     num_sequences: int
 
@@ -152,6 +156,8 @@ class _Tokens:
                 "advantages",
                 "weights",
                 "on_policy",
+                "in_policy_term",
+                "in_kimikl",
                 "sequences",
             )
         }
@@ -167,6 +173,8 @@ class _Tokens:
         columns["advantages"] += [completion.advantage] * count
         columns["weights"] += [completion.weight] * count
         columns["on_policy"] += [float(completion.on_policy)] * count
+        columns["in_policy_term"] += [float(completion.in_policy_term)] * count
+        columns["in_kimikl"] += [float(completion.in_kimikl)] * count
         columns["sequences"] += [self._num_sequences] * count
         self._num_sequences += 1
 

@@ -14,10 +14,12 @@ from dataclasses import dataclass, field
 import structlog
 
 from mmr1.config import RunConfig
+from mmr1.errors import ConfigurationError
 from mmr1.images import ImageError, ImageStore
 from mmr1.records import Group, PolicyVersion, PromptId
 from mmr1.streams import Ledger, RunQueue
-from mmr1_learner.loss import group_advantages
+from mmr1_learner.group_rewards import reward_of, training_rewards
+from mmr1_learner.loss import group_advantages, has_variance
 from mmr1_learner.prompts import PromptFactory
 
 log = structlog.get_logger()
@@ -25,6 +27,11 @@ log = structlog.get_logger()
 # Between looks into an empty queue: a sampler on the same cores has better use for them.
 _SHORTEST_PAUSE_SECONDS = 0.005
 _LONGEST_PAUSE_SECONDS = 0.05
+_MAX_OVERLONG_STEPS = 3
+
+# Reasons for which a group is dropped, beside those that are named once.
+NO_VARIANCE = "no_variance"
+OVERLONG = "overlong"
 
 
 @dataclass
@@ -34,18 +41,14 @@ class Collected:
     groups: list[Group] = field(default_factory=list)
     lags: list[int] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
+    num_refilled: int = 0  # of the dropped, those whose places were fed again
     num_dead: int = 0
     wait_seconds: float = 0.0
 
     @property
     def num_closed(self) -> int:
-        """Places of the step that are decided. A stale group's place is fed again, so it does not count."""
-        return len(self.groups) + self.num_dead + sum(n for reason, n in self.dropped.items() if reason != "stale")
-
-
-def reward_of(group: Group, index: int) -> float | None:
-    score = group.rollouts[index].score
-    return None if score is None else score.reward
+        """Places of the step that are decided. One that was fed again does not count."""
+        return len(self.groups) + self.num_dead + self.dropped.total() - self.num_refilled
 
 
 def _complaint(group: Group) -> str:
@@ -70,8 +73,12 @@ class GroupSource:
         self._queue = queue
         self._prompts = prompts
         self._end = config.num_steps * config.prompts_per_step
+        self._resampling_limit = (
+            config.dynamic_sampling_limit * config.prompts_per_step if config.dynamic_sampling else 0
+        )
         self.next_position = next_position
         self._seen_dead = sum(queue.ledger().dead.values())
+        self._overlong_steps = 0
         self.last_unscored = ""  # what the reward server said of the last group that could not be scored
         self._store = ImageStore(config.resolved_image_root)
 
@@ -115,6 +122,7 @@ class GroupSource:
             if not groups:
                 tick()
                 time.sleep(pause)
+        self._refuse_nothing(collected)
         self._queue.mark_applied([group.prompt.id for group in collected.groups])
         collected.wait_seconds = time.monotonic() - started
         return collected
@@ -127,16 +135,21 @@ class GroupSource:
     def _sort(self, group: Group, version: PolicyVersion, collected: Collected) -> None:
         """Into the step, or out of the run with a reason."""
         lag = policy_lag(group, version)
-        id_ = group.prompt.id
         if lag > self._config.max_off_policy_steps and group.oldest_version.incarnation == version.incarnation:
-            self._queue.drop(id_, "stale", self._prompts.training(id_.next_attempt()))
-            collected.dropped["stale"] += 1
+            self._drop(group, "stale", collected, refill=True)
         elif reason := self._useless(group):
-            self._queue.drop(id_, reason)
-            collected.dropped[reason] += 1
+            resampled = reason == NO_VARIANCE and collected.dropped[NO_VARIANCE] < self._resampling_limit
+            self._drop(group, reason, collected, refill=resampled)
         else:
             collected.groups.append(group)
             collected.lags.append(lag)
+
+    def _drop(self, group: Group, reason: str, collected: Collected, refill: bool) -> None:
+        """Out of the run; `refill` feeds the next attempt at its place in the same step."""
+        id_ = group.prompt.id
+        self._queue.drop(id_, reason, self._prompts.training(id_.next_attempt()) if refill else None)
+        collected.dropped[reason] += 1
+        collected.num_refilled += refill
 
     def _useless(self, group: Group) -> str | None:
         """Why this group has no gradient, or cannot be trained on, or None."""
@@ -146,12 +159,33 @@ class GroupSource:
         except ImageError as error:
             log.warning("group dropped", prompt=str(group.prompt.id), reason="image", detail=str(error))
             return "image"
-        rewards = [reward_of(group, index) for index in range(len(group.rollouts))]
-        advantages = group_advantages(rewards)
-        if advantages is None:
+        scored = [reward_of(group, index) for index in range(len(group.rollouts))]
+        if group_advantages(scored) is None:
             self.last_unscored = _complaint(group)
             return "unscored"
-        has_other_terms = bool(self._config.kl) and self._config.k3_weight > 0
-        if not has_other_terms and len({reward for reward in rewards if reward is not None}) == 1:
-            return "no_variance"
-        return None
+        rewards = training_rewards(group, self._config)
+        if group_advantages(rewards) is None:
+            return OVERLONG
+        keeps_equal = self._config.has_regularisation and not self._config.dynamic_sampling
+        return None if keeps_equal or has_variance(rewards) else NO_VARIANCE
+
+    def _refuse_nothing(self, collected: Collected) -> None:
+        """A run that samples and samples and trains nothing must not end as a success.
+
+        Raises:
+            ConfigurationError: dynamic sampling reached its limit without a single group, or every completion of
+                several steps was masked as too long.
+        """
+        overlong = not collected.groups and collected.dropped[OVERLONG] > 0
+        self._overlong_steps = self._overlong_steps + 1 if overlong else 0
+        if self._overlong_steps == _MAX_OVERLONG_STEPS:
+            raise ConfigurationError(
+                f"overlong mask: all completions of {_MAX_OVERLONG_STEPS} steps were cut off at max_completion_length "
+                f"{self._config.max_completion_length}; raise it, or set overlong to shape or none"
+            )
+        if not collected.groups and collected.dropped[NO_VARIANCE] > self._resampling_limit > 0:
+            raise ConfigurationError(
+                f"dynamic_sampling: {collected.dropped[NO_VARIANCE]} groups in a row had equal rewards; the problems "
+                "are too easy or too hard for this model, or the reward cannot tell its answers apart: change them, "
+                "raise num_generations or dynamic_sampling_limit, or turn dynamic_sampling off"
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections import Counter
@@ -10,9 +11,11 @@ from typing import Any
 
 from mmr1.config import RunConfig
 from mmr1.records import Group
+from mmr1_learner.group_rewards import training_rewards
 from mmr1_learner.loss import group_advantages
+from mmr1_learner.loss.report import QUANTILES, TERMS
 from mmr1_learner.plan import StepPlan
-from mmr1_learner.source import Collected, reward_of
+from mmr1_learner.source import Collected
 
 
 def step_record(
@@ -42,6 +45,8 @@ def step_record(
         "temperature": config.temperature_at(plan.step, config.num_steps),
         "lag_mean": statistics.fmean(collected.lags) if collected.lags else None,
         "lag_max": max(collected.lags, default=None),
+        "lag_p50": _quantile(collected.lags, 0.5),
+        "lag_p90": _quantile(collected.lags, 0.9),
         "completion_length_mean": statistics.fmean(lengths) if lengths else None,
         "tokens_per_second": report.get("num_tokens", 0.0) / seconds if seconds else None,
         "num_groups": len(plan.groups),
@@ -55,13 +60,18 @@ def step_record(
 
 _REPORTED = (
     "loss",
-    "policy_loss",
+    *(f"{term}_loss" for term in TERMS),
+    "kl_k1",
     "kl_k3",
+    "kl_kimikl",
+    "kl_kimifull",
     "entropy",
     "clip_fraction",
     "tis_truncated_fraction",
+    "importance_masked_fraction",
     "off_policy_kl",
     "mismatch_kl",
+    *(f"{ratio}_{label}" for ratio in ("ratio", "importance") for label in QUANTILES),
     "grad_norm",
     "learning_rate",
 )
@@ -70,7 +80,7 @@ _REPORTED = (
 def completion_records(config: RunConfig, plan: StepPlan, lags: Sequence[int]) -> Iterator[dict[str, Any]]:
     """A line in completions.jsonl for each rollout of the step."""
     for group, lag in zip(plan.groups, lags, strict=True):
-        advantages = _advantages(group)
+        advantages = _advantages(config, group)
         for index, rollout in enumerate(group.rollouts):
             score = rollout.score
             yield {
@@ -94,6 +104,10 @@ def completion_records(config: RunConfig, plan: StepPlan, lags: Sequence[int]) -
             }
 
 
-def _advantages(group: Group) -> list[float | None]:
-    rewards = [reward_of(group, index) for index in range(len(group.rollouts))]
-    return group_advantages(rewards) or [None] * len(rewards)
+def _advantages(config: RunConfig, group: Group) -> list[float | None]:
+    return group_advantages(training_rewards(group, config), config.objective) or [None] * len(group.rollouts)
+
+
+def _quantile(values: Sequence[int], share: float) -> int | None:
+    """The smallest value that at least `share` of them do not exceed."""
+    return sorted(values)[math.ceil(share * len(values)) - 1] if values else None

@@ -19,7 +19,7 @@ from mmr1.config import RunConfig
 from mmr1_learner.batches import Batcher
 from mmr1_learner.engine import learning_rate, make_engine
 from mmr1_learner.errors import NonFiniteLossError
-from mmr1_learner.loss import LossReport, TokenBatch, TokenStats, compute_loss
+from mmr1_learner.loss import LossReport, TokenBatch, TokenStats, compute_loss, means
 from mmr1_learner.model import Policy, PromptEncoder
 from mmr1_learner.plan import Forward, StepPlan, cut
 from mmr1_learner.ranks import Ranks
@@ -67,7 +67,7 @@ class Trainer:
             if update_batches:
                 norms.append(self._optimize(plan, update_batches, old[update], updates[update], report))
         totals = self._ranks.sum(report.sums)
-        return {**_means(totals), "grad_norm": max(norms), "learning_rate": rate}
+        return {**means(totals), "grad_norm": max(norms), "learning_rate": rate}
 
     def _optimize(
         self,
@@ -81,16 +81,17 @@ class Trainer:
         for index, batch in enumerate(batches):
             self.engine.set_gradient_accumulation_boundary(index == len(batches) - 1)
             with self._timed("reference"):
-                ref = self._reference.logprobs(batch) if self._reference else None
+                reference = self._reference.projection(batch) if self._reference else None
             with self._timed("forward"):
-                stats: TokenStats = self.engine(batch)
+                stats: TokenStats = self.engine(batch, reference)
                 tokens = TokenBatch(
                     rollout_logprobs=batch.rollout_logprobs,
                     old_logprobs=old[index] if old else None,
-                    ref_logprobs=ref,
                     advantages=batch.advantages,
                     weights=batch.weights,
                     on_policy=batch.on_policy,
+                    in_policy_term=batch.in_policy_term,
+                    in_kimikl=batch.in_kimikl,
                     sequences=batch.sequences,
                     num_sequences=batch.num_sequences,
                 )
@@ -126,19 +127,3 @@ class Trainer:
         started = time.monotonic()
         yield
         self.phases[phase] += time.monotonic() - started
-
-
-def _means(totals: dict[str, float]) -> dict[str, float]:
-    """Per-token means of what was summed over tokens; losses are sums already. NaN: there was nothing to measure."""
-    tokens = max(1.0, totals.get("num_tokens", 0.0))
-    return {
-        "loss": totals["loss"],
-        "policy_loss": totals["policy_loss"],
-        "num_tokens": totals["num_tokens"],
-        "entropy": totals["entropy"] / tokens,
-        "kl_k3": totals.get("kl_k3", math.nan) / tokens,
-        "clip_fraction": totals["clipped_tokens"] / tokens,
-        "tis_truncated_fraction": totals.get("truncated_tokens", 0.0) / tokens,
-        "off_policy_kl": totals["off_policy_kl"] / tokens,
-        "mismatch_kl": totals["mismatch_kl"] / totals["on_policy_tokens"] if totals["on_policy_tokens"] else math.nan,
-    }

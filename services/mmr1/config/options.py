@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from mmr1.records import RewardSpec
+from mmr1.config.objective import ObjectiveOptions
 
 
 class ModelOptions(BaseModel):
@@ -66,47 +66,6 @@ class SamplingOptions(BaseModel):
             return self.temperature
         progress = min(1.0, step / max(1, num_steps - 1))
         return self.temperature_begin + (self.temperature_end - self.temperature_begin) * progress
-
-
-class ObjectiveOptions(BaseModel):
-    rewards: Annotated[list[str], NoDecode] = Field(
-        default_factory=lambda: ["counting"],
-        description="NAME[=WEIGHT] ...: tasks of the reward server, summed by weight",
-    )
-    objective: Literal["grpo"] = Field("grpo", description="what is optimised")
-    kl: Annotated[list[Literal["k3"]], NoDecode] = Field(
-        default=["k3"], description="which divergences from the reference enter the loss; empty = none"
-    )
-    k3_weight: float = Field(0.2, ge=0, description="of the k3 term in the loss")
-    k3_adaptive_factor: float = Field(
-        0.5, ge=0, description="pulls a response less the less sure the policy is of it; 0 = plain k3"
-    )
-    clip_low: float = Field(0.2, gt=0, lt=1, description="the importance ratio is clipped below at 1 - clip_low")
-    clip_high: float = Field(0.2, gt=0, description="the importance ratio is clipped above at 1 + clip_high")
-    importance_correction: Literal["none", "tis"] = Field(
-        "tis", description="of the mismatch between sampler and learner"
-    )
-    tis_bound: float = Field(2.0, gt=1, description="truncation of the importance weight")
-    num_updates_per_batch: int = Field(
-        1, ge=1, description="optimizer steps on one batch; the clip acts from the second on"
-    )
-    reward_shuffle: bool = Field(
-        False, description="a control: rewards are permuted within the batch, so nothing can be learned"
-    )
-
-    @field_validator("rewards", "kl", mode="before")
-    @classmethod
-    def _words(cls, value: object) -> object:
-        """`--rewards a=1 b=2` reaches us as one string; YAML gives a list."""
-        return value.replace(",", " ").split() if isinstance(value, str) else value
-
-    @property
-    def reward_specs(self) -> tuple[RewardSpec, ...]:
-        specs = []
-        for entry in self.rewards:
-            name, _, weight = entry.partition("=")
-            specs.append(RewardSpec(name, float(weight) if weight else 1.0))
-        return tuple(specs)
 
 
 class OptimizerOptions(BaseModel):
@@ -245,6 +204,10 @@ class RunConfig(
     def resolved_image_root(self) -> Path:
         return self.image_root or self.train_file.parent
 
+    @property
+    def resolved_overlong_buffer(self) -> int:
+        return self.overlong_buffer or max(1, self.max_completion_length // 5)
+
     @model_validator(mode="after")
     def _batch_divides(self) -> RunConfig:
         total, group = self.generations_per_step, self.num_generations
@@ -266,6 +229,10 @@ class RunConfig(
             raise ValueError("temperature_begin is above temperature_end; swap them or use temperature_func constant")
         if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
             raise ValueError(f"min_pixels {self.min_pixels} is above max_pixels {self.max_pixels}")
+        if self.resolved_overlong_buffer > self.max_completion_length:
+            raise ValueError(
+                f"overlong_buffer {self.overlong_buffer} is above max_completion_length {self.max_completion_length}"
+            )
         if self.top_p != 1.0:
             raise ValueError(f"top_p {self.top_p}: the learner scores the whole distribution; only 1.0 is exact today")
         if not self.rewards:

@@ -3,157 +3,149 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import torch
 
-from mmr1_learner.loss import TokenBatch, compute_loss, group_advantages, token_stats
-from mmr1_learner.loss.token_stats import FORBIDDEN_BIAS
+from mmr1.config import RunConfig
+from mmr1_learner.loss import LossReport, group_advantages, means, token_stats
 from tests.models import small_config
-
-VOCABULARY, HIDDEN = 53, 16
-LENGTHS = (5, 1, 7, 3)
-FORBIDDEN = (2, 11)
-
-
-def problem(seed: int = 0) -> dict[str, torch.Tensor]:
-    """Hidden states, targets and the log-probabilities of others, of four completions of different lengths."""
-    generator = torch.Generator().manual_seed(seed)
-    total = sum(LENGTHS)
-    sequences = torch.tensor([index for index, length in enumerate(LENGTHS) for _ in range(length)])
-    lengths = torch.tensor(LENGTHS)[sequences]
-    advantages = torch.tensor([1.3, -0.4, 0.0, -1.1])[sequences]
-    weights = 1.0 / (lengths * len(LENGTHS))
-    weights[sequences == 3] = 0.0  # a dummy takes no part
-    return {
-        "hidden": torch.randn(total, HIDDEN, generator=generator, dtype=torch.float64),
-        "head": torch.randn(VOCABULARY, HIDDEN, generator=generator, dtype=torch.float64),
-        "targets": torch.randint(12, VOCABULARY, (total,), generator=generator),
-        "temperatures": torch.tensor([0.7, 1.0, 1.3, 1.0], dtype=torch.float64)[sequences],
-        "noise_rollout": torch.randn(total, generator=generator, dtype=torch.float64),
-        "noise_old": 0.3 * torch.randn(total, generator=generator, dtype=torch.float64),
-        "noise_ref": 0.5 * torch.randn(total, generator=generator, dtype=torch.float64),
-        "sequences": sequences,
-        "advantages": advantages.double(),
-        "weights": weights.double(),
-    }
+from tests.unit.learner.loss_problem import (
+    ADVANTAGES,
+    DUMMY,
+    EQUAL,
+    EVERYTHING,
+    LENGTHS,
+    column,
+    distribution,
+    naive,
+    ours,
+    problem,
+)
 
 
-def naive(p: dict[str, torch.Tensor], options: Any, with_old: bool) -> torch.Tensor:
-    """Token by token, as the definitions read."""
-    logits = p["hidden"] @ p["head"].T
-    logits[:, list(FORBIDDEN)] += FORBIDDEN_BIAS
-    logits = logits / p["temperatures"][:, None]
-    distribution = logits.softmax(-1)
-    lp = distribution[torch.arange(len(logits)), p["targets"]].log()
-    entropy = -(distribution * logits.log_softmax(-1)).sum(-1)
-    loss = torch.zeros((), dtype=torch.float64)
-    for sequence in range(len(LENGTHS)):
-        tokens = [t for t in range(len(logits)) if p["sequences"][t] == sequence]
-        live = [t for t in tokens if p["weights"][t] > 0]
-        if not live:
-            continue
-        scale = 1 / (1 + options.k3_adaptive_factor * entropy[live].mean().detach())
-        for t in live:
-            old = (lp[t] + p["noise_old"][t]).detach() if with_old else lp[t].detach()
-            rollout = (lp[t] + p["noise_rollout"][t]).detach()
-            w = torch.exp(old - rollout)
-            w = torch.clamp(w, max=options.tis_bound) if options.importance_correction == "tis" else torch.ones(())
-            rho = torch.exp(lp[t] - old)
-            clipped = torch.clamp(rho, 1 - options.clip_low, 1 + options.clip_high)
-            a = p["advantages"][t]
-            term = -w * torch.minimum(rho * a, clipped * a)
-            if options.kl:
-                d = lp[t] - (lp[t] + p["noise_ref"][t]).detach()
-                term = term + options.k3_weight * scale * (torch.exp(-d) + d - 1)
-            loss = loss + p["weights"][t] * term
-    return loss
+def choices(option: str) -> tuple[str, ...]:
+    return get_args(RunConfig.model_fields[option].annotation)
 
 
-@pytest.mark.parametrize("correction", ["none", "tis"])
-@pytest.mark.parametrize("kl", [[], ["k3"]])
+OBJECTIVES = choices("objective")
+
+
 @pytest.mark.parametrize("with_old", [False, True])
-def test_the_objective_equals_the_naive_one(correction: str, kl: list[str], with_old: bool, tmp_path: Any) -> None:
-    options = small_config(tmp_path, importance_correction=correction, kl=kl, k3_weight=0.3)
+@pytest.mark.parametrize("aggregation", choices("aggregation"))
+@pytest.mark.parametrize("correction", choices("importance_correction"))
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_equals_the_naive_one(
+    objective: str, correction: str, aggregation: str, with_old: bool, tmp_path: Path
+) -> None:
+    """Correction, all divergences, entropy and masks on; at the first update of a batch and at a later one."""
+    options = small_config(
+        tmp_path, objective=objective, importance_correction=correction, aggregation=aggregation, **EVERYTHING
+    )
     p = problem()
-    p["hidden"].requires_grad_(True)
-    expected = naive(p, options, with_old)
-    (expected_grad,) = torch.autograd.grad(expected, p["hidden"])
+    expected, expected_gradients = naive(p, options, with_old)
+    loss, report, gradients = ours(p, options, with_old)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-10)
+    torch.testing.assert_close(gradients, expected_gradients, rtol=1e-8, atol=1e-11)
+    parts = [value for name, value in report.sums.items() if name.endswith("_loss")]
+    assert len(parts) == 6 and sum(parts) == pytest.approx(loss.item()) == pytest.approx(report.sums["loss"])
 
-    hidden = p["hidden"].detach().float().requires_grad_(True)
-    stats = token_stats(
-        hidden, p["head"].float(), p["targets"], p["temperatures"].float(), torch.tensor(FORBIDDEN), chunk_tokens=3
-    )
-    lp = stats.logprobs.detach()
-    batch = TokenBatch(
-        rollout_logprobs=lp + p["noise_rollout"].float(),
-        old_logprobs=lp + p["noise_old"].float() if with_old else None,
-        ref_logprobs=lp + p["noise_ref"].float() if kl else None,
-        advantages=p["advantages"].float(),
-        weights=p["weights"].float(),
-        on_policy=(p["sequences"] == 1).float(),
-        sequences=p["sequences"],
-        num_sequences=len(LENGTHS),
-    )
-    loss, report = compute_loss(stats, batch, options)
-    loss.backward()
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_single_precision_is_close_to_it(objective: str, tmp_path: Path) -> None:
+    options = small_config(tmp_path, objective=objective, **EVERYTHING)
+    p = problem(seed=1)
+    expected, expected_gradients = naive(p, options, with_old=True)
+    loss, _, gradients = ours(p, options, with_old=True, dtype=torch.float32)
+    assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
-    assert hidden.grad is not None
-    torch.testing.assert_close(hidden.grad.double(), expected_grad, rtol=1e-3, atol=1e-6)
-    assert report.sums["num_tokens"] == sum(LENGTHS) - LENGTHS[3]
-    assert report.sums["loss"] == pytest.approx(loss.item())
-    live, current = p["weights"] > 0, p["sequences"] == 1
-    gap = (p["noise_old"] if with_old else torch.zeros(())) - p["noise_rollout"]
-    divergence = gap.exp() - 1 - gap
-    assert report.sums["off_policy_kl"] == pytest.approx(float(divergence[live].sum()), rel=1e-4)
-    assert report.sums["mismatch_kl"] == pytest.approx(float(divergence[live & current].sum()), rel=1e-4)
-    assert report.sums["on_policy_tokens"] == LENGTHS[1]
+    torch.testing.assert_close(tuple(g.double() for g in gradients), expected_gradients, rtol=1e-3, atol=1e-5)
 
 
-def test_the_clip_acts_only_once_the_policy_has_moved(tmp_path: Any) -> None:
-    """On the first update rho is exactly 1: nothing is clipped, and the gradient is -A/weight."""
-    options = small_config(tmp_path, kl=[], importance_correction="none")
-    p = problem()
-    stats = token_stats(
-        p["hidden"].float(), p["head"].float(), p["targets"], p["temperatures"].float(), torch.tensor(FORBIDDEN)
-    )
-    fields = {
-        "rollout_logprobs": stats.logprobs,
-        "ref_logprobs": None,
-        "advantages": p["advantages"].float(),
-        "weights": p["weights"].float(),
-        "on_policy": torch.ones(len(p["weights"])),
-        "sequences": p["sequences"],
-        "num_sequences": len(LENGTHS),
+def test_the_report_says_what_the_tokens_were(tmp_path: Path) -> None:
+    """Divergences before weights, scales and clips, over live tokens; what is in no term is logged all the same."""
+    constant = torch.ones(len(problem().targets), dtype=torch.float64)
+    p = replace(problem(), old=-0.2 * constant, rollout=-0.5 * constant)
+    live = p.sequences != DUMMY
+    logpi, logref = distribution(p, p.hidden, p.head), distribution(p, p.ref_hidden, p.ref_head)
+    d = (logpi - logref).gather(1, p.targets[:, None])[:, 0]
+    expected = {
+        "kl_k1": d,
+        "kl_k3": torch.exp(-d) + d - 1,
+        "kl_kimikl": d**2 / 2,
+        "kl_kimifull": (logpi.exp() * (logpi - logref)).sum(1),
+        "entropy": -(logpi.exp() * logpi).sum(1),
+        "mismatch_kl": torch.full_like(d, math.exp(0.3) - 1 - 0.3),
+        "off_policy_kl": torch.full_like(d, math.exp(0.3) - 1 - 0.3),
+        "clip_fraction": (column(p, ADVANTAGES) > 0) & (p.sequences != EQUAL),
     }
-    _, first = compute_loss(stats, TokenBatch(old_logprobs=None, **fields), options)
-    _, later = compute_loss(
-        stats, TokenBatch(old_logprobs=stats.logprobs - 0.5 * p["advantages"].float(), **fields), options
-    )
+    for kl in ([], EVERYTHING["kl"]):
+        options = small_config(tmp_path, **EVERYTHING | {"kl": kl, "entropy_reg": False})
+        _, report, _ = ours(p, options, with_old=True)
+        found = means(report.sums)
+        for name, values in expected.items():
+            assert found[name] == pytest.approx(values[live].double().mean().item()), name
+        assert found["num_tokens"] == sum(LENGTHS) - LENGTHS[DUMMY]
+        assert [math.isnan(found[f"{term}_loss"]) for term in ("k1", "k3", "kimikl", "kimifull")] == [not kl] * 4
+        assert math.isnan(found["entropy_loss"])
+        for name, logarithm in (("ratio", 0.2), ("importance", 0.3)):
+            for label in ("p01", "p50", "p99"):
+                assert math.log(found[f"{name}_{label}"]) == pytest.approx(logarithm, rel=0.07), (name, label)
+
+
+def test_quantiles_of_many_ratios_are_within_six_percent_of_their_logarithm(tmp_path: Path) -> None:
+    report = LossReport()
+    logarithms = torch.randn(20_000, generator=torch.Generator().manual_seed(0)) * 0.1 + 0.3
+    for part in logarithms.split(7_000):  # forwards and ranks add up
+        other = LossReport()
+        other.add_ratios("ratio", part)
+        report.merge(other)
+    report.add_ratios("importance", torch.zeros(5))
+    totals = {"num_tokens": 1.0, "on_policy_tokens": 0.0, "loss": 0.0, "entropy": 0.0, "clipped_tokens": 0.0}
+    found = means({**totals, "off_policy_kl": 0.0, "mismatch_kl": 0.0, **report.sums})
+    for label, share in (("p01", 0.01), ("p50", 0.5), ("p99", 0.99)):
+        exact = logarithms.double().quantile(share).item()
+        assert torch.tensor(found[f"ratio_{label}"]).log().item() == pytest.approx(exact, rel=0.07)
+        assert found[f"importance_{label}"] == 1.0
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_clip_acts_only_once_the_policy_has_moved(objective: str, tmp_path: Path) -> None:
+    """On the first update rho is exactly 1: nothing is clipped."""
+    options = small_config(tmp_path, objective=objective, **EVERYTHING)
+    p = problem()
+    _, first, _ = ours(p, options, with_old=False)
+    _, later, _ = ours(p, options, with_old=True)
     assert first.sums["clipped_tokens"] == 0
-    assert later.sums["clipped_tokens"] > 0
+    assert (later.sums["clipped_tokens"] > 0) == (objective not in ("rloo", "kimi"))
 
 
-def test_no_tensor_of_tokens_by_vocabulary_is_kept_for_the_backward_pass() -> None:
-    """Memory grows with the chunk, not with the tokens: what autograd saves never has [tokens, vocabulary] elements."""
-    saved: list[int] = []
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        saved.append(tensor.numel())
-        return tensor
-
-    tokens, vocabulary = 256, 5000
-    hidden = torch.randn(tokens, HIDDEN, requires_grad=True)
-    head = torch.randn(vocabulary, HIDDEN, requires_grad=True)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        token_stats(hidden, head, torch.zeros(tokens, dtype=torch.long), torch.ones(tokens), torch.tensor([1]), 32)
-    assert max(saved, default=0) <= vocabulary * HIDDEN
+def test_a_forward_without_tokens_has_statistics_of_none() -> None:
+    hidden = torch.zeros(0, 4, requires_grad=True)
+    stats = token_stats(hidden, torch.zeros(6, 4), torch.zeros(0, dtype=torch.long), torch.ones(0), torch.tensor([1]))
+    assert stats.logprobs.shape == stats.entropy.shape == (0,)
+    assert stats.ref_logprobs is None and stats.kimifull is None
 
 
-def test_advantages_leave_out_what_has_no_reward() -> None:
-    assert group_advantages([1.0, None, 0.0, None]) == pytest.approx(
-        [0.5 / (math.sqrt(0.5) + 1e-4), None, -0.5 / (math.sqrt(0.5) + 1e-4), None]
-    )
-    assert group_advantages([1.0, None, None]) is None
-    assert group_advantages([0.3, 0.3, 0.3]) == pytest.approx([0.0, 0.0, 0.0])
+@pytest.mark.parametrize(
+    ("objective", "expected"),
+    [
+        ("grpo", [0.5 / (0.5**0.5 + 1e-4), None, -0.5 / (0.5**0.5 + 1e-4), None]),
+        ("dr_grpo", [0.5, None, -0.5, None]),
+        ("kimi", [0.5, None, -0.5, None]),
+        ("rloo", [1.0, None, -1.0, None]),
+    ],
+)
+def test_advantages_leave_out_what_has_no_reward(objective: str, expected: list[Any]) -> None:
+    assert group_advantages([1.0, None, 0.0, None], objective) == pytest.approx(expected)
+    assert group_advantages([1.0, None, None], objective) is None
+    assert group_advantages([0.3, 0.3, None, 0.3], objective) == [0.0, 0.0, None, 0.0], "exactly"
+
+
+def test_rloo_takes_the_mean_of_the_others() -> None:
+    rewards = [0.1, 0.9, 0.4]
+    expected = [0.1 - 0.65, 0.9 - 0.25, 0.4 - 0.5]
+    assert group_advantages(rewards, "rloo") == pytest.approx(expected)
