@@ -231,7 +231,8 @@ class RunConfig(
             raise ValueError(f"min_pixels {self.min_pixels} is above max_pixels {self.max_pixels}")
         if self.resolved_overlong_buffer > self.max_completion_length:
             raise ValueError(
-                f"overlong_buffer {self.overlong_buffer} is above max_completion_length {self.max_completion_length}"
+                f"overlong_buffer {self.overlong_buffer} is above max_completion_length {self.max_completion_length}; "
+                "lower it, or leave it out: a fifth of that length"
             )
         if self.top_p != 1.0:
             raise ValueError(f"top_p {self.top_p}: the learner scores the whole distribution; only 1.0 is exact today")

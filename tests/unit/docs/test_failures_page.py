@@ -100,6 +100,7 @@ CASES: dict[str, Callable[[], object]] = {
     "out of bounds": lambda: config(temperature=0),
     "batch does not divide": lambda: config(per_device_batch_size=250),
     "temperature order": lambda: config(temperature_func="linear", temperature_begin=1.2, temperature_end=0.8),
+    "overlong buffer": lambda: config(overlong_buffer=100),
     "rewards": lambda: config(rewards=["counting=high"]),
     "unknown reward": lambda: check_names_of_own_server(config(rewards=["couting=1.0"])),
     "unknown template": lambda: Templates.from_config(config(question_template="r1")),

@@ -1,0 +1,133 @@
+"""A step in several forwards, on several ranks and in several updates, by the learner's own trainer on a real model.
+
+DeepSpeed's engine is replaced by plain gradient descent, so that every gradient can be looked at.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmr1.records import Group
+from mmr1_learner import trainer as trainer_file
+from mmr1_learner.model import Policy, PromptEncoder
+from mmr1_learner.plan import StepPlan
+from mmr1_learner.ranks import Ranks
+from mmr1_learner.trainer import Trainer
+from tests.models import small_config, small_policy
+from tests.unit.learner.test_trainer import groups_with_images
+
+ALL_TERMS: dict[str, Any] = {"kl": ["k1", "k3", "kimikl", "kimifull"], "entropy_reg": True}
+
+
+class Descent:
+    """Stands where DeepSpeed's engine does, and keeps the gradients of each step."""
+
+    def __init__(self, config: Any, policy: Policy) -> None:
+        self.module = policy
+        self.optimizer = torch.optim.SGD(policy.parameters(), lr=config.learning_rate)
+        self.gradients: list[Tensor] = []
+
+    def __call__(self, *inputs: Any) -> Any:
+        return self.module(*inputs)
+
+    def set_gradient_accumulation_boundary(self, is_boundary: bool) -> None:
+        pass
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def step(self) -> None:
+        self.gradients.append(flat_gradient(self.module))
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def flat_gradient(policy: Policy) -> Tensor:
+    return torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
+
+
+class Alone(Ranks):
+    """One of several ranks whose others are looked at by themselves."""
+
+    def sum(self, values: dict[str, float]) -> dict[str, float]:
+        return dict(values)
+
+
+class Setting:
+    """A model, a reference that differs from it, and three groups of random answers and rewards."""
+
+    def __init__(self, model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(trainer_file, "make_engine", Descent)
+        self.model, self.folder = model, folder
+        self.groups: list[Group] = groups_with_images(folder, [56, 84, 56])
+        self.policy, self.reference = small_policy(model), small_policy(model, seed=1)
+
+    def step(self, world_size: int = 1, **options: Any) -> tuple[list[Tensor], list[dict[str, float]]]:
+        """The gradients of each update, as DeepSpeed would average them, and every rank's report."""
+        config = small_config(
+            self.model, image_root=str(self.folder), learning_rate=0.05, learner_processes=world_size, **options
+        )
+        gradients, reports = [], []
+        for rank in range(world_size):
+            policy = copy.deepcopy(self.policy)
+            encoder = PromptEncoder(self.model, policy, config)
+            ranks = Alone(rank, world_size, torch.device("cpu"))
+            trainer = Trainer(config, ranks, policy, encoder, self.reference)
+            reports.append(trainer.step(StepPlan(0, tuple(self.groups))))
+            gradients.append(trainer.engine.gradients)
+        return [torch.stack(parts).mean(0) for parts in zip(*gradients, strict=True)], reports
+
+
+@pytest.fixture
+def setting(small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setting:
+    return Setting(small_model, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("objective", ["grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "kimi"])
+def test_forwards_and_ranks_add_up_to_one_forward(objective: str, setting: Setting) -> None:
+    """Twelve answers at once, and over two ranks in three forwards each, of which one is a dummy."""
+    options = {"objective": objective, "importance_correction": "sequence_mask", "sequence_mask_bound": 8.0}
+    (whole,), (report,) = setting.step(per_device_batch_size=12, **options, **ALL_TERMS)
+    (parts,), reports = setting.step(
+        world_size=2, per_device_batch_size=2, gradient_accumulation_steps=2, **options, **ALL_TERMS
+    )
+    assert whole.abs().max() > 0
+    assert (whole - parts).norm() < 1e-4 * whole.norm()
+    for name in (name for name in report if name.endswith("loss") or name == "num_tokens"):
+        assert sum(other[name] for other in reports) == pytest.approx(report[name], rel=1e-4), name
+
+
+def test_the_second_update_measures_from_where_the_batch_began(setting: Setting) -> None:
+    """Half of the answers each: the second half's ratio is against the policy before the first, and is clipped."""
+    options = {"kl": [], "clip_low": 0.02, "clip_high": 0.02, "importance_correction": "none"}
+    gradients, (report,) = setting.step(per_device_batch_size=12, num_updates_per_batch=2, **options)
+    assert len(gradients) == 2 and report["clip_fraction"] > 0
+    assert report["ratio_p01"] < 1 < report["ratio_p99"]
+
+    config = small_config(setting.model, image_root=str(setting.folder), num_updates_per_batch=2, **options)
+    config = config.model_copy(update={"per_device_batch_size": 12, "learning_rate": 0.05})
+    policy = copy.deepcopy(setting.policy)
+    trainer = Trainer(
+        config, Alone(0, 1, torch.device("cpu")), policy, PromptEncoder(setting.model, policy, config), None
+    )
+    plan = StepPlan(0, tuple(setting.groups))
+    (updates,) = trainer_file.cut(plan, config, 1)
+    prompts = trainer._batcher.encode(plan, [forward for update in updates for forward in update])
+    first, second = (trainer._batcher.pack(plan, update[0], prompts) for update in updates)
+    old = policy(second).logprobs.detach()
+    for batch, before, expected in ((first, None, gradients[0]), (second, old, gradients[1])):
+        lp = policy(batch).logprobs
+        rho = torch.exp(lp - (lp.detach() if before is None else before))
+        bounded = rho.clamp(0.98, 1.02)
+        loss = -(batch.weights * torch.minimum(rho * batch.advantages, bounded * batch.advantages)).sum()
+        loss.backward()
+        found = flat_gradient(policy)
+        assert (found - expected).norm() < 1e-4 * expected.norm()
+        trainer.engine.optimizer.step()
+        policy.zero_grad()
