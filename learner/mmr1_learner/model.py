@@ -36,15 +36,21 @@ class Policy(nn.Module):
         super().__init__()
         self.hf = hf
 
-    def forward(self, batch: RowBatch, reference: Projection | None = None) -> TokenStats:
-        """Score the batch's completion tokens, and with a reference the divergence from it."""
-        own = self.projection(batch)
-        return token_stats(
-            own.hidden, own.head, batch.targets, batch.temperatures, batch.forbidden, reference=reference
-        )
+    def forward(
+        self, batch: RowBatch, reference: Projection | None = None, score: bool = True
+    ) -> TokenStats | Projection:
+        """Score the batch's completion tokens, and with a reference the divergence from it.
 
-    def projection(self, batch: RowBatch) -> Projection:
-        """What the logits of the batch's completion tokens are made of."""
+        Without `score`, what the logits are made of, for another policy to be compared with: without gradient, and
+        whole for as long as it is held, also where ZeRO-3 gathers parameters only for a module that is called.
+        """
+        hidden, head = self._hidden(batch), self.hf.lm_head.weight
+        if not score:
+            return Projection(hidden.detach(), head.detach())
+        return token_stats(hidden, head, batch.targets, batch.temperatures, batch.forbidden, reference=reference)
+
+    def _hidden(self, batch: RowBatch) -> Tensor:
+        """[N, H] final hidden states, each at the position that predicts its token."""
         dtype = self.hf.dtype
         output = self.hf.model(
             input_ids=batch.input_ids,
@@ -56,8 +62,8 @@ class Policy(nn.Module):
             use_cache=False,
         )
         hidden = output.last_hidden_state  # [B, L, H]
-        chosen = hidden.reshape(-1, hidden.shape[-1])[batch.predictors]  # [N, H]
-        return Projection(chosen, self.hf.lm_head.weight)
+        chosen: Tensor = hidden.reshape(-1, hidden.shape[-1])[batch.predictors]
+        return chosen
 
     def named_tensors(self) -> list[tuple[str, Tensor]]:
         """Every parameter by its checkpoint name; a tied one appears once."""

@@ -18,4 +18,5 @@ class Reference:
     def projection(self, batch: RowBatch) -> Projection:
         """What its logits of the batch's completion tokens are made of, without gradient."""
         with torch.no_grad():
-            return self._policy.projection(batch)
+            made: Projection = self._policy(batch, score=False)
+            return made
