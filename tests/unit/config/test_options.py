@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mmr1.config import load_config
+from mmr1.config import load_config, save_config
 from mmr1.errors import ConfigurationError
 
 REQUIRED = ["--model", "m", "--train_file", "t.json", "--num_steps", "3", "--per_device_batch_size", "8"]
@@ -52,3 +52,20 @@ def test_command_line_then_environment_then_file(monkeypatch: pytest.MonkeyPatch
     config = load_config(path, ["--seed", "3"])
     assert (config.seed, config.keep_last, config.eval_every) == (3, 2, 1)
     assert config.model == str(Path.home() / "m")
+
+
+def test_an_objectives_defaults_hold_for_what_nobody_gives(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """From the file, the environment and the command line alike; what was saved reads back as it is."""
+    path = tmp_path / "run.yaml"
+    path.write_text("{model: m, train_file: t, num_steps: 3, per_device_batch_size: 8, objective: gspo, clip_low: 0.1}")
+    config = load_config(path)
+    assert (config.clip_low, config.clip_high) == (0.1, 4e-4)
+    config = load_config(path, ["--objective", "dapo", "--kl", "k1", "kimifull", "--entropy_reg"])
+    assert (config.clip_low, config.clip_high, config.dynamic_sampling) == (0.1, 0.28, True)
+    assert (config.kl, config.entropy_reg) == (["k1", "kimifull"], True)
+    save_config(config, tmp_path / "saved.yaml")
+    assert load_config(tmp_path / "saved.yaml") == config
+    monkeypatch.setenv("MMR1_OBJECTIVE", "cispo")
+    monkeypatch.setenv("MMR1_CLIP_LOW", "0.3")
+    assert load_config(path).aggregation == "token_mean"
+    assert load_config(path, ["--clip_low", "0.4"]).clip_low == 0.4
