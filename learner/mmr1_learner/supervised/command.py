@@ -28,6 +28,7 @@ from mmr1.local.run_lock import run_lock
 from mmr1.preflight import check_model, check_space
 from mmr1.telemetry import configure_logging
 from mmr1.templates import Templates
+from mmr1.tracker_names import check_trackers
 from mmr1_learner.train import set_environment
 
 USAGE = """\
@@ -77,6 +78,7 @@ def check(config: SftConfig) -> None:
     config.folder.mkdir(parents=True, exist_ok=True)
     check_space(config, check_model(config.model))
     Templates.from_config(config)
+    check_trackers(config.trackers)
     train_problems(config)
     eval_problems(config)
 

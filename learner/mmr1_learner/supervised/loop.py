@@ -23,6 +23,7 @@ from mmr1_learner.prompt_lengths import check_prompt_lengths
 from mmr1_learner.ranks import Ranks, join_ranks
 from mmr1_learner.supervised.examples import Examples
 from mmr1_learner.supervised.tuner import Tuner
+from mmr1_learner.trackers import Trackers
 
 log = structlog.get_logger()
 
@@ -33,7 +34,7 @@ def fine_tune(config: SftConfig) -> int:
     try:
         return run.to_the_end()
     finally:
-        run.tuner.close()
+        run.close()
 
 
 class _Run:
@@ -55,6 +56,12 @@ class _Run:
         self._checkpoints = Checkpoints(config.folder / "checkpoints", config.keep_last)
         self._state = RunState(0, 0, 0)
         self._began = time.monotonic()
+        self._trackers = Trackers(config, self._files, config.folder) if ranks.is_first else None
+
+    def close(self) -> None:
+        self.tuner.close()
+        if self._trackers:
+            self._trackers.close()
 
     def to_the_end(self) -> int:
         found = self._checkpoints.newest()
@@ -108,7 +115,7 @@ class _Run:
         return 128 + word[0] if word[0] else 0
 
     def _record(self, step: int, report: dict[str, float], seconds: float) -> None:
-        if not self._ranks.is_first:
+        if not self._trackers:
             return
         record: dict[str, Any] = {
             "step": step,
@@ -120,6 +127,7 @@ class _Run:
             "phases": dict(self.tuner.phases),
         }
         self._files.append("metrics", [record])
+        self._trackers.log(step, record)
         log.info("step", step=step, loss=round(report["loss"], 4), seconds=round(seconds, 2))
 
     def _evaluate(self, name: str, step: int) -> None:
@@ -130,8 +138,9 @@ class _Run:
         found = self.tuner.held_out(self._held_out)
         line = {"name": name, "step": step, "task": self._config.task, "mode": "held_out", "n": len(self._held_out)}
         line |= {**found, "seconds": time.monotonic() - started}
-        if self._ranks.is_first:
+        if self._trackers:
             self._files.append("evaluations", [line])
+            self._trackers.log(step, {"held_out": found})
             log.info("held-out", when=name, **{key: round(value, 4) for key, value in found.items()})
 
     def _is_evaluated(self, name: str) -> bool:
