@@ -40,7 +40,7 @@ class Trackers:
                 from torch.utils.tensorboard import SummaryWriter
 
                 # The first step of this life: what an earlier one has drawn from here on is forgotten.
-                self._writer = SummaryWriter(str(self._tensorboard), purge_step=step)  # type: ignore[no-untyped-call]
+                self._writer = SummaryWriter(str(self._tensorboard), purge_step=step)
             for name, value in values.items():
                 self._writer.add_scalar(name, value, step)
             self._writer.flush()

@@ -32,13 +32,14 @@ CHATML = """\
 def example(name: str) -> tuple[Problem, str, str]:
     """A problem that suits the template, the prompt that it becomes in ChatML, and the answer to it."""
     entry = TEMPLATES[name]
-    problem = Problem(0, *_ROWS.get(name, ("How many apples are there?", 3)), ("apples.png",), entry.tasks[0])
+    text, solution = _ROWS.get(name, ("How many apples are there?", 3))
+    problem = Problem(0, text, solution, ("apples.png",), entry.tasks[0])
     templates = Templates(entry.system_prompt, entry.question, entry.answer)
     return problem, render(problem, templates, ChatTemplate(CHATML, name="ChatML")), render_answer(problem, templates)
 
 
 _BOXES = "<|box_start|>(100,120),(260,300)<|box_end|>"
-_ROWS = {
+_ROWS: dict[str, tuple[str, object]] = {
     "pr1_grounding": ("red apple", "[100, 120, 260, 300]"),
     "pr1_counting": ("apple", f"<|object_ref_start|>apple<|object_ref_end|>{_BOXES}"),
     "pr1_detection": ("Which objects are there?", [{"bbox_2d": [100, 120, 260, 300], "label": "apple"}]),
