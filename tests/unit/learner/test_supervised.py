@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +22,14 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from mmr1.cli import LEARNERS
 from mmr1.config.loading import load_options
 from mmr1.config.sft_options import SftConfig
 from mmr1.dataset import train_problems
 from mmr1.errors import ConfigurationError
 from mmr1.preflight import check_model
+from mmr1_learner import replay
+from mmr1_learner.checkpoint import Checkpoints
 from mmr1_learner.model import PromptEncoder, load_policy
 from mmr1_learner.supervised import command
 from mmr1_learner.supervised.examples import Examples
@@ -65,19 +71,15 @@ def write_config(folder: Path, small_model: Path, data: Path, **options: Any) ->
     return path
 
 
+def environment() -> dict[str, str]:
+    path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "DS_ACCELERATOR": "cpu", "PYTHONPATH": path}
+
+
 def sft(config: Path, *options: str) -> list[dict[str, Any]]:
     """Run the command; returns the lines of its metrics."""
-    environment = {
-        **os.environ,
-        "DS_ACCELERATOR": "cpu",
-        "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]),
-    }
-    subprocess.run(
-        [sys.executable, "-m", "mmr1_learner.supervised.command", str(config), *options],
-        env=environment,
-        check=True,
-        timeout=240,
-    )
+    program = [sys.executable, "-m", "mmr1_learner.supervised.command", str(config), *options]
+    subprocess.run(program, env=environment(), check=True, timeout=240)
     return lines(config.parent / "sft" / "metrics.jsonl")
 
 
@@ -188,6 +190,37 @@ def test_two_ranks_take_the_steps_of_one(whole: Path, small_model: Path, data: P
     before = [lines(folder / "evaluations.jsonl")[0] for folder in (whole, tmp_path / "sft")]
     assert before[1]["loss"] == pytest.approx(before[0]["loss"], rel=1e-5) and before[1]["n"] == 4
     assert (tmp_path / "sft" / "model" / "model.safetensors").exists()
+
+
+@pytest.mark.engine
+def test_told_to_stop_it_leaves_a_checkpoint_of_its_last_step(small_model: Path, data: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, small_model, data, num_steps=100_000, eval_at_start=False)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mmr1_learner.supervised.command", str(config)], env=environment()
+    )
+    try:
+        metrics = tmp_path / "sft" / "metrics.jsonl"
+        deadline = time.monotonic() + 200
+        while not (metrics.exists() and metrics.read_text().count("\n") > 1):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 128 + signal.SIGTERM
+    finally:
+        process.kill()
+        process.wait()
+    found = Checkpoints(tmp_path / "sft" / "checkpoints", 2).newest()
+    assert found is not None and found[1].step == len(lines(metrics)) > 1
+    assert found[1].next_position == found[1].step * 4
+    assert not (tmp_path / "sft" / "model").exists()
+
+
+def test_the_command_is_declared_and_described() -> None:
+    """`mmr1` finds the learner's commands by entry points, and says what each is for."""
+    declared = tomllib.loads((REPOSITORY / "learner" / "pyproject.toml").read_text())["project"]["entry-points"]
+    commands = declared["mmr1.commands"]
+    assert commands["sft"] == f"{command.__name__}:main" and commands["replay"] == f"{replay.__name__}:main"
+    assert LEARNERS.keys() <= commands.keys()
 
 
 @pytest.mark.parametrize(
