@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -133,17 +134,11 @@ def test_parts_of_a_loss_add_up_to_it() -> None:
     def draw() -> torch.Tensor:
         return torch.randn(count, generator=generator)
 
-    stats = TokenStats(draw().abs().neg(), draw().abs())
-    tokens = TokenBatch(
-        rollout_logprobs=stats.logprobs + 0.1 * draw(),
-        old_logprobs=stats.logprobs + 0.1 * draw(),
-        ref_logprobs=stats.logprobs + 0.1 * draw(),
-        advantages=draw(),
-        weights=draw().abs(),
-        on_policy=torch.ones(count),
-        sequences=sequences,
-        num_sequences=5,
-    )
+    # Whatever the objective is told of a token, by name: near each other, as log-probabilities of one token are.
+    stats = TokenStats(*(draw().abs() - 3 for _ in TokenStats._fields))
+    given: dict[str, Any] = {spec.name: stats.logprobs + 0.1 * draw() for spec in fields(TokenBatch)}
+    given |= {"advantages": draw(), "weights": draw().abs(), "on_policy": torch.ones(count)}
+    tokens = TokenBatch(**{**given, "sequences": sequences, "num_sequences": 5})
     config = small_config(Path("m"))
     parts = group_losses(forward, stats, tokens, config)
     assert list(parts) == [0, 1, 2]
