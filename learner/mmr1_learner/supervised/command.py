@@ -48,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         ConfigurationError: an option, the model or the data is wrong.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    given = sys.argv[1:] if argv is None else argv
+    # The deepspeed launcher says LOCAL_RANK a second time, as an argument.
+    arguments = [argument for argument in given if not argument.startswith("--local_rank=")]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
         print(option_help(SftConfig))
@@ -56,13 +58,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[0].startswith("--"):
         raise ConfigurationError("mmr1 sft needs a configuration file first: mmr1 sft CONFIG [--option value ...]")
     config = load_options(SftConfig, Path(arguments[0]), arguments[1:])
+    saved = config.folder / "config.yaml"
     if "RANK" in os.environ:
         if os.environ["RANK"] == "0":
             check(config)
+            if Path(arguments[0]) != saved:  # else `mmr1 sft` has written it, and other ranks may be reading it
+                save_config(config, saved)
         return _train(config)
     with run_lock(config.folder):
         check(config)
-        save_config(config, config.folder / "config.yaml")
+        save_config(config, saved)
         if config.learner_processes == 1:
             return _train(config)
         return asyncio.run(_run_ranks(config))
