@@ -34,6 +34,7 @@ from mmr1_learner.ranks import Ranks
 from mmr1_learner.resume import reconcile
 from mmr1_learner.source import Collected, GroupSource
 from mmr1_learner.step_records import completion_records, step_record
+from mmr1_learner.trackers import Trackers
 from mmr1_learner.weights import UpdateResult, WeightSender
 
 log = structlog.get_logger()
@@ -72,6 +73,7 @@ class Leader:
         self._stop = False
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
+        self._trackers = Trackers(config, self.files, config.run_dir)
 
     def prepare(self, state: RunState | None) -> None:
         """Become the run's one learner, bring queue and servers to `state`, and prove that both engines agree."""
@@ -137,6 +139,7 @@ class Leader:
         record["policy_version"] = str(self.version)
         record["probe_max_abs_dlogp"] = result.probe_max_abs_dlogp if result else None
         self.files.append("metrics", [record])
+        self._trackers.log(record["step"], record)
         self.files.append("completions", completion_records(self._config, plan, lags))
         ledger = self.queue.ledger()
         outputs.export(record, ledger)
@@ -190,6 +193,7 @@ class Leader:
     def close(self) -> None:
         """Wait for nobody any more."""
         self._sender.close()
+        self._trackers.close()
 
     def _send(self, probe: Any) -> UpdateResult:
         result = self._sender.update(self.version, probe, self._check_stop)
@@ -267,6 +271,7 @@ class Leader:
                 "seconds": result.seconds,
             }
             self.files.append("evaluations", [line])
+            self._trackers.log(step, {"held_out": {result.mode: result.accuracy}})
 
     def _while_waiting(self) -> None:
         """A rollout server that joined late, or missed an update, gets the current version before it serves."""

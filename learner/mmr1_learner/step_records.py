@@ -54,7 +54,8 @@ def step_record(
         "outcomes": dict(Counter(score.outcome.value for score in scores)),
         "dropped": dict(collected.dropped),
         "phases": phases,
-        **{name: report.get(name) for name in _REPORTED},
+        **dict.fromkeys(_REPORTED),
+        **report,  # whatever the loss reports, also what no name is known of here
     }
 
 

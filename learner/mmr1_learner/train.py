@@ -114,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, required=True, help="a run's YAML file")
     arguments, options = parser.parse_known_args(argv)
     config = load_config(arguments.config, options)
-    _set_environment(config)
+    set_environment(config)
     rank = os.environ.get("RANK", "0")
     configure_logging(f"learner-{rank}")
     if rank == "0":
@@ -130,7 +130,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _set_environment(config: RunConfig) -> None:
+def set_environment(config: RunConfig) -> None:
     """Before torch is imported: one process on a small machine must not take every core."""
     os.environ.setdefault("OMP_NUM_THREADS", str(config.learner_threads))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

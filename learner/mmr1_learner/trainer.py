@@ -6,10 +6,9 @@ checkpoints' meaning; it hands out its engine for the last.
 
 from __future__ import annotations
 
-import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -17,14 +16,15 @@ from torch import Tensor
 
 from mmr1.config import RunConfig
 from mmr1_learner.batches import Batcher
+from mmr1_learner.dumps import Update
 from mmr1_learner.engine import learning_rate, make_engine
-from mmr1_learner.errors import NonFiniteLossError
 from mmr1_learner.loss import LossReport, TokenBatch, TokenStats, compute_loss, means
 from mmr1_learner.model import Policy, PromptEncoder
 from mmr1_learner.plan import Forward, StepPlan, cut
 from mmr1_learner.ranks import Ranks
 from mmr1_learner.reference import Reference
 from mmr1_learner.rows import RowBatch
+from mmr1_learner.step_watch import StepWatch
 
 
 class Trainer:
@@ -39,14 +39,17 @@ class Trainer:
         self._reference = None if reference is None else Reference(reference, ranks.device)
         self.phases: dict[str, float] = defaultdict(float)  # seconds of the last step, by what they went into
         self.engine = make_engine(config, policy)
+        self.watch = StepWatch(config, ranks, reference)
 
     @property
     def policy(self) -> Policy:
         module: Policy = self.engine.module
         return module
 
-    def step(self, plan: StepPlan) -> dict[str, float]:
+    def step(self, plan: StepPlan, only: Update | None = None) -> dict[str, float]:
         """Run one batch. Returns sums and means over all ranks; empty when there was nothing to train.
+
+        `only` is one of the batch's updates, to be run again from the parameters that it began with.
 
         Raises:
             NonFiniteLossError: this rank must not go on; what it holds now is not to be kept.
@@ -61,19 +64,19 @@ class Trainer:
         with self._timed("encode"):
             prompts = self._batcher.encode(plan, [forward for update in updates for forward in update])
             batches = [[self._batcher.pack(plan, forward, prompts) for forward in update] for update in updates]
-        old = self._old_logprobs(batches)
         report, norms = LossReport(), []
-        for update, update_batches in enumerate(batches):
-            if update_batches:
-                norms.append(self._optimize(plan, update_batches, old[update], updates[update], report))
+        todo = self._old_logprobs(batches) if only is None else {only.index: only.old_logprobs}
+        for update, old in todo.items():
+            if batches[update]:
+                self.watch.begin(plan, update, old, self.policy)
+                norms.append(self._optimize(batches[update], old, updates[update], report))
         totals = self._ranks.sum(report.sums)
         return {**means(totals), "grad_norm": max(norms), "learning_rate": rate}
 
     def _optimize(
         self,
-        plan: StepPlan,
         batches: list[RowBatch],
-        old: list[Tensor] | None,
+        old: Sequence[Tensor] | None,
         forwards: list[Forward],
         report: LossReport,
     ) -> float:
@@ -97,18 +100,19 @@ class Trainer:
                 )
                 loss, part = compute_loss(stats, tokens, self._config)
             report.merge(part)
-            if not torch.isfinite(loss):
-                ids = sorted({str(plan.groups[sample.group].prompt.id) for sample in forwards[index]})
-                raise NonFiniteLossError(f"step {plan.step}: loss {loss.item()} from groups {', '.join(ids)}")
+            self.watch.add(forwards[index], stats, tokens, loss)
             with self._timed("backward"):
                 # DeepSpeed averages over ranks; the weights already divide by the sequences of all ranks.
                 self.engine.backward(loss * self._ranks.world_size)
         unpartitioned = self._grad_norm() if self._config.zero_stage == 0 else None
+        if unpartitioned is not None:
+            self.watch.end(unpartitioned, moved=False)
         with self._timed("optimizer"):
             self.engine.step()
-        norm = float(self.engine.get_global_grad_norm() or 0.0) if unpartitioned is None else unpartitioned
-        if not math.isfinite(norm):
-            raise NonFiniteLossError(f"step {plan.step}: gradient norm {norm}")
+        if unpartitioned is not None:
+            return unpartitioned
+        norm = float(self.engine.get_global_grad_norm() or 0.0)
+        self.watch.end(norm, moved=True)
         return norm
 
     def _grad_norm(self) -> float:
@@ -116,11 +120,11 @@ class Trainer:
         grads = [parameter.grad for parameter in self.policy.parameters() if parameter.grad is not None]
         return float(torch.nn.utils.get_total_norm(grads))
 
-    def _old_logprobs(self, batches: list[list[RowBatch]]) -> list[list[Tensor] | None]:
+    def _old_logprobs(self, batches: list[list[RowBatch]]) -> dict[int, Sequence[Tensor] | None]:
         """lp_old of every token. None for the first update: the policy has not moved, so its own forward gives it."""
         with torch.no_grad(), self._timed("old_logprobs"):
             later = [[self.policy(batch).logprobs for batch in update] for update in batches[1:]]
-        return [None, *later]
+        return dict(enumerate([None, *later]))
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:

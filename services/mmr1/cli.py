@@ -23,10 +23,22 @@ BUILT_IN = {
     "demo": "the demonstration: mmr1 demo counting",
     "doctor": "check this machine and say what is missing",
     "data": "make or validate a dataset: mmr1 data digits, mmr1 data validate FILE",
+    "templates": "the prompt templates, with an example of each: mmr1 templates [NAME ...]",
     "ledger": "a run's accounts in Redis: mmr1 ledger RUN",
     "report": "result.json, reward.png and report.html of a run: mmr1 report RUN_DIR",
 }
-ELSEWHERE = {"data": "mmr1.data_cli", "report": "mmr1.report", "doctor": "mmr1.doctor", "demo": "mmr1.demo"}
+ELSEWHERE = {
+    "data": "mmr1.data_cli",
+    "report": "mmr1.report",
+    "doctor": "mmr1.doctor",
+    "demo": "mmr1.demo",
+    "templates": "mmr1.templates_cli",
+}
+# Of another distribution of ours: what `mmr1 --help` says of them when they are installed.
+LEARNERS = {
+    "sft": "supervised fine-tuning on a dataset's solutions: mmr1 sft CONFIG [--option value ...]",
+    "replay": "run a dumped optimizer step again: mmr1 replay DUMP",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -102,7 +114,7 @@ def _ledger(argv: list[str]) -> int:
 def _help() -> str:
     commands = dict(BUILT_IN)
     for entry in sorted(entry_points(group="mmr1.commands"), key=lambda found: found.name):
-        commands[entry.name] = f"from {entry.dist.name}" if entry.dist else ""
+        commands[entry.name] = LEARNERS.get(entry.name) or (f"from {entry.dist.name}" if entry.dist else "")
     width = max(map(len, commands))
     lines = [f"  {name:<{width}}  {text}".rstrip() for name, text in commands.items()]
     return "\n".join(["usage: mmr1 COMMAND ...", "", *lines, "", "mmr1 COMMAND --help says more."])

@@ -23,6 +23,7 @@ from mmr1.errors import ConfigurationError
 from mmr1.local.ports import ports_of, require_free
 from mmr1.reward_names import check_names_of_own_server, check_reward_names
 from mmr1.templates import Templates
+from mmr1.tracker_names import check_trackers
 from mmr1_reward_server.client import RewardServerError
 
 MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -39,6 +40,7 @@ def check(config: RunConfig) -> None:
     folder = check_model(config.model)
     check_space(config, folder)
     Templates.from_config(config)
+    check_trackers(config.trackers)
     require_free(ports_of(config))
     if config.redis_url is not None:
         check_redis(config.redis_url)

@@ -1,16 +1,11 @@
 """From a problem to the text a model reads, and to the text a warm start teaches it to say.
 
-Three registries hold a run's system prompt, question and answer templates; a model's own chat template then writes the
-conversation and its image placeholders. This file knows nothing of token ids, image sizes or rewards.
+A run's system prompt, question and answer templates are looked up here by name; a model's own chat template then writes
+the conversation and its image placeholders. This file knows nothing of token ids, image sizes or rewards.
 
-A template is a text in which `{problem}` or `{solution}` is replaced, or a callable that takes the Problem. Besides
-the names below, `module:attribute` names one of your own. What the names stand for:
-
-| name    | system prompt            | question                      | answer                                |
-|---------|--------------------------|-------------------------------|---------------------------------------|
-| default | none of ours             | asks for `<answer>` tags      | `<answer>N</answer>`                  |
-| r1v     | think, then answer       | asks for both pairs of tags   | empty thought, `<answer>N</answer>`   |
-| qwen    | the models' usual one    | the problem as it stands      | the solution as it stands             |
+A template is a text in which `{problem}` or `{solution}` is replaced, or a callable that takes the Problem. The names
+stand in `mmr1.template_registry`, and in docs/templates.md with an example of each; besides them, `module:attribute`
+names one of your own.
 """
 
 from __future__ import annotations
@@ -19,47 +14,22 @@ import difflib
 import importlib
 import json
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mmr1.chat_template import ChatTemplate, Message
 from mmr1.errors import ConfigurationError
 from mmr1.records import Problem
+from mmr1.template_registry import TEMPLATES, Template
 
 if TYPE_CHECKING:
     from mmr1.config import RunConfig
 
-Template = str | Callable[[Problem], str]
-
 IMAGE_PLACEHOLDER = "<|image_pad|>"  # Qwen2-VL, Qwen2.5-VL and Qwen3-VL alike
 
-SYSTEM_PROMPTS: dict[str, Template] = {
-    "default": "",
-    # R1-V gives it to text-only problems; with images it uses the question template alone.
-    "r1v": (
-        "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. The "
-        "assistant first thinks about the reasoning process in the mind and then provides the user with the answer. "
-        "The reasoning process and answer are enclosed within <think> </think> and <answer> </answer> tags, "
-        "respectively, i.e., <think> reasoning process here </think><answer> answer here </answer>"
-    ),
-    "qwen": "You are a helpful assistant.",
-}
-
-QUESTIONS: dict[str, Template] = {
-    "default": "{problem} Put the answer in <answer></answer>.",
-    "r1v": (
-        "{problem}  Output the thinking process in <think> </think> and final answer (number) in <answer> </answer> "
-        "tags."
-    ),
-    "qwen": "{problem}",
-}
-
-ANSWERS: dict[str, Template] = {
-    "default": "<answer>{solution}</answer>",
-    "r1v": "<think></think><answer>{solution}</answer>",
-    "qwen": "{solution}",
-}
+SYSTEM_PROMPTS: dict[str, Template] = {name: entry.system_prompt for name, entry in TEMPLATES.items()}
+QUESTIONS: dict[str, Template] = {name: entry.question for name, entry in TEMPLATES.items()}
+ANSWERS: dict[str, Template] = {name: entry.answer for name, entry in TEMPLATES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +94,9 @@ def find_template(option: str, name: str, registry: dict[str, Template], placeho
             raise ConfigurationError(f"option {option!r}: the text {name} does not contain {placeholder}")
         return template
     if name not in registry:
-        near = difflib.get_close_matches(name, registry, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(registry)}"
+        near = difflib.get_close_matches(name, registry, n=3, cutoff=0.5)
+        meant = " or ".join(map(repr, near))
+        hint = f"did you mean {meant}?" if near else f"known are {', '.join(registry)}"
         raise ConfigurationError(f"option {option!r}: unknown template {name!r}; {hint} (or give module:attribute)")
     return registry[name]
 

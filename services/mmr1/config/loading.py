@@ -9,7 +9,7 @@ import difflib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
@@ -24,11 +24,19 @@ from pydantic_settings import (
 from mmr1.config.options import RunConfig
 from mmr1.errors import ConfigurationError
 
+Config = TypeVar("Config", bound=RunConfig)
+
 
 def load_config(path: Path | str | None, arguments: Sequence[str] = ()) -> RunConfig:
+    """Read, merge and validate the options of a run. Arguments and errors as `load_options`."""
+    return load_options(RunConfig, path, arguments)
+
+
+def load_options(kind: type[Config], path: Path | str | None, arguments: Sequence[str] = ()) -> Config:
     """Read, merge and validate.
 
     Args:
+        kind: RunConfig, or a command's own kind of it.
         path: the YAML file, or None for options alone.
         arguments: `--name value` pairs that override it; list options take several values.
 
@@ -36,11 +44,11 @@ def load_config(path: Path | str | None, arguments: Sequence[str] = ()) -> RunCo
         ConfigurationError: the file, a name or a value is wrong; the message is one line with the remedy.
     """
     document = _read_yaml(Path(path)) if path is not None else {}
-    _check_names(document, f"{path}")
-    options = _parse_arguments(arguments)
-    _check_environment(os.environ)
+    _check_names(kind, document, f"{path}")
+    options = _parse_arguments(kind, arguments)
+    _check_environment(kind, os.environ)
 
-    class _Sources(RunConfig):
+    class _Sources(kind):  # type: ignore[valid-type, misc]
         @classmethod
         def settings_customise_sources(
             cls, settings_cls: type[BaseSettings], *_: PydanticBaseSettingsSource, **__: PydanticBaseSettingsSource
@@ -52,8 +60,8 @@ def load_config(path: Path | str | None, arguments: Sequence[str] = ()) -> RunCo
             )
 
     try:
-        merged = _Sources()  # type: ignore[call-arg]
-        return RunConfig.model_construct(_fields_set=merged.model_fields_set, **dict(merged))
+        merged = _Sources()
+        return kind.model_construct(_fields_set=merged.model_fields_set, **dict(merged))
     except ValidationError as error:
         raise ConfigurationError(_first_problem(error)) from None
     except SettingsError as error:
@@ -69,10 +77,10 @@ def save_config(config: RunConfig, path: Path) -> None:
     path.write_text(yaml.safe_dump(document, sort_keys=False))
 
 
-def option_help() -> str:
+def option_help(kind: type[RunConfig] = RunConfig) -> str:
     """One line per option: name, default, description."""
     lines = []
-    for name, field in RunConfig.model_fields.items():
+    for name, field in kind.model_fields.items():
         default = "required" if field.is_required() else field.get_default(call_default_factory=True)
         lines.append(f"  --{name} ({default})  {field.description or ''}".rstrip())
     return "\n".join(lines)
@@ -92,27 +100,27 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return document
 
 
-def _check_names(names: dict[str, Any], where: str) -> None:
+def _check_names(kind: type[RunConfig], names: dict[str, Any], where: str) -> None:
     for name in names:
-        if name not in RunConfig.model_fields:
-            near = difflib.get_close_matches(str(name), RunConfig.model_fields, n=1, cutoff=0.5)
+        if name not in kind.model_fields:
+            near = difflib.get_close_matches(str(name), kind.model_fields, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]!r}?" if near else "; `mmr1 up --help` lists them"
             raise ConfigurationError(f"{where}: unknown option {name!r}{hint}")
 
 
-def _check_environment(environment: Mapping[str, str]) -> None:
+def _check_environment(kind: type[RunConfig], environment: Mapping[str, str]) -> None:
     """A misspelt MMR1_<OPTION> would be ignored without a word. Other MMR1_ variables are left alone."""
     for variable in environment:
         name = variable.lower().removeprefix("mmr1_")
-        if variable.upper().startswith("MMR1_") and name not in RunConfig.model_fields:
-            near = difflib.get_close_matches(name, RunConfig.model_fields, n=1, cutoff=0.85)
+        if variable.upper().startswith("MMR1_") and name not in kind.model_fields:
+            near = difflib.get_close_matches(name, kind.model_fields, n=1, cutoff=0.85)
             if near:
                 raise ConfigurationError(
                     f"environment: unknown option {variable}; did you mean MMR1_{near[0].upper()}?"
                 )
 
 
-def _parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
+def _parse_arguments(kind: type[RunConfig], arguments: Sequence[str]) -> dict[str, Any]:
     """`--name value ...` and `--name=value` to a mapping; a name without a value is a true switch."""
     options: dict[str, list[str]] = {}
     name = ""
@@ -125,17 +133,17 @@ def _parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
             raise ConfigurationError(f"unexpected argument {argument!r}; options are written --name value")
         else:
             options[name].append(argument)
-    _check_names(dict(options), "command line")
-    return {name: _shape(name, values) for name, values in options.items()}
+    _check_names(kind, dict(options), "command line")
+    return {name: _shape(kind, name, values) for name, values in options.items()}
 
 
-def _shape(name: str, values: list[str]) -> Any:
-    is_list = "list[" in str(RunConfig.model_fields[name].annotation)
+def _shape(kind: type[RunConfig], name: str, values: list[str]) -> Any:
+    is_list = "list[" in str(kind.model_fields[name].annotation)
     if is_list:
         return values
     if len(values) > 1:
         raise ConfigurationError(f"command line: --{name} takes one value, got {len(values)}: {' '.join(values)}")
-    if not values and RunConfig.model_fields[name].annotation is not bool:
+    if not values and kind.model_fields[name].annotation is not bool:
         raise ConfigurationError(f"command line: --{name} needs a value")
     return values[0] if values else True
 
@@ -150,4 +158,4 @@ def _first_problem(error: ValidationError) -> str:
     return f"option {where!r}: {message}{given}" if where else message
 
 
-__all__ = ["load_config", "option_help", "save_config"]
+__all__ = ["load_config", "load_options", "option_help", "save_config"]

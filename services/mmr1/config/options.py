@@ -138,6 +138,21 @@ class EvaluationOptions(BaseModel):
     eval_sample_size: int | None = Field(None, gt=0, description="the first N held-out problems; default all")
 
 
+class RecordOptions(BaseModel):
+    trackers: Annotated[list[Literal["tensorboard", "wandb"]], NoDecode] = Field(
+        default_factory=list, description="where metrics go besides the run's own JSONL files"
+    )
+    dump_steps: Annotated[list[Annotated[int, Field(gt=0)]], NoDecode] = Field(
+        default_factory=list, description="steps, from 1, to keep for `mmr1 replay`; one that is not finite always is"
+    )
+
+    @field_validator("trackers", "dump_steps", mode="before")
+    @classmethod
+    def _several(cls, value: object) -> object:
+        """`--trackers a b` reaches us as words, the environment gives one string."""
+        return value.replace(",", " ").split() if isinstance(value, str) else value
+
+
 class StackOptions(BaseModel):
     run: str = Field(
         "run", pattern=r"^[A-Za-z0-9._-]{1,64}$", description="the run's name: Redis keys and log lines carry it"
@@ -175,6 +190,7 @@ class StackOptions(BaseModel):
 
 class RunConfig(
     StackOptions,
+    RecordOptions,
     EvaluationOptions,
     ParityOptions,
     RolloutOptions,

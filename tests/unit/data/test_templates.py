@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mmr1 import templates_cli
 from mmr1.chat_template import ChatTemplate
 from mmr1.config import RunConfig
 from mmr1.errors import ConfigurationError
@@ -35,11 +36,37 @@ def config(**options: Any) -> RunConfig:
 
 
 def test_registered_names() -> None:
-    assert SYSTEM_PROMPTS.keys() == QUESTIONS.keys() == ANSWERS.keys() == {"default", "r1v", "qwen"}
+    names = {"default", "qwen", "llava", "r1v", "pr1_grounding", "pr1_counting", "pr1_detection", "pr1_ocr"}
+    assert SYSTEM_PROMPTS.keys() == QUESTIONS.keys() == ANSWERS.keys() == names
     assert Templates.from_config(config()) == Templates()
     chosen = Templates.from_config(config(question_template="qwen", answer_template="r1v"))
     assert chosen.question == "{problem}"
     assert render_answer(problem(), chosen) == "<think></think><answer>3</answer>"
+
+
+def test_published_words() -> None:
+    """To the letter, blanks included: models were trained on them."""
+    chosen = Templates.from_config(
+        config(system_prompt_template="pr1_counting", question_template="pr1_counting", answer_template="pr1_counting")
+    )
+    text = render(problem("dog"), chosen, ChatTemplate(CHAT + "<|image_pad|>"))
+    assert text.startswith("You are a helpful assistant. [")
+    assert '"Output all the bounding boxes of the dog"' in text and render_answer(problem(), chosen) == "3"
+    assert str(QUESTIONS["pr1_detection"]).count(", ") == 79 and "hair drier, toothbrush." in str(
+        QUESTIONS["pr1_detection"]
+    )
+
+
+def test_the_command_shows_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert templates_cli.main([]) == 0
+    table = capsys.readouterr().out
+    assert all(name in table for name in QUESTIONS)
+    assert templates_cli.main(["r1v"]) == 0
+    shown = capsys.readouterr().out
+    assert "How many apples are there?  Output the thinking process" in shown
+    assert "<think></think><answer>3</answer>" in shown
+    with pytest.raises(ConfigurationError, match="unknown template 'pr1_ocrr'; did you mean pr1_ocr"):
+        templates_cli.main(["pr1_ocrr"])
 
 
 def test_own_templates() -> None:
@@ -53,7 +80,7 @@ def test_own_templates() -> None:
     ("option", "name", "reason"),
     [
         ("question_template", "defualt", "unknown template 'defualt'; did you mean 'default'"),
-        ("answer_template", "zzz", "known are default, r1v, qwen"),
+        ("answer_template", "zzz", "known are default, qwen, llava, r1v, pr1_grounding"),
         ("system_prompt_template", "no_such_module:x", "cannot be imported"),
         ("system_prompt_template", "json:no_such", "cannot be imported"),
         ("question_template", f"{__name__}:NO_PLACEHOLDER", r"does not contain \{problem\}"),

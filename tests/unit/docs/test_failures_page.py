@@ -13,7 +13,10 @@ import pytest
 import yaml
 from PIL import Image
 
+from mmr1 import templates_cli
 from mmr1.config import RunConfig, load_config
+from mmr1.config.loading import load_options
+from mmr1.config.sft_options import SftConfig
 from mmr1.dataset import train_problems
 from mmr1.errors import ConfigurationError
 from mmr1.local.ports import Port, require_free
@@ -22,7 +25,9 @@ from mmr1.preflight import check_model, check_redis, check_reward_server
 from mmr1.report import build
 from mmr1.reward_names import check_names_of_own_server
 from mmr1.templates import Templates
+from mmr1.tracker_names import check_trackers
 from mmr1_learner.checkpoint import Checkpoints
+from mmr1_learner.replay import main as replay
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "failures.md"
 GOOD: dict[str, Any] = {
@@ -90,6 +95,20 @@ def model_that_was_cut() -> None:
     check_model("models/cut")
 
 
+def tracker_missing() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mmr1.tracker_names.find_spec", lambda _: None)
+        check_trackers(["wandb"])
+
+
+def tracker_without_key() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mmr1.tracker_names.find_spec", lambda _: True)
+        check_trackers(["wandb"], {"HOME": "."})
+
+
+SFT = ["--model", "examples/tiny_vlm", "--train_file", "data/train.json", "--per_device_batch_size", "4"]
+
 CASES: dict[str, Callable[[], object]] = {
     "no such file": lambda: load_config("missing.yaml"),
     "misspelt option": lambda: config(num_generation=8),
@@ -104,6 +123,11 @@ CASES: dict[str, Callable[[], object]] = {
     "rewards": lambda: config(rewards=["counting=high"]),
     "unknown reward": lambda: check_names_of_own_server(config(rewards=["couting=1.0"])),
     "unknown template": lambda: Templates.from_config(config(question_template="r1")),
+    "tracker missing": tracker_missing,
+    "tracker without a key": tracker_without_key,
+    "steps of sft": lambda: load_options(SftConfig, None, SFT).for_problems(1, 1),
+    "misspelt template": lambda: templates_cli.main(["pr1_orc"]),
+    "no dump": lambda: replay(["runs/demo/dumps"]),
     "dataset missing": lambda: train_problems(config(train_file="data/trian.json")),
     "not JSON": lambda: dataset(row("a.png"), '{"problem": "How many', row("a.png")),
     "misspelt key": lambda: dataset(row("a.png"), without("solution")[:-1] + ', "solutoin": 3}'),

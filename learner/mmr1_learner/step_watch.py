@@ -1,0 +1,139 @@
+"""Follows an optimizer update forward by forward: whose loss is it, and is the update to be set aside?
+
+While all is well it keeps a few numbers per token of the update under way and computes nothing. When the loss or the
+gradient is not finite it finds the groups at fault and has dumps.py write everything down.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import structlog
+import torch
+from torch import Tensor
+
+from mmr1.config import RunConfig
+from mmr1_learner import dumps
+from mmr1_learner.dumps import Found, Update
+from mmr1_learner.errors import NonFiniteLossError
+from mmr1_learner.loss import TokenBatch, TokenStats, compute_loss
+from mmr1_learner.model import Policy
+from mmr1_learner.plan import Forward, StepPlan
+from mmr1_learner.ranks import Ranks
+
+log = structlog.get_logger()
+_T = TypeVar("_T", TokenStats, TokenBatch)
+
+
+class StepWatch:
+    """One rank's. `keep` is False in a replay, which writes no dumps."""
+
+    def __init__(self, config: RunConfig, ranks: Ranks, reference: Policy | None, keep: bool = True) -> None:
+        self._config = config
+        self._ranks = ranks
+        self._reference = reference
+        self._keep = keep
+        self._forwards: list[tuple[Forward, TokenStats, TokenBatch, float]] = []
+        self._aside: Path | None = None
+
+    def begin(self, plan: StepPlan, index: int, old: Sequence[Tensor] | None, policy: Policy) -> None:
+        """Before the first forward of update `index`. A step that `dump_steps` names is kept by its first update."""
+        state = dumps.random_state(self._ranks.device)
+        self._plan, self._policy = plan, policy
+        self._update = Update(index, None if old is None else tuple(old), state)
+        self._forwards.clear()
+        self._aside = None
+        if self._keep and index == 0 and plan.step + 1 in self._config.dump_steps:
+            self._aside = self._write_inputs(whole=True)
+
+    def add(self, forward: Forward, stats: TokenStats, tokens: TokenBatch, loss: Tensor) -> None:
+        """After a forward, before its backward.
+
+        Raises:
+            NonFiniteLossError: the loss is not finite; it names the groups at fault and the dump.
+        """
+        value = loss.item()
+        self._forwards.append((forward, _each(stats, Tensor.detach), _each(tokens, Tensor.detach), value))
+        if not math.isfinite(value):
+            raise self._refusal(f"loss {value}", whole=True)
+
+    def end(self, grad_norm: float, moved: bool) -> None:
+        """After the last backward. `moved`: the optimizer has stepped, so the parameters are no longer what they were.
+
+        Raises:
+            NonFiniteLossError: the gradient is not finite.
+        """
+        if not math.isfinite(grad_norm):
+            raise self._refusal(f"gradient norm {grad_norm}", whole=not moved, grad_norm=grad_norm)
+        if self._aside is not None:
+            folder = self._finish(self._aside, self.found(dumps.AS_ASKED, grad_norm))
+            log.info("step kept for mmr1 replay", folder=str(folder))
+
+    def found(self, reason: str, grad_norm: float | None = None) -> Found:
+        """What the forwards so far came to, by group."""
+        losses: dict[str, float] = {}
+        for forward, stats, tokens, _ in self._forwards:
+            for group, loss in group_losses(forward, stats, tokens, self._config).items():
+                name = str(self._plan.groups[group].prompt.id)
+                losses[name] = losses.get(name, 0.0) + loss.item()
+        offending = tuple(name for name, loss in losses.items() if not math.isfinite(loss))
+        return Found(reason, losses, offending, sum(loss for *_, loss in self._forwards), grad_norm)
+
+    def _refusal(self, reason: str, whole: bool, grad_norm: float | None = None) -> NonFiniteLossError:
+        found = self.found(reason, grad_norm)
+        who = f" from groups {', '.join(found.offending)}" if found.offending else ""
+        message = f"step {self._plan.step + 1}: {reason}{who}"
+        if not self._keep:
+            return NonFiniteLossError(message)
+        try:
+            folder = self._finish(self._aside or self._write_inputs(whole), found)
+        except OSError as error:  # a full disk must not hide what happened
+            return NonFiniteLossError(f"{message}; it could not be dumped: {error}")
+        return NonFiniteLossError(f"{message}; `mmr1 replay {folder}` runs it again")
+
+    def _write_inputs(self, whole: bool) -> Path:
+        """`whole`: the parameters are those that the update began with. In shares (ZeRO-3) nobody alone has them."""
+        has_parameters = whole and self._config.zero_stage < 3
+        policy, reference = (self._policy, self._reference) if has_parameters else (None, None)
+        reference = None if reference is policy else reference  # with adapters switched off, it is the policy
+        return dumps.write_inputs(self._config, self._plan, self._update, policy, reference, self._ranks.rank)
+
+    def _finish(self, aside: Path, found: Found) -> Path:
+        ranks = self._ranks
+        return dumps.finish(aside, self._config, self._update, found, ranks.rank, ranks.world_size)
+
+
+def group_losses(forward: Forward, stats: TokenStats, tokens: TokenBatch, config: RunConfig) -> dict[int, Tensor]:
+    """Each group's part of a forward's loss, by its index in the plan: the objective over its tokens alone.
+
+    Masking would not do: NaN times 0 is NaN. The parts add up to the forward's loss, up to rounding.
+    """
+    # In the order in which Batcher.pack lays completions out: a group after the other.
+    owners = [group for group in dict.fromkeys(s.group for s in forward) for s in forward if s.group == group]
+    assert len(owners) == tokens.num_sequences
+    owner = torch.tensor(owners, device=tokens.sequences.device)[tokens.sequences]  # [N]
+    num_tokens = len(owner)
+    losses = {}
+    for group in dict.fromkeys(owners):
+        keep = (owner == group).nonzero()[:, 0]
+
+        def own(values: Tensor, keep: Tensor = keep) -> Tensor:
+            return values[keep] if values.dim() and values.shape[0] == num_tokens else values
+
+        losses[group] = compute_loss(_each(stats, own), _each(tokens, own), config)[0]
+    return losses
+
+
+def _each(record: _T, change: Callable[[Tensor], Tensor]) -> _T:
+    """The same record with every tensor changed."""
+    names = record._fields if isinstance(record, TokenStats) else [spec.name for spec in dataclasses.fields(record)]
+    pairs = ((name, getattr(record, name)) for name in names)
+    changed: dict[str, Any] = {name: change(value) for name, value in pairs if isinstance(value, Tensor)}
+    return record._replace(**changed) if isinstance(record, TokenStats) else dataclasses.replace(record, **changed)
+
+
+__all__ = ["StepWatch", "group_losses"]

@@ -1,0 +1,110 @@
+"""A dataset's problems with the answers to be learned, laid out as rows of one forward.
+
+Prompts are worded as reinforcement words them and answers by the answer template, so the two trainings meet the same
+text. A row holds one prompt and one answer; the token that ends the model's turn belongs to the answer. This file knows
+no optimizer and no loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from mmr1.config.sft_options import SftConfig
+from mmr1.errors import ConfigurationError
+from mmr1.images import ImageStore
+from mmr1.records import Problem, PromptId
+from mmr1.templates import Templates, render_answer
+from mmr1_learner.model import PromptEncoder
+from mmr1_learner.prompts import PromptFactory
+from mmr1_learner.rows import Completion, Row, RowBatch, pack
+
+TEMPERATURE = 1.0
+
+
+class Examples:
+    """The problems of one file. Answers are tokenised at once, images are opened when a row is laid out.
+
+    Raises:
+        ConfigurationError: an answer is too long, or the tokenizer has no token that ends a turn.
+    """
+
+    def __init__(
+        self,
+        config: SftConfig,
+        encoder: PromptEncoder,
+        problems: Sequence[Problem],
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self._encoder = encoder
+        self._problems = problems
+        self._device, self._dtype = device, dtype
+        self._store = ImageStore(config.resolved_image_root)
+        self._run = config.run
+        # The sampler is kept from placeholder tokens. An answer may hold them as text, and is scored as it stands.
+        self.prompts = PromptFactory(config, problems, ())
+        self._answers = encode_answers(config, encoder, problems)
+
+    def __len__(self) -> int:
+        return len(self._problems)
+
+    def num_tokens(self, index: int) -> int:
+        """Tokens of one answer, the one that ends it included."""
+        return len(self._answers[index])
+
+    def describe(self, index: int) -> str:
+        """One problem, for a message."""
+        problem = self._problems[index]
+        return f"row {problem.position} ({problem.problem[:40]!r})"
+
+    def pack(self, indices: Sequence[int], weights: Sequence[float]) -> RowBatch:
+        """One forward: a row for each index, whose answer's tokens each weigh `weights[i]` (0: a dummy).
+
+        Raises:
+            ImageError: an image is not what it was when the run began.
+        """
+        rows = []
+        for index, weight in zip(indices, weights, strict=True):
+            prompt = self.prompts.make(
+                PromptId(self._run, index), self._problems[index], self.prompts.sampling(TEMPERATURE, None), 1
+            )
+            encoded = self._encoder.encode(prompt.text, [self._store.open(image) for image in prompt.images])
+            answer = self._answers[index]
+            completion = Completion(answer, (0.0,) * len(answer), advantage=0.0, weight=weight)
+            rows.append(Row(encoded, (completion,), TEMPERATURE))
+        batch = pack(rows, self._encoder.image_token_id, self._encoder.pad_token_id)
+        return batch.to(self._device, self._dtype)
+
+
+def encode_answers(
+    config: SftConfig, encoder: PromptEncoder, problems: Sequence[Problem]
+) -> tuple[tuple[int, ...], ...]:
+    """The token ids that the model is to say to each problem: the rendered answer, then the end of its turn.
+
+    The answer is tokenised apart from the prompt, as a sampled completion's tokens are apart from it.
+
+    Raises:
+        ConfigurationError: an answer is longer than max_completion_length, or nothing can end one.
+    """
+    tokenizer = encoder.processor.tokenizer
+    end = tokenizer.eos_token_id
+    if end is None:
+        raise ConfigurationError(f"model {config.model}: its tokenizer has no eos_token; set it in its folder")
+    templates = Templates.from_config(config)
+    texts = [render_answer(problem, templates) for problem in problems]
+    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    answers = tuple((*token_ids, end) for token_ids in encoded)
+    longest = max(range(len(answers)), key=lambda index: len(answers[index]))
+    length = len(answers[longest])
+    if length > config.max_completion_length:
+        raise ConfigurationError(
+            f"the answer {texts[longest][:40]!r} of row {problems[longest].position} has {length} tokens with the one "
+            f"that ends it, above max_completion_length {config.max_completion_length}; raise it, or choose another "
+            "answer_template"
+        )
+    return answers
+
+
+__all__ = ["Examples", "encode_answers"]

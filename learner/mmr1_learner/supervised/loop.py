@@ -1,0 +1,199 @@
+"""The run of `mmr1 sft`: steps, held-out loss, checkpoints, resume, and the model's folder at the end.
+
+What is written is written by rank 0. What a step computes stands in tuner.py.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from mmr1.config.sft_options import SftConfig
+from mmr1.dataset import eval_problems, train_problems
+from mmr1_learner.checkpoint import Checkpoints, RunState
+from mmr1_learner.metrics import RunFiles
+from mmr1_learner.model import PromptEncoder, load_policy
+from mmr1_learner.prompt_lengths import check_prompt_lengths
+from mmr1_learner.ranks import Ranks, join_ranks
+from mmr1_learner.supervised.examples import Examples
+from mmr1_learner.supervised.tuner import Tuner
+from mmr1_learner.trackers import Trackers
+
+log = structlog.get_logger()
+
+
+def fine_tune(config: SftConfig) -> int:
+    """Run to the last step, going on from the newest checkpoint. Returns 0, or the signal that stopped it + 128."""
+    run = _Run(config, join_ranks())
+    try:
+        return run.to_the_end()
+    finally:
+        run.close()
+
+
+class _Run:
+    def __init__(self, config: SftConfig, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self._stopped_by = _listen(ranks)
+        policy = load_policy(config.model, config).to(ranks.device)
+        self._encoder = PromptEncoder(config.model, policy, config)
+        problems = train_problems(config)
+        self._config = config = config.for_problems(len(problems), ranks.world_size)
+        held_out = eval_problems(config)
+        device, dtype = ranks.device, policy.hf.dtype
+        examples = Examples(config, self._encoder, problems, device, dtype)
+        self._held_out = Examples(config, self._encoder, held_out, device, dtype) if held_out else None
+        if ranks.is_first:
+            check_prompt_lengths(config, self._encoder, examples.prompts, [*problems, *held_out])
+        self.tuner = Tuner(config, ranks, policy, examples)
+        self._files = RunFiles(config.folder)
+        self._checkpoints = Checkpoints(config.folder / "checkpoints", config.keep_last)
+        self._state = RunState(0, 0, 0)
+        self._began = time.monotonic()
+        self._trackers = Trackers(config, self._files, config.folder) if ranks.is_first else None
+
+    def close(self) -> None:
+        self.tuner.close()
+        if self._trackers:
+            self._trackers.close()
+
+    def to_the_end(self) -> int:
+        found = self._checkpoints.newest()
+        if found:
+            self._load(*found)
+        if self._ranks.is_first:
+            self._files.rewind(self._state.step if found else -1)
+        if not found and self._config.eval_at_start:
+            self._evaluate("before", 0)
+        self._began = time.monotonic()
+        code = self._take_steps()
+        if code:
+            self._status("stopped", f"after step {self._state.step}; the same command goes on")
+            return code
+        done = self._ranks.share(
+            bytes([self._files.has("evaluations", name="after")]) if self._ranks.is_first else None
+        )
+        if self._config.eval_at_end and not done[0]:
+            self._evaluate("after", self._config.num_steps)
+        if self._ranks.is_first:
+            export(self.tuner.policy.hf, self._encoder.processor, self._config.folder / "model")
+            self._status("done")
+            log.info("the model is ready", folder=str(self._config.folder / "model"))
+        self._ranks.barrier()
+        return 0
+
+    def _take_steps(self) -> int:
+        config, per_step = self._config, self.tuner.sequences_per_step
+        step, position = self._state.step, self._state.next_position
+        durable = step
+        while step < config.num_steps:
+            if code := self._told_to_stop():
+                if step != durable:
+                    self._save(step, position)
+                return code
+            self._status("training", f"step {step + 1} of {config.num_steps}")
+            started = time.monotonic()
+            report = self.tuner.step(step, position)
+            step, position = step + 1, position + per_step
+            self._record(step, report, time.monotonic() - started)
+            if config.eval_every and step % config.eval_every == 0 and step < config.num_steps:
+                self._evaluate("step", step)
+            if step % config.checkpoint_every == 0 or step == config.num_steps:
+                self._save(step, position)
+                durable = step
+        return 0
+
+    def _told_to_stop(self) -> int:
+        """Rank 0's word, for all: one that went by itself would leave the others in a collective."""
+        word = self._ranks.share(bytes([self._stopped_by[0]]) if self._ranks.is_first else None)
+        return 128 + word[0] if word[0] else 0
+
+    def _record(self, step: int, report: dict[str, float], seconds: float) -> None:
+        if not self._trackers:
+            return
+        record: dict[str, Any] = {
+            "step": step,
+            "num_steps": self._config.num_steps,
+            "time": time.time(),
+            "seconds": seconds,
+            **report,
+            "tokens_per_second": report["num_tokens"] / seconds if seconds else None,
+            "phases": dict(self.tuner.phases),
+        }
+        self._files.append("metrics", [record])
+        self._trackers.log(step, record)
+        log.info("step", step=step, loss=round(report["loss"], 4), seconds=round(seconds, 2))
+
+    def _evaluate(self, name: str, step: int) -> None:
+        if self._held_out is None:
+            return
+        self._status("evaluating", f"{name}: held-out problems")
+        started = time.monotonic()
+        found = self.tuner.held_out(self._held_out)
+        line = {"name": name, "step": step, "task": self._config.task, "mode": "held_out", "n": len(self._held_out)}
+        line |= {**found, "seconds": time.monotonic() - started}
+        if self._trackers:
+            self._files.append("evaluations", [line])
+            self._trackers.log(step, {"held_out": found})
+            log.info("held-out", when=name, **{key: round(value, 4) for key, value in found.items()})
+
+    def _is_evaluated(self, name: str) -> bool:
+        """As rank 0's files say, for all."""
+        known = bytes([self._files.has("evaluations", name=name)]) if self._ranks.is_first else None
+        return bool(self._ranks.share(known)[0])
+
+    def _save(self, step: int, position: int) -> None:
+        if self._ranks.is_first:
+            self._checkpoints.start(step)
+        self._ranks.barrier()
+        self.tuner.engine.save_checkpoint(str(self._checkpoints.aside(step)), tag="engine")
+        self._ranks.barrier()
+        seconds = self._state.seconds + time.monotonic() - self._began
+        self._state = RunState(step, 0, position, seconds=seconds)
+        self._began = time.monotonic()
+        if self._ranks.is_first:
+            self._checkpoints.finish(self._state, lambda: None)  # there is no other writer to be superseded by
+
+    def _load(self, folder: Path, state: RunState) -> None:
+        loaded, _ = self.tuner.engine.load_checkpoint(str(folder), tag="engine")
+        if loaded is None:
+            raise RuntimeError(f"DeepSpeed loaded nothing from {folder}: going on would train the base weights")
+        self._state = state
+        log.info("going on", step=state.step)
+
+    def _status(self, phase: str, detail: str = "") -> None:
+        if self._ranks.is_first:
+            self._files.status(phase, detail)
+
+
+def export(hf: Any, processor: Any, folder: Path) -> None:
+    """A plain Hugging Face folder, which appears as a whole: transformers and vLLM load it, `model` may name it."""
+    aside = folder.with_name(f"{folder.name}.writing")
+    shutil.rmtree(aside, ignore_errors=True)
+    hf.save_pretrained(aside)
+    processor.save_pretrained(aside)
+    for weights in aside.glob("*.safetensors"):
+        weights.chmod(0o644)  # safetensors makes it private; a container's user must read it
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(aside, folder)
+
+
+def _listen(ranks: Ranks) -> list[int]:
+    """A cell that holds the number of the signal that told us to stop, 0 until then. Only rank 0 hears any."""
+    told = [0]
+
+    def remember(number: int, *_: object) -> None:
+        told[0] = number
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, remember if ranks.is_first else signal.SIG_IGN)
+    return told
+
+
+__all__ = ["export", "fine_tune"]

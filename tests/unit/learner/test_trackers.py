@@ -1,0 +1,96 @@
+"""Every number of a step's line reaches TensorBoard and wandb, whatever it is called, and wandb works offline."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from mmr1.config.loading import load_config
+from mmr1.errors import ConfigurationError
+from mmr1.tracker_names import check_trackers
+from mmr1_learner.metrics import RunFiles
+from mmr1_learner.plan import StepPlan
+from mmr1_learner.source import Collected
+from mmr1_learner.step_records import step_record
+from mmr1_learner.trackers import Trackers, numbers
+from tests.conftest import make_group, make_prompt
+from tests.models import small_config
+
+RECORD = {"reward_mean": 0.5, "phases": {"forward": 1.5, "wait": 2}, "kl_new": 3e-3, "loss": math.nan, "name": "x"}
+EXPECTED = {"reward_mean": 0.5, "phases/forward": 1.5, "phases/wait": 2.0, "kl_new": 3e-3}
+
+
+def test_numbers_of_a_record() -> None:
+    assert dict(numbers({**RECORD, "none": None, "flag": True})) == EXPECTED
+
+
+def test_whatever_the_loss_reports_is_in_the_line() -> None:
+    """Names that the report alone knows, and None under a known name that this step has not measured."""
+    plan = StepPlan(0, (make_group(make_prompt()),))
+    record = step_record(small_config(Path("m")), plan, Collected(lags=[0]), {"loss": 1.0, "ratio_q99": 1.1}, {}, 1.0)
+    assert record["loss"] == 1.0 and record["ratio_q99"] == 1.1 and record["kl_k3"] is None
+
+
+def test_tensorboard(tmp_path: Path) -> None:
+    """Read back with TensorBoard's own reader; a second life replaces the steps that it takes again."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = small_config(tmp_path, trackers=["tensorboard"])
+    for values in ({1: 0.1, 2: 0.2, 3: 0.3}, {2: 0.4}):
+        trackers = Trackers(config, RunFiles(tmp_path), tmp_path)
+        for step, value in values.items():
+            trackers.log(step, {**RECORD, "reward_mean": value})
+        trackers.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert set(events.Tags()["scalars"]) == set(EXPECTED)
+    assert [(e.step, round(e.value, 3)) for e in events.Scalars("reward_mean")] == [(1, 0.1), (2, 0.4)]
+
+
+def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything stays in the run's folder; a restart goes on with the same id, and no password leaves."""
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    config = small_config(tmp_path, trackers=["wandb"], redis_url="redis://:secret@127.0.0.1:1/0", run="mine")
+    check_trackers(config.trackers)
+    ids = set()
+    for step in (1, 2):
+        files = RunFiles(tmp_path)
+        trackers = Trackers(config, files, tmp_path)
+        trackers.log(step, RECORD)
+        trackers.close()
+        ids.add(files.read("trackers", {})["wandb"])
+    assert len(ids) == 1
+    written = sorted((tmp_path / "wandb").glob(f"offline-run-*-{ids.pop()}/run-*.wandb"))
+    assert written
+    content = b"".join(path.read_bytes() for path in written)
+    for name in (*EXPECTED, "num_generations", "mine"):
+        assert name.encode() in content, name
+    assert b"secret" not in content
+
+
+def test_missing_packages_and_keys_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmr1.tracker_names.find_spec", lambda name: None if name == "tensorboard" else object())
+    nobody = {"HOME": str(tmp_path)}
+    with pytest.raises(ConfigurationError, match="the package tensorboard is not installed; pip install tensorboard"):
+        check_trackers(["tensorboard"], nobody)
+    with pytest.raises(ConfigurationError, match=r"wandb has no key; .* WANDB_MODE=offline"):
+        check_trackers(["wandb"], nobody)
+    check_trackers(["wandb"], {**nobody, "WANDB_MODE": "offline"})
+    check_trackers(["wandb"], {**nobody, "WANDB_API_KEY": "k"})
+    (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password k\n")
+    check_trackers(["wandb"], nobody)
+    check_trackers([], nobody)
+
+
+def test_the_option() -> None:
+    base = ["--model", "m", "--train_file", "t", "--num_steps", "1", "--per_device_batch_size", "8"]
+    config = load_config(None, [*base, "--trackers", "tensorboard", "wandb", "--dump_steps", "3", "7"])
+    assert config.trackers == ["tensorboard", "wandb"] and config.dump_steps == [3, 7]
+    with pytest.raises(ConfigurationError, match=r"option 'trackers\.0'"):
+        load_config(None, [*base, "--trackers", "mlflow"])
+    with pytest.raises(ConfigurationError, match=r"option 'dump_steps\.0'"):
+        load_config(None, [*base, "--dump_steps", "0"])
