@@ -1,8 +1,9 @@
 """Durable checkpoints: written aside, synced, and real only once their manifest is there.
 
-A checkpoint holds the engine's shards (weights, optimizer, scheduler), an exported Hugging Face folder, and what the
-queue must be reconciled to. The manifest, written last by rank 0, has the hash of every file; only then does the folder
-get its name. One with a name whose files do not match is damaged. Knows files; decides nothing about training.
+A checkpoint holds what training_state.py writes (weights, moments, random states), and what the queue must be
+reconciled to; learning rate and temperature follow from the step. The manifest, written last by rank 0, has the size
+and the hash of every file; only then does the folder get its name. One with a name whose files do not match is damaged.
+All files are JSON or safetensors. Knows files; decides nothing about training.
 """
 
 from __future__ import annotations
@@ -69,12 +70,12 @@ class Checkpoints:
         folder = self.aside(state.step)
         (folder / _STATE).write_text(json.dumps(_to_json(state), indent=1))
         paths = sorted(folder.rglob("*"))
-        hashes = {str(path.relative_to(folder)): _hash_and_sync(path) for path in paths if path.is_file()}
+        files = {str(path.relative_to(folder)): _describe_and_sync(path) for path in paths if path.is_file()}
         for inner in (folder, *(path for path in paths if path.is_dir())):
             _sync_folder(inner)
         manifest = folder / _MANIFEST
-        manifest.write_text(json.dumps({"step": state.step, "files": hashes}, indent=1))
-        _hash_and_sync(manifest)
+        manifest.write_text(json.dumps({"step": state.step, "files": files}, indent=1))
+        _describe_and_sync(manifest)
         _sync_folder(folder)
         allowed()
         final = self._give_name(folder, self.path(state.step))
@@ -128,14 +129,17 @@ class Checkpoints:
 def verify(folder: Path) -> str | None:
     """Why this folder is not a whole checkpoint, or None."""
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text())
-    except (OSError, ValueError):
+        files = json.loads((folder / _MANIFEST).read_text())["files"]
+        described = {name: (expected["size"], expected["sha256"]) for name, expected in files.items()}
+    except (OSError, ValueError, KeyError, TypeError):
         return "no readable manifest"
-    for name, expected in manifest["files"].items():
+    for name, (size, sha256) in described.items():
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
-        if _hash(path) != expected:
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes, and {size} by its manifest"
+        if _hash(path) != sha256:
             return f"{name} has other bytes than its manifest says"
     return None
 
@@ -166,10 +170,10 @@ def _hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _hash_and_sync(path: Path) -> str:
+def _describe_and_sync(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         os.fsync(file.fileno())
-    return _hash(path)
+    return {"size": path.stat().st_size, "sha256": _hash(path)}
 
 
 def _sync_folder(folder: Path) -> None:

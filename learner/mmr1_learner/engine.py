@@ -1,6 +1,7 @@
 """DeepSpeed's engine around the policy: optimizer, configuration derived from the run's, learning-rate schedule.
 
-It knows no loss and no plan; what a step does with the engine is the trainer's business.
+It knows no loss and no plan; what a step does with the engine is the trainer's business. What lies in the engine's
+optimizer, by parameter, is known to training_state.py.
 """
 
 from __future__ import annotations
@@ -10,23 +11,56 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.accelerator import get_accelerator
 
 from mmr1.config import RunConfig
+from mmr1.deepspeed_file import read_deepspeed_file
 from mmr1_learner.model import Policy
 
 
 def make_engine(config: RunConfig, policy: Policy) -> Any:
-    """DeepSpeed's engine over the policy's trainable parameters, with AdamW."""
+    """DeepSpeed's engine over the policy's trainable parameters, with AdamW.
+
+    Raises:
+        ConfigurationError: the user's DeepSpeed file contradicts the run.
+    """
+    derived = deepspeed_config(config)
+    _cut(policy, derived)
     optimizer = torch.optim.AdamW(
         [parameter for parameter in policy.parameters() if parameter.requires_grad],
         lr=config.learning_rate,
         betas=(config.adam_beta1, config.adam_beta2),
         weight_decay=config.weight_decay,
+        # States in the host's memory are stepped there: one pass over them instead of a dozen.
+        fused=True if config.offload_optimizer else None,
     )
-    engine, *_ = deepspeed.initialize(
-        model=policy, optimizer=optimizer, config=deepspeed_config(config), dist_init_required=False
-    )
+    engine, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=derived, dist_init_required=False)
     return engine
+
+
+def partition_reference(config: RunConfig, reference: Policy) -> Policy:
+    """The reference with its parameters cut over the ranks, as ZeRO-3 cuts the policy's; its forwards gather them."""
+    derived = deepspeed_config(config)
+    derived["zero_optimization"].pop("offload_optimizer", None)
+    # What stays whole on every rank would not follow when the reference moves.
+    derived["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    _cut(reference, derived)
+    engine, *_ = deepspeed.initialize(model=reference, config=derived, dist_init_required=False)
+    module: Policy = engine.module
+    return module
+
+
+def _cut(policy: Policy, derived: dict[str, Any]) -> None:
+    """At stage 3, move the policy to the rank's device one parameter at a time, keeping this rank's share of each.
+
+    DeepSpeed's engine would move all of it there before it cuts.
+    """
+    if derived["zero_optimization"]["stage"] < 3:
+        return
+    deepspeed.zero.Init(module=policy, config_dict_or_path=derived)
+    device = get_accelerator().current_device_name()
+    for buffer in policy.buffers():
+        buffer.data = buffer.data.to(device)
 
 
 def learning_rate(config: RunConfig, step: int) -> float:
@@ -42,24 +76,44 @@ def learning_rate(config: RunConfig, step: int) -> float:
 
 
 def deepspeed_config(config: RunConfig) -> dict[str, Any]:
-    """DeepSpeed's configuration, derived from the run's.
+    """DeepSpeed's configuration: derived from the run's, with the user's file over it.
 
     Accumulation is ours (forwards differ between ranks and steps), so DeepSpeed is told of none and its boundary is set
-    by hand.
+    by hand. Without ZeRO DeepSpeed has no exact float32 master weights for bfloat16, so stage 1 holds them.
+
+    Raises:
+        ConfigurationError: the user's file contradicts the run.
     """
-    return {
+    bfloat16 = config.dtype == "bfloat16"
+    zero: dict[str, Any] = {
+        "stage": max(1, config.zero_stage) if bfloat16 else config.zero_stage,
+        "overlap_comm": False,
+        "contiguous_gradients": True,
+        "reduce_bucket_size": 50_000_000,
+        "allgather_bucket_size": 50_000_000,
+    }
+    pin = torch.cuda.is_available()
+    if config.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": pin}
+    if config.offload_parameters:
+        zero["offload_param"] = {"device": "cpu", "pin_memory": pin}
+    derived: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": config.max_grad_norm,
-        "bf16": {"enabled": config.dtype == "bfloat16"},
+        "bf16": {"enabled": bfloat16},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
-        "zero_optimization": {
-            "stage": config.zero_stage,
-            "overlap_comm": False,
-            "contiguous_gradients": True,
-            "reduce_bucket_size": 50_000_000,
-            "allgather_bucket_size": 50_000_000,
-        },
+        "zero_optimization": zero,
     }
+    return _merged(derived, read_deepspeed_file(config))
+
+
+def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over`'s keys on top of `under`'s, in depth."""
+    result = dict(under)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = _merged(result[key], value) if both else value
+    return result

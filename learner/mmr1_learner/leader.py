@@ -25,11 +25,12 @@ from mmr1_learner.checkpoint import Checkpoints, RunState
 from mmr1_learner.connection import connect
 from mmr1_learner.errors import StopRequestedError
 from mmr1_learner.evaluate import Evaluator
-from mmr1_learner.model import Policy, PromptEncoder
+from mmr1_learner.model import PromptEncoder
 from mmr1_learner.parity import ParityReport, Scorer, gate
 from mmr1_learner.plan import StepPlan
 from mmr1_learner.prompt_lengths import check_prompt_lengths
 from mmr1_learner.prompts import PromptFactory
+from mmr1_learner.published import Published
 from mmr1_learner.ranks import Ranks
 from mmr1_learner.resume import reconcile
 from mmr1_learner.source import Collected, GroupSource
@@ -48,7 +49,7 @@ class Leader:
     """Everything that exactly one rank does."""
 
     def __init__(
-        self, config: RunConfig, ranks: Ranks, policy: Policy, encoder: PromptEncoder, checkpoints: Checkpoints
+        self, config: RunConfig, ranks: Ranks, policy: Published, encoder: PromptEncoder, checkpoints: Checkpoints
     ) -> None:
         self._config = config
         self._policy = policy

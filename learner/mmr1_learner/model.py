@@ -8,7 +8,8 @@ losses, optimizers or DeepSpeed.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from mmr1.config import RunConfig
 from mmr1.errors import ConfigurationError
 from mmr1.records import TensorSpec
+from mmr1_learner.adapters import choose_trainable
 from mmr1_learner.loss.token_stats import Projection, TokenStats, token_stats
 from mmr1_learner.rows import EncodedPrompt, PositionCache, RowBatch, attention_mask
 
@@ -76,6 +78,17 @@ class Policy(nn.Module):
             for name, tensor in self.named_tensors()
         )
 
+    @contextmanager
+    def scaled(self, name: str, factor: float) -> Iterator[None]:
+        """One of the model's parameters times `factor`, for a while; restored exactly."""
+        parameter = self.hf.get_parameter(name)
+        original = parameter.data.clone()
+        parameter.data.mul_(factor)
+        try:
+            yield
+        finally:
+            parameter.data.copy_(original)
+
     def frozen_copy(self) -> Policy:
         """The reference model: this policy as it is now, without gradients."""
         reference = copy.deepcopy(self)
@@ -86,7 +99,8 @@ def load_policy(path: str, config: RunConfig) -> Policy:
     """Load a checkpoint in the run's dtype.
 
     Raises:
-        ConfigurationError: no such model, or a family this learner cannot lay out.
+        ConfigurationError: no such model, a family this learner cannot lay out, or nothing to freeze or adapt by the
+            names given.
     """
     try:
         hf = AutoModelForImageTextToText.from_pretrained(
@@ -99,6 +113,7 @@ def load_policy(path: str, config: RunConfig) -> Policy:
         raise ConfigurationError(f"model {path} is a {family}; this learner trains {', '.join(SUPPORTED_FAMILIES)}")
     if config.gradient_checkpointing:
         hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    choose_trainable(hf, config)
     return Policy(hf).train()
 
 

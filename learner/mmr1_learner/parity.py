@@ -17,8 +17,11 @@ from mmr1.config import RunConfig
 from mmr1.errors import ConfigurationError
 from mmr1.images import ImageStore
 from mmr1.records import Group
+from mmr1_learner.adapters import is_adapter
 from mmr1_learner.model import Policy, PromptEncoder
+from mmr1_learner.published import Published
 from mmr1_learner.rows import Completion, EncodedPrompt, Row, pack
+from mmr1_learner.whole import shape_of
 
 # Large enough to move log-probabilities well past any bound for the dtype, small enough to be a plausible fault.
 _PERTURBATION = 1.5
@@ -40,7 +43,9 @@ class ParityReport:
 class Scorer:
     """The learner's own log-probabilities of groups that a server sampled."""
 
-    def __init__(self, config: RunConfig, policy: Policy, encoder: PromptEncoder, device: torch.device) -> None:
+    def __init__(
+        self, config: RunConfig, policy: Policy | Published, encoder: PromptEncoder, device: torch.device
+    ) -> None:
         self._config = config
         self._policy = policy
         self._encoder = encoder
@@ -81,7 +86,7 @@ class Scorer:
         return ParityReport(worst, total / max(1, count), count)
 
 
-def gate(scorer: Scorer, policy: Policy, groups: Sequence[Group], bound: float) -> ParityReport:
+def gate(scorer: Scorer, policy: Policy | Published, groups: Sequence[Group], bound: float) -> ParityReport:
     """The parity gate.
 
     Raises:
@@ -106,7 +111,7 @@ def gate(scorer: Scorer, policy: Policy, groups: Sequence[Group], bound: float) 
 
 
 @contextmanager
-def perturbed(policy: Policy, tower: str) -> Iterator[str]:
+def perturbed(policy: Policy | Published, tower: str) -> Iterator[str]:
     """Scale the last matrix of one tower's first block for a while; yields its name, restores it exactly.
 
     Found by its place, because every family has its own names: that matrix leads out of the block's MLP in all of them.
@@ -117,11 +122,10 @@ def perturbed(policy: Policy, tower: str) -> Iterator[str]:
         for name, module in policy.hf.get_submodule(prefix).named_modules()
         if isinstance(module, torch.nn.ModuleList)
     )
-    matrices = [(f"{name}.{part}", parameter) for part, parameter in block.named_parameters() if parameter.ndim == 2]
-    name, parameter = matrices[-1]
-    original = parameter.data.clone()
-    parameter.data.mul_(_PERTURBATION)
-    try:
-        yield name
-    finally:
-        parameter.data.copy_(original)
+    matrices = [
+        f"{name}.{part}"
+        for part, parameter in block.named_parameters()
+        if len(shape_of(parameter)) == 2 and not is_adapter(part)
+    ]
+    with policy.scaled(matrices[-1], _PERTURBATION):
+        yield matrices[-1]

@@ -26,31 +26,40 @@ from mmr1_learner.errors import StopRequestedError
 if TYPE_CHECKING:  # they import torch
     from mmr1_learner.checkpoint import Checkpoints
     from mmr1_learner.leader import Leader
-    from mmr1_learner.ranks import Ranks
+    from mmr1_learner.published import Published
     from mmr1_learner.trainer import Trainer
 
 log = structlog.get_logger()
+
+_GO_ON = b""  # rank 0 needs the others no more, for now
 
 
 def train(config: RunConfig) -> None:
     """Run to `num_steps`, going on from the newest durable checkpoint when there is one."""
     from mmr1_learner.checkpoint import Checkpoints
+    from mmr1_learner.export import export
     from mmr1_learner.leader import Leader
     from mmr1_learner.model import PromptEncoder, load_policy
+    from mmr1_learner.published import Published
     from mmr1_learner.ranks import join_ranks
+    from mmr1_learner.reference import reference_of
     from mmr1_learner.trainer import Trainer
 
     ranks = join_ranks()
-    policy = load_policy(config.model, config).to(ranks.device)
+    policy = load_policy(config.model, config)
+    if config.zero_stage < 3:  # else it goes there in parts: whole it might not fit
+        policy = policy.to(ranks.device)
     encoder = PromptEncoder(config.model, policy, config)
-    trainer = Trainer(config, ranks, policy, encoder, policy.frozen_copy() if config.kl else None)
+    trainer = Trainer(config, ranks, policy, encoder, reference_of(config, policy))
     checkpoints = Checkpoints(config.run_dir / "checkpoints", config.keep_last)
-    found = checkpoints.newest()
-    if found:
-        loaded, _ = trainer.engine.load_checkpoint(str(found[0]), tag="engine")
-        if loaded is None:
-            raise RuntimeError(f"DeepSpeed loaded nothing from {found[0]}: going on would train the base weights")
-    leader = Leader(config, ranks, trainer.policy, encoder, checkpoints) if ranks.is_first else None
+    found = checkpoints.newest() if ranks.is_first else None
+    start = int(ranks.share(str(found[1].step if found else -1).encode() if ranks.is_first else None))
+    if start >= 0:
+        # Rank 0 alone reads: a run's folder need not be seen by other machines.
+        trainer.state.load((found[0] if found else checkpoints.path(start)) / "engine")
+    published = Published(trainer.policy, ranks, config.weight_bucket_bytes)
+    published.refresh()
+    leader = Leader(config, ranks, published, encoder, checkpoints) if ranks.is_first else None
     try:
         if leader:
             leader.prepare(found[1] if found else None)
@@ -58,12 +67,12 @@ def train(config: RunConfig) -> None:
             # Rank 0 says when to stop; a rank that went by itself would leave the others in a collective.
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, signal.SIG_IGN)
-        if not _take_steps(config, ranks, trainer, leader, checkpoints, found[1].step if found else None):
+        published.tell(_GO_ON if leader else None)
+        if not _take_steps(config, published, trainer, leader, checkpoints, start if start >= 0 else None):
             return
         if leader:
             leader.finish()
-            trainer.policy.hf.save_pretrained(config.run_dir / "model")
-            encoder.processor.save_pretrained(config.run_dir / "model")
+        export(config, published, encoder.processor)
         ranks.barrier()
     finally:
         if leader:
@@ -72,7 +81,7 @@ def train(config: RunConfig) -> None:
 
 def _take_steps(
     config: RunConfig,
-    ranks: Ranks,
+    published: Published,
     trainer: Trainer,
     leader: Leader | None,
     checkpoints: Checkpoints,
@@ -82,17 +91,14 @@ def _take_steps(
     from mmr1_learner.plan import StepPlan
 
     def save(step: int) -> None:
-        if leader:
-            checkpoints.start(step)
-        ranks.barrier()
-        trainer.engine.save_checkpoint(str(checkpoints.aside(step)), tag="engine")
-        ranks.barrier()
+        aside = checkpoints.start(step) if leader else checkpoints.aside(step)
+        trainer.state.save(aside / "engine")
         if leader:
             leader.commit_checkpoint(leader.state_at(step))
 
     step = durable or 0
     while step < config.num_steps:
-        plan = StepPlan.decode(ranks.share(leader.next_plan(step).encode() if leader else None))
+        plan = StepPlan.decode(published.tell(leader.next_plan(step).encode() if leader else None))
         if plan.stop:
             if step != durable:
                 save(step)
@@ -100,9 +106,11 @@ def _take_steps(
             return False
         started = time.monotonic()
         report = trainer.step(plan)
+        published.refresh()
         step += 1
         if leader:
             leader.after_step(plan, report, trainer.phases, time.monotonic() - started)
+        published.tell(_GO_ON if leader else None)
         if step % config.checkpoint_every == 0 or step == config.num_steps:
             save(step)
             durable = step
@@ -112,8 +120,9 @@ def _take_steps(
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="mmr1-learner", description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="a run's YAML file")
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher says it twice
     arguments, options = parser.parse_known_args(argv)
-    config = load_config(arguments.config, options)
+    config = _for_real_ranks(load_config(arguments.config, options))
     set_environment(config)
     rank = os.environ.get("RANK", "0")
     configure_logging(f"learner-{rank}")
@@ -128,6 +137,21 @@ def main(argv: list[str] | None = None) -> int:
         log.info("stopped while waiting; the newest checkpoint is where the run goes on")
         return 128 + signal.SIGTERM
     return 0
+
+
+def _for_real_ranks(config: RunConfig) -> RunConfig:
+    """A launcher may start other ranks than `learner_processes` says, on this machine or on several.
+
+    Raises:
+        ConfigurationError: the batch does not divide over them, or WORLD_SIZE is no number.
+    """
+    given = os.environ.get("WORLD_SIZE", str(config.learner_processes))
+    if not given.isdigit() or given == "0":
+        raise ConfigurationError(f"WORLD_SIZE is {given!r}; torchrun sets it to the number of ranks")
+    try:
+        return config.for_world_size(int(given))
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from None
 
 
 def set_environment(config: RunConfig) -> None:

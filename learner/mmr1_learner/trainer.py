@@ -25,6 +25,7 @@ from mmr1_learner.ranks import Ranks
 from mmr1_learner.reference import Reference
 from mmr1_learner.rows import RowBatch
 from mmr1_learner.step_watch import StepWatch
+from mmr1_learner.training_state import TrainingState
 
 
 class Trainer:
@@ -36,10 +37,12 @@ class Trainer:
         self._config = config
         self._ranks = ranks
         self._batcher = Batcher(config, encoder, ranks.device, policy.hf.dtype)
-        self._reference = None if reference is None else Reference(reference, ranks.device)
+        self._reference = None if reference is None else Reference(config, reference, ranks)
         self.phases: dict[str, float] = defaultdict(float)  # seconds of the last step, by what they went into
         self.engine = make_engine(config, policy)
         self.watch = StepWatch(config, ranks, reference)
+        moving = self._reference.policy if self._reference and self._reference.moves else None
+        self.state = TrainingState(self.engine, ranks, moving)
 
     @property
     def policy(self) -> Policy:
@@ -54,6 +57,12 @@ class Trainer:
         Raises:
             NonFiniteLossError: this rank must not go on; what it holds now is not to be kept.
         """
+        report = self._train(plan)
+        if self._reference:
+            self._reference.follow(self.policy, plan.step + 1)
+        return report
+
+    def _train(self, plan: StepPlan) -> dict[str, float]:
         self.phases.clear()
         updates = cut(plan, self._config, self._ranks.world_size)[self._ranks.rank]
         if not any(updates):
@@ -104,7 +113,7 @@ class Trainer:
             with self._timed("backward"):
                 # DeepSpeed averages over ranks; the weights already divide by the sequences of all ranks.
                 self.engine.backward(loss * self._ranks.world_size)
-        unpartitioned = self._grad_norm() if self._config.zero_stage == 0 else None
+        unpartitioned = self._grad_norm() if self.engine.zero_optimization_stage() == 0 else None
         if unpartitioned is not None:
             self.watch.end(unpartitioned, moved=False)
         with self._timed("optimizer"):

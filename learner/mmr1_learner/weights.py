@@ -25,7 +25,7 @@ from mmr1.rollout_client import LOAD_SECONDS, RolloutClient, WeightGroup
 from mmr1.streams import Member, RunQueue
 from mmr1.weight_plan import buckets, fingerprint
 from mmr1_learner.collective import Collective
-from mmr1_learner.model import Policy
+from mmr1_learner.published import Published
 from mmr1_learner.waiting import Tick, rest, results
 
 log = structlog.get_logger()
@@ -51,7 +51,7 @@ class UpdateResult:
 class WeightSender:
     """Keeps every rollout server at the learner's version."""
 
-    def __init__(self, config: RunConfig, queue: RunQueue, policy: Policy, master_address: str) -> None:
+    def __init__(self, config: RunConfig, queue: RunQueue, policy: Published, master_address: str) -> None:
         self._config = config
         self._queue = queue
         self._policy = policy

@@ -19,6 +19,7 @@ from redis.exceptions import RedisError
 from mmr1.chat_template import ChatTemplate
 from mmr1.config import RunConfig
 from mmr1.dataset import eval_problems, train_problems
+from mmr1.deepspeed_file import read_deepspeed_file
 from mmr1.errors import ConfigurationError
 from mmr1.local.ports import ports_of, require_free
 from mmr1.reward_names import check_names_of_own_server, check_reward_names
@@ -32,6 +33,7 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 SMALLEST_FREE_BYTES = 512 * 2**20
 BYTES_PER_PARAMETER = 12  # a checkpoint holds float32 weights and AdamW's two moments
+BYTES_OF_REFERENCE = 4  # and the reference's weights where it moves
 REMOTE_SECONDS = 10.0
 
 
@@ -41,6 +43,7 @@ def check(config: RunConfig) -> None:
     check_space(config, folder)
     Templates.from_config(config)
     check_trackers(config.trackers)
+    read_deepspeed_file(config)
     require_free(ports_of(config))
     if config.redis_url is not None:
         check_redis(config.redis_url)
@@ -83,7 +86,8 @@ def check_space(config: RunConfig, model_folder: Path | None) -> None:
     if model_folder is not None:
         # At least two bytes a parameter in the file: an upper bound of their number.
         parameters = sum(file.stat().st_size for name in WEIGHT_PATTERNS for file in model_folder.glob(name)) // 2
-    needed = SMALLEST_FREE_BYTES + (config.keep_last + 1) * parameters * BYTES_PER_PARAMETER
+    bytes_each = BYTES_PER_PARAMETER + (BYTES_OF_REFERENCE if config.ref_sync_steps else 0)
+    needed = SMALLEST_FREE_BYTES + (config.keep_last + 1) * parameters * bytes_each
     free = shutil.disk_usage(config.run_dir).free
     if free < needed:
         raise ConfigurationError(

@@ -85,11 +85,43 @@ class OptimizerOptions(BaseModel):
     gradient_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass: less memory, more time"
     )
-    zero_stage: Literal[0, 1, 2] = Field(0, description="DeepSpeed's ZeRO stage")
-    learner_processes: int = Field(1, gt=0, description="learner ranks on this machine")
+    freeze_vision_tower: bool = Field(
+        False, description="the vision tower and what joins it to the text stay as they are"
+    )
+    lora_rank: int = Field(0, ge=0, description="train low-rank adapters of this rank; 0 = train every weight")
+    lora_alpha: float = Field(32.0, gt=0, description="what adapters add is scaled by lora_alpha / lora_rank")
+    lora_dropout: float = Field(
+        0.0, ge=0, lt=1, description="of the adapters' input; above 0 the learner no longer scores what was sampled"
+    )
+    lora_target_modules: Annotated[list[str], NoDecode] = Field(
+        default=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        description="ends of the names of the linear layers that get adapters",
+    )
+    ref_sync_steps: int = Field(
+        0, ge=0, description="the reference moves towards the policy every so many steps (TR-DPO); 0 = never"
+    )
+    ref_sync_alpha: float = Field(
+        0.6, gt=0, le=1, description="reference = ref_sync_alpha x policy + (1 - ref_sync_alpha) x reference"
+    )
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        0, description="DeepSpeed's ZeRO stage; bfloat16 keeps float32 master weights and takes 1 for 0"
+    )
+    offload_optimizer: bool = Field(False, description="optimizer states in the host's memory; ZeRO 1, 2 and 3")
+    offload_parameters: bool = Field(False, description="parameters in the host's memory; ZeRO 3")
+    deepspeed_config_file: Path | None = Field(
+        None, description="DeepSpeed's JSON, merged over what the run derives; what contradicts the run is refused"
+    )
+    learner_processes: int = Field(
+        1, gt=0, description="learner ranks that `mmr1 up` starts; under torchrun its own number of ranks counts"
+    )
     learner_threads: int = Field(1, gt=0, description="CPU threads per learner rank")
     checkpoint_every: int = Field(20, gt=0, description="optimizer steps between durable checkpoints")
     keep_last: int = Field(2, gt=0, description="checkpoints kept")
+
+    @field_validator("lora_target_modules", mode="before")
+    @classmethod
+    def _module_names(cls, value: object) -> object:
+        return value.replace(",", " ").split() if isinstance(value, str) else value
 
     @property
     def generations_per_step(self) -> int:
@@ -226,6 +258,20 @@ class RunConfig(
 
     @model_validator(mode="after")
     def _batch_divides(self) -> RunConfig:
+        self._require_division()
+        return self
+
+    def for_world_size(self, world_size: int) -> RunConfig:
+        """The same run on as many learner ranks as really are there.
+
+        Raises:
+            ValueError: their generations per step are no multiple of num_generations; one line with the remedy.
+        """
+        resized = self.model_copy(update={"learner_processes": world_size})
+        resized._require_division()
+        return resized
+
+    def _require_division(self) -> None:
         total, group = self.generations_per_step, self.num_generations
         if total % group:
             rest = self.learner_processes * self.gradient_accumulation_steps
@@ -237,6 +283,24 @@ class RunConfig(
                 f"{self.gradient_accumulation_steps} = {total} generations, not a multiple of num_generations {group}; "
                 f"nearest valid per_device_batch_size: {', '.join(map(str, nearest))}"
             )
+
+    @model_validator(mode="after")
+    def _learner_fits(self) -> RunConfig:
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3; zero_stage is 0")
+        if self.offload_parameters and self.zero_stage != 3:
+            raise ValueError(f"offload_parameters needs zero_stage 3; zero_stage is {self.zero_stage}")
+        if self.ref_sync_steps and not self.kl:
+            raise ValueError(
+                "ref_sync_steps moves the reference, and kl is empty: there is none; set kl or leave it out"
+            )
+        if self.ref_sync_steps and self.lora_rank:
+            raise ValueError(
+                "ref_sync_steps with lora_rank: the reference is the base model without adapters and cannot move; "
+                "leave one of them out"
+            )
+        if self.lora_rank and not self.lora_target_modules:
+            raise ValueError("lora_target_modules is empty; name at least one linear layer, or leave lora_rank out")
         return self
 
     @model_validator(mode="after")

@@ -18,6 +18,7 @@ from mmr1.config import RunConfig, load_config
 from mmr1.config.loading import load_options
 from mmr1.config.sft_options import SftConfig
 from mmr1.dataset import train_problems
+from mmr1.deepspeed_file import read_deepspeed_file
 from mmr1.errors import ConfigurationError
 from mmr1.local.ports import Port, require_free
 from mmr1.local.run_lock import run_lock
@@ -95,6 +96,11 @@ def model_that_was_cut() -> None:
     check_model("models/cut")
 
 
+def deepspeed_file() -> None:
+    Path("ds.json").write_text('{"zero_optimization": {"stage": 3}}')
+    read_deepspeed_file(config(zero_stage=2, deepspeed_config_file="ds.json"))
+
+
 def tracker_missing() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mmr1.tracker_names.find_spec", lambda _: None)
@@ -120,6 +126,8 @@ CASES: dict[str, Callable[[], object]] = {
     "batch does not divide": lambda: config(per_device_batch_size=250),
     "temperature order": lambda: config(temperature_func="linear", temperature_begin=1.2, temperature_end=0.8),
     "overlong buffer": lambda: config(overlong_buffer=100),
+    "offloading": lambda: config(zero_stage=2, offload_parameters=True),
+    "DeepSpeed's file": deepspeed_file,
     "rewards": lambda: config(rewards=["counting=high"]),
     "unknown reward": lambda: check_names_of_own_server(config(rewards=["couting=1.0"])),
     "unknown template": lambda: Templates.from_config(config(question_template="r1")),

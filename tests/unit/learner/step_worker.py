@@ -1,31 +1,94 @@
-"""One learner rank for test_trainer.py: trains one step on the groups it is given and saves its parameters."""
+"""One learner rank for tests that need real ranks: trains scenarios on the groups it is given, saves what they leave.
+
+A scenario has a `name`, a run's `options`, and maybe `first` and `last` (its steps, on the same groups each time),
+`load` (a folder with a training state), `save_at` (the step after which one is written) and `export`. All of them run
+in one process one after the other: importing the engines takes longer than any.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from mmr1.config import RunConfig
+from mmr1_learner.export import export
 from mmr1_learner.model import PromptEncoder, load_policy
-from mmr1_learner.plan import StepPlan
-from mmr1_learner.ranks import join_ranks
+from mmr1_learner.parity import perturbed
+from mmr1_learner.plan import StepPlan, cut
+from mmr1_learner.published import Published
+from mmr1_learner.ranks import Ranks, join_ranks
+from mmr1_learner.reference import reference_of
 from mmr1_learner.trainer import Trainer
+from mmr1_learner.whole import gathered
 from tests.models import small_config
 
 
-def main() -> None:
-    folder, model, options = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
-    config = small_config(model, **options)
-    ranks = join_ranks()
+def run(folder: Path, model: Path, ranks: Ranks, plan: StepPlan, scenario: dict[str, Any]) -> dict[str, Any]:
+    config = small_config(model, **scenario["options"]).for_world_size(ranks.world_size)
     policy = load_policy(str(model), config)
-    trainer = Trainer(config, ranks, policy, PromptEncoder(model, policy, config), policy.frozen_copy())
+    encoder = PromptEncoder(model, policy, config)
+    trainer = Trainer(config, ranks, policy, encoder, reference_of(config, policy))
+    if "load" in scenario:
+        trainer.state.load(Path(scenario["load"]))
+    report: dict[str, float] = {}
+    for step in range(scenario.get("first", 0), scenario.get("last", 1)):
+        report = trainer.step(StepPlan(step, plan.groups, version=plan.version))
+        if step + 1 == scenario.get("save_at"):
+            trainer.state.save(folder / f"{scenario['name']}.state")
+    published = Published(trainer.policy, ranks, bucket_bytes=200_000)
+    published.refresh()
+    if scenario.get("export"):
+        export(config, published, encoder.processor)
+    return {
+        "parameters": {name: tensor.to("cpu", copy=True) for name, tensor in published.named_tensors()},
+        "shapes": {spec.name: spec.shape for spec in published.manifest()},
+        "adapters": published.adapter_tensors(),
+        "reference": reference(trainer),
+        "report": report,
+        "scores": scores(trainer, published, plan, config) if ranks.is_first else published.tell(None),
+    }
+
+
+def reference(trainer: Trainer) -> dict[str, Any]:
+    """The whole parameters of a reference that moves."""
+    held = trainer._reference
+    if held is None or not held.moves:
+        return {}
+    named = dict(held.policy.hf.named_parameters())
+    with gathered(list(named.values())):
+        return {name: parameter.data.to("cpu", copy=True) for name, parameter in named.items()}
+
+
+def scores(trainer: Trainer, published: Published, plan: StepPlan, config: RunConfig) -> dict[str, Any]:
+    """Rank 0's log-probabilities of one forward: as the weights are, with each tower perturbed, and after that."""
+    (forward, *_), *_ = cut(plan, config.model_copy(update={"per_device_batch_size": 2}), 1)[0]
+    batcher = trainer._batcher
+    batch = batcher.pack(plan, forward, batcher.encode(plan, [forward]))
+    published.eval()
+    found = {}
+    with torch.no_grad():
+        found["before"] = published(batch).logprobs.to("cpu", copy=True)
+        for tower in ("visual", "language_model"):
+            with perturbed(published, tower):
+                found[tower] = published(batch).logprobs.to("cpu", copy=True)
+        found["after"] = published(batch).logprobs.to("cpu", copy=True)
+    published.tell(b"")
+    return found
+
+
+def main() -> None:
+    folder, model, scenarios = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
+    ranks = join_ranks()
     plan = StepPlan.decode(ranks.share((folder / "plan").read_bytes() if ranks.is_first else None))
-    report = trainer.step(plan)
-    if ranks.is_first:
-        torch.save({"parameters": dict(trainer.policy.named_tensors()), "report": report}, folder / "result.pt")
-    ranks.barrier()
+    for scenario in scenarios:
+        result = run(folder, model, ranks, plan, scenario)
+        if ranks.is_first:
+            torch.save(result, folder / f"{scenario['name']}.pt")
+        ranks.barrier()
 
 
 main()

@@ -15,7 +15,6 @@ from unittest.mock import Mock
 import pytest
 import redis
 import redis.asyncio
-import torch
 from PIL import Image
 
 from mmr1.config import RunConfig
@@ -25,7 +24,6 @@ from mmr1.records import Group, PolicyVersion, Prompt, PromptId
 from mmr1.streams import PromptConsumer, RunForgottenError, RunQueue
 from mmr1_learner.checkpoint import Checkpoints, RunState, verify
 from mmr1_learner.plan import StepPlan
-from mmr1_learner.ranks import Ranks
 from mmr1_learner.resume import reconcile
 from mmr1_learner.source import GroupSource
 from mmr1_learner.train import _take_steps
@@ -226,8 +224,14 @@ def test_a_damaged_checkpoint_is_refused_because_its_groups_are_acknowledged(run
         learner.collect()
         learner.save()
     newest = run.checkpoints.path(2)
-    (newest / "state.json").write_text((newest / "state.json").read_text() + " ")
+    text = (newest / "state.json").read_text()
+    (newest / "state.json").write_text(text.replace('"step": 2', '"step": 3'))
     with pytest.raises(ConfigurationError, match=r"step-000002 is damaged: state\.json has other bytes .* put a copy"):
+        run.learner()
+    (newest / "state.json").write_text(text + " ")
+    with pytest.raises(
+        ConfigurationError, match=rf"state\.json has {len(text) + 1} bytes, and {len(text)} by its mani"
+    ):
         run.learner()
     (newest / "manifest.json").unlink()
     with pytest.raises(ConfigurationError, match="no readable manifest"):
@@ -306,8 +310,8 @@ def test_a_step_that_is_durable_is_not_saved_again_at_the_end(run: Run, durable:
 
         commit_checkpoint = staticmethod(saved.append)
 
-    leader, trainer = cast(Any, Told()), Mock()
-    assert not _take_steps(run.config, Ranks(0, 1, torch.device("cpu")), trainer, leader, run.checkpoints, durable)
+    leader, trainer, published = cast(Any, Told()), Mock(), Mock(tell=lambda word: word)
+    assert not _take_steps(run.config, published, trainer, leader, run.checkpoints, durable)
     assert saved == ([0] if durable is None else [])
 
 

@@ -1,0 +1,168 @@
+"""The policy as rank 0 sends, scores and exports it: whole tensors under the base model's names.
+
+Plain weights are the policy's own, without a copy. What ZeRO-3 has cut over the ranks, or what adapters change, is put
+together into copies in the host's memory after each change, by all ranks, before anything is sent. Scoring cut weights
+takes all ranks too: the others listen between steps and join rank 0's forwards. Knows nothing of what is sent or why.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from mmr1.records import TensorSpec
+from mmr1_learner.adapters import has_adapters, is_adapter, sources
+from mmr1_learner.loss import TokenStats
+from mmr1_learner.model import Policy
+from mmr1_learner.ranks import Ranks
+from mmr1_learner.rows import RowBatch
+from mmr1_learner.whole import bytes_of, change_whole, cut, gathered, is_partitioned, shape_of
+
+_WORD, _FORWARD, _SCALE, _RESTORE = b"w", b"f", b"s", b"r"
+
+
+class Published:
+    """A policy, seen whole. `refresh`, `tell` and `adapter_tensors` are for every rank; the rest is rank 0's."""
+
+    def __init__(self, policy: Policy, ranks: Ranks, bucket_bytes: int) -> None:
+        self.policy = policy
+        self._ranks = ranks
+        self._bucket_bytes = bucket_bytes
+        self._sources = sources(policy.hf)
+        self._partitioned = any(is_partitioned(parameter) for parameter in policy.parameters())
+        self._copies = self._partitioned or has_adapters(policy)
+        self._whole: dict[str, Tensor] = {}
+        self._kept: Tensor | None = None  # of a parameter that is scaled for a while
+
+    def refresh(self) -> None:
+        """Put the tensors together as they are now: called after every change, before anything is sent."""
+        if not self._copies:
+            return
+        sized = [(sum(bytes_of(part) for part in source.parameters), source) for source in self._sources]
+        for bucket in cut(sized, self._bucket_bytes):
+            with gathered([part for source in bucket for part in source.parameters]):
+                if self._ranks.is_first:
+                    for source in bucket:
+                        self._whole[source.name] = source.merged().to("cpu", copy=True)
+
+    def named_tensors(self) -> list[tuple[str, Tensor]]:
+        """Every tensor by its checkpoint name; a tied one appears once."""
+        if self._copies:
+            return list(self._whole.items())
+        return [(source.name, source.weight.data) for source in self._sources]
+
+    def manifest(self) -> tuple[TensorSpec, ...]:
+        """What a weight update sends, in the order in which it is sent."""
+        return tuple(
+            TensorSpec(source.name, str(source.weight.dtype).removeprefix("torch."), shape_of(source.weight))
+            for source in self._sources
+        )
+
+    def adapter_tensors(self) -> dict[str, Tensor]:
+        """The adapters' own parameters, whole, by their names in the model; on rank 0, empty elsewhere."""
+        named = {name: part for name, part in self.policy.hf.named_parameters() if is_adapter(name)}
+        with gathered(list(named.values())):
+            return {name: part.data.to("cpu", copy=True) for name, part in named.items() if self._ranks.is_first}
+
+    @property
+    def is_first(self) -> bool:
+        return self._ranks.is_first
+
+    # What the parity gate and the probes do with a policy.
+
+    @property
+    def hf(self) -> Any:
+        return self.policy.hf
+
+    @property
+    def training(self) -> bool:
+        return self.policy.training
+
+    def train(self, mode: bool = True) -> None:
+        self.policy.train(mode)
+
+    def eval(self) -> None:
+        self.policy.eval()
+
+    def __call__(self, batch: RowBatch) -> TokenStats:
+        """Score the batch, with the other ranks' help where the weights are cut over them."""
+        if self._partitioned:
+            self._ranks.share(_FORWARD + _encode(batch))
+        stats: TokenStats = self.policy(batch)
+        return stats
+
+    @contextmanager
+    def scaled(self, name: str, factor: float) -> Iterator[None]:
+        """One of the model's parameters times `factor`, for a while; restored exactly."""
+        if not self._partitioned:
+            with self.policy.scaled(name, factor):
+                yield
+            return
+        self._ranks.share(_SCALE + json.dumps([name, factor]).encode())
+        self._scale(name, factor)
+        try:
+            yield
+        finally:
+            self._ranks.share(_RESTORE + name.encode())
+            self._restore(name)
+
+    def tell(self, word: bytes | None) -> bytes:
+        """Rank 0's word, on every rank. The others join its forwards until it comes."""
+        if self._ranks.is_first:
+            assert word is not None
+            self._ranks.share(_WORD + word)
+            return word
+        while True:
+            data = self._ranks.share(None)
+            kind, payload = data[:1], data[1:]
+            if kind == _WORD:
+                return payload
+            if kind == _FORWARD:
+                was_training = self.policy.training
+                self.policy.eval()
+                with torch.no_grad():
+                    self.policy(_decode(payload, self._ranks.device))
+                self.policy.train(was_training)
+            elif kind == _SCALE:
+                self._scale(*json.loads(payload))
+            else:
+                self._restore(payload.decode())
+
+    def _scale(self, name: str, factor: float) -> None:
+        parameter = self._parameter(name)
+        with gathered([parameter]):
+            self._kept = parameter.data.clone()
+        change_whole([parameter], [self._kept * factor])
+
+    def _restore(self, name: str) -> None:
+        assert self._kept is not None
+        change_whole([self._parameter(name)], [self._kept])
+        self._kept = None
+
+    def _parameter(self, name: str) -> nn.Parameter:
+        parameter: nn.Parameter = self.policy.hf.get_parameter(name)
+        return parameter
+
+
+def _encode(batch: RowBatch) -> bytes:
+    """A batch as safetensors; what is no tensor travels in its header."""
+    values = {spec.name: getattr(batch, spec.name) for spec in fields(batch)}
+    tensors = {name: value.cpu().contiguous() for name, value in values.items() if isinstance(value, Tensor)}
+    rest = {name: value for name, value in values.items() if not isinstance(value, Tensor)}
+    header = json.dumps(rest).encode()
+    return len(header).to_bytes(4, "little") + header + save(tensors)
+
+
+def _decode(data: bytes, device: torch.device) -> RowBatch:
+    length = int.from_bytes(data[:4], "little")
+    rest = json.loads(data[4 : 4 + length])
+    tensors = {name: tensor.to(device) for name, tensor in load(data[4 + length :]).items()}
+    values: dict[str, Any] = {**rest, **tensors}
+    return RowBatch(**values)
