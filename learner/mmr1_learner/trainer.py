@@ -36,6 +36,7 @@ class Trainer:
     ) -> None:
         self._config = config
         self._ranks = ranks
+        torch.manual_seed(config.seed + ranks.rank)  # what adapters drop out is each rank's own
         self._batcher = Batcher(config, encoder, ranks.device, policy.hf.dtype)
         self._reference = None if reference is None else Reference(config, reference, ranks)
         self.phases: dict[str, float] = defaultdict(float)  # seconds of the last step, by what they went into

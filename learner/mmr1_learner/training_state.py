@@ -42,7 +42,7 @@ _FILE_BYTES = 2**30
 def prepare_states(engine: Any) -> None:
     """Give AdamW its moments, zero as at its first step, so that they can be saved and loaded at any time."""
     optimizer = engine.basic_optimizer
-    for master in _flat_masters(engine):
+    for master in flat_masters(engine):
         state = optimizer.state[master]
         if not state:
             device = master.device if optimizer.defaults["fused"] else "cpu"
@@ -221,7 +221,7 @@ def _check(index: dict[str, Any], names: set[str], folder: Path) -> None:
         )
 
 
-def _flat_masters(engine: Any) -> list[Tensor]:
+def flat_masters(engine: Any) -> list[Tensor]:
     """The float32 tensors that AdamW steps on this rank: parameters themselves, or DeepSpeed's flat pieces of them."""
     for attribute in (
         "fp32_partitioned_groups_flat",  # stage 3

@@ -23,6 +23,7 @@ from mmr1_learner.published import Published
 from mmr1_learner.ranks import Ranks, join_ranks
 from mmr1_learner.reference import reference_of
 from mmr1_learner.trainer import Trainer
+from mmr1_learner.training_state import flat_masters
 from mmr1_learner.whole import gathered
 from tests.models import small_config
 
@@ -49,7 +50,20 @@ def run(folder: Path, model: Path, ranks: Ranks, plan: StepPlan, scenario: dict[
         "adapters": published.adapter_tensors(),
         "reference": reference(trainer),
         "report": report,
+        "held": held(trainer),
         "scores": scores(trainer, published, plan, config) if ranks.is_first else published.tell(None),
+    }
+
+
+def held(trainer: Trainer) -> dict[str, Any]:
+    """How much this rank holds, in elements, and what DeepSpeed keeps in the host's memory."""
+    parameters = list(trainer.policy.parameters())
+    zero = trainer.engine.config["zero_optimization"]
+    return {
+        "parameters": sum(getattr(part, "ds_tensor", part).numel() for part in parameters),
+        "masters": sum(master.numel() for master in flat_masters(trainer.engine)),
+        "masters_on": sorted({master.device.type for master in flat_masters(trainer.engine)}),
+        "offloaded": sorted(key for key in ("offload_optimizer", "offload_param") if key in zero),
     }
 
 

@@ -26,6 +26,7 @@ def torchrun(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", *arguments]
 
 
+@pytest.mark.engine
 def test_two_nodes_make_the_step_of_two_ranks(tmp_path: Path, small_model: Path) -> None:
     """Two launchers that know each other by an address alone, a rank each: LOCAL_RANK is 0 on both."""
     groups = groups_with_images(tmp_path, [56, 84, 112])
