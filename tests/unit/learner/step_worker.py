@@ -1,8 +1,9 @@
 """One learner rank for tests that need real ranks: trains scenarios on the groups it is given, saves what they leave.
 
 A scenario has a `name`, a run's `options`, and maybe `first` and `last` (its steps, on the same groups each time),
-`load` (a folder with a training state), `save_at` (the step after which one is written) and `export`. All of them run
-in one process one after the other: importing the engines takes longer than any.
+`load` (a folder with a training state), `save_at` (the step after which one is written), `export`, and `loop` (train.py's
+own loop takes the steps, checkpoints included). All of them run in one process one after the other: importing the
+engines takes longer than any.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 
 from mmr1.config import RunConfig
+from mmr1_learner.checkpoint import Checkpoints, RunState
 from mmr1_learner.export import export
 from mmr1_learner.model import PromptEncoder, load_policy
 from mmr1_learner.parity import perturbed
@@ -22,6 +24,7 @@ from mmr1_learner.plan import StepPlan, cut
 from mmr1_learner.published import Published
 from mmr1_learner.ranks import Ranks, join_ranks
 from mmr1_learner.reference import reference_of
+from mmr1_learner.train import _take_steps
 from mmr1_learner.trainer import Trainer
 from mmr1_learner.training_state import flat_masters
 from mmr1_learner.whole import gathered
@@ -36,23 +39,52 @@ def run(folder: Path, model: Path, ranks: Ranks, plan: StepPlan, scenario: dict[
     if "load" in scenario:
         trainer.state.load(Path(scenario["load"]))
     report: dict[str, float] = {}
+    published = Published(trainer.policy, ranks, bucket_bytes=200_000)
+    if scenario.get("loop"):
+        checkpoints = Checkpoints(folder / scenario["name"], keep_last=2)
+        leader: Any = Told(trainer, published, plan, config, checkpoints) if ranks.is_first else None
+        assert _take_steps(config, published, trainer, leader, checkpoints, None)
+        scenario["last"] = 0
     for step in range(scenario.get("first", 0), scenario.get("last", 1)):
         report = trainer.step(StepPlan(step, plan.groups, version=plan.version))
         if step + 1 == scenario.get("save_at"):
             trainer.state.save(folder / f"{scenario['name']}.state")
-    published = Published(trainer.policy, ranks, bucket_bytes=200_000)
     published.refresh()
     if scenario.get("export"):
         export(config, published, encoder.processor)
-    return {
+    result = {
         "parameters": {name: tensor.to("cpu", copy=True) for name, tensor in published.named_tensors()},
         "shapes": {spec.name: spec.shape for spec in published.manifest()},
         "adapters": published.adapter_tensors(),
         "reference": reference(trainer),
         "report": report,
         "held": held(trainer),
-        "scores": scores(trainer, published, plan, config) if ranks.is_first else published.tell(None),
+        "scores": scores(trainer, published, plan, config) if ranks.is_first else {},
     }
+    published.tell(b"" if ranks.is_first else None)
+    return result
+
+
+class Told:
+    """Stands where Leader does, with groups at hand and nobody to send weights to. It scores after each step."""
+
+    def __init__(
+        self, trainer: Trainer, published: Published, plan: StepPlan, config: RunConfig, checkpoints: Checkpoints
+    ) -> None:
+        self._trainer, self._published, self._plan, self._config = trainer, published, plan, config
+        self._checkpoints = checkpoints
+
+    def next_plan(self, step: int) -> StepPlan:
+        return StepPlan(step, self._plan.groups, version=self._plan.version)
+
+    def after_step(self, *_: Any) -> None:
+        scores(self._trainer, self._published, self._plan, self._config)
+
+    def state_at(self, step: int) -> RunState:
+        return RunState(step, step, 0)
+
+    def commit_checkpoint(self, state: RunState) -> None:
+        self._checkpoints.finish(state, lambda: None)
 
 
 def held(trainer: Trainer) -> dict[str, Any]:
@@ -90,7 +122,6 @@ def scores(trainer: Trainer, published: Published, plan: StepPlan, config: RunCo
             with perturbed(published, tower):
                 found[tower] = published(batch).logprobs.to("cpu", copy=True)
         found["after"] = published(batch).logprobs.to("cpu", copy=True)
-    published.tell(b"")
     return found
 
 
