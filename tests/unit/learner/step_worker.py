@@ -1,8 +1,8 @@
 """One learner rank for tests that need real ranks: trains scenarios on the groups it is given, saves what they leave.
 
 A scenario has a `name`, a run's `options`, and maybe `first` and `last` (its steps, on the same groups each time),
-`load` (a folder with a training state), `save_at` (the step after which one is written), `export`, and `loop` (train.py's
-own loop takes the steps, checkpoints included). All of them run in one process one after the other: importing the
+`load` (a folder with a training state), `save_at` (the step after which one is written), `export`, and `loop` (the loop
+of train.py takes the steps, checkpoints included). All of them run in one process one after the other: importing the
 engines takes longer than any.
 """
 
