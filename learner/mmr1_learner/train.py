@@ -140,12 +140,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _for_real_ranks(config: RunConfig) -> RunConfig:
-    """A launcher may start other ranks than `learner_processes` says, on this machine or on several.
+    """A launcher may start other ranks than `learner_processes` says, here or on several machines; without one it is 1.
 
     Raises:
         ConfigurationError: the batch does not divide over them, or WORLD_SIZE is no number.
     """
-    given = os.environ.get("WORLD_SIZE", str(config.learner_processes))
+    given = os.environ.get("WORLD_SIZE", "1")
     if not given.isdigit() or given == "0":
         raise ConfigurationError(f"WORLD_SIZE is {given!r}; torchrun sets it to the number of ranks")
     try:

@@ -97,7 +97,7 @@ def test_deepspeeds_launcher_may_name_the_rank_on_the_command_line(tmp_path: Pat
 
 
 def test_the_number_of_ranks_is_what_the_launcher_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = small_config(Path("model"), per_device_batch_size=4, num_generations=4)
+    config = small_config(Path("model"), per_device_batch_size=4, num_generations=4, learner_processes=2)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert _for_real_ranks(config).generations_per_step == 4
     monkeypatch.setenv("WORLD_SIZE", "3")
