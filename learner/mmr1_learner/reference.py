@@ -7,6 +7,7 @@ copy. It may follow the policy in steps of its own (TR-DPO, arXiv 2404.09656, eq
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from mmr1.config import RunConfig
 from mmr1_learner.adapters import has_adapters, without_adapters
