@@ -58,12 +58,12 @@ class Trainer:
         Raises:
             NonFiniteLossError: this rank must not go on; what it holds now is not to be kept.
         """
-        report = self._train(plan)
+        report = self._train(plan, only)
         if self._reference:
             self._reference.follow(self.policy, plan.step + 1)
         return report
 
-    def _train(self, plan: StepPlan) -> dict[str, float]:
+    def _train(self, plan: StepPlan, only: Update | None) -> dict[str, float]:
         self.phases.clear()
         updates = cut(plan, self._config, self._ranks.world_size)[self._ranks.rank]
         if not any(updates):
