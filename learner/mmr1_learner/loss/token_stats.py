@@ -8,7 +8,6 @@ forbidden tokens, then the same temperature. What the numbers are for is not kno
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -28,9 +27,8 @@ class TokenStats(NamedTuple):
     kimifull: Tensor | None = None  # [N] KL(policy || reference) over the whole vocabulary, in nats
 
 
-@dataclass(frozen=True, slots=True)
-class Projection:
-    """What a model's logits are made of."""
+class Projection(NamedTuple):
+    """What a model's logits are made of. A tuple: ZeRO-3 looks for the tensors of what a module returns."""
 
     hidden: Tensor  # [N, H] final hidden states, each at the position that predicts its target
     head: Tensor  # [V, H] output embedding
