@@ -20,7 +20,7 @@ say() { printf 'test-peers: %s\n' "$*"; }
 packages() {
   case $1 in
     openrlhf) printf '%s\n' "$torch" transformers aiohttp sympy pylatexenc 'bare openrlhf==0.11.2' ;;
-    trl) printf '%s\n' "$torch" trl==1.16.0 ;;
+    trl) printf '%s\n' "$torch" torchvision==0.28.0 pillow trl==1.16.0 ;;  # benchmarks/trl_step.py shows it images
     verifiers) printf '%s\n' verifiers==0.4.0 ;;
     verl) printf '%s\n' "$torch" orjson verl==0.9.1 ;;
     swift) printf '%s\n' "$torch" 'transformers<5.20' modelscope 'datasets>=4,<4.8.5' 'peft<0.21' accelerate addict \

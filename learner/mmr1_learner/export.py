@@ -21,7 +21,7 @@ def export(config: RunConfig, published: Published, processor: Any) -> None:
     if not published.is_first:
         return
     folder = config.run_dir / "model"
-    published.hf.save_pretrained(folder, state_dict=dict(published.named_tensors()))
+    published.hf.save_pretrained(folder, state_dict=published.state())
     processor.save_pretrained(folder)
     if adapters:
         save_adapters(adapters, published.hf, config, config.run_dir / "adapter")

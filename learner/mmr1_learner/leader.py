@@ -205,6 +205,8 @@ class Leader:
 
     def _parity_gate(self, client: RolloutClient) -> float:
         """The gate before the first step and after each resume: many prompts, and planted perturbations."""
+        status = self._sender.call(client.status, self._check_stop)
+        self._scorer.compare_preprocessing(status.server_id, status.preprocessing)
         groups = self._sample(client, self._config.parity_prompts)
         report = gate(self._scorer, self._policy, groups, self._config.bound(self._config.dtype))
         self._record_parity(report, client)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import structlog
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -20,13 +21,15 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mmr1.config import RunConfig
 from mmr1.errors import ConfigurationError
+from mmr1.families import FAMILIES, Family, pixel_bounds
 from mmr1.records import TensorSpec
 from mmr1_learner.adapters import choose_trainable
 from mmr1_learner.loss.token_stats import Projection, TokenStats, token_stats
-from mmr1_learner.rows import EncodedPrompt, PositionCache, RowBatch, attention_mask
+from mmr1_learner.rows import EncodedPrompt, PositionCache, RowBatch
 
-# Families whose rows this learner lays out exactly: mrope positions, placeholders expanded by grid.
-SUPPORTED_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+_TEXT_INPUTS = ("input_ids", "attention_mask")
+
+log = structlog.get_logger()
 
 
 class Policy(nn.Module):
@@ -46,30 +49,28 @@ class Policy(nn.Module):
         Without `score`, what the logits are made of, for another policy to be compared with: without gradient, and
         whole for as long as it is held, also where ZeRO-3 gathers parameters only for a module that is called.
         """
-        hidden, head = self._hidden(batch), self.hf.lm_head.weight
+        hidden, head = self._hidden(batch), self.hf.get_output_embeddings().weight
         if not score:
             return Projection(hidden.detach(), head.detach())
         return token_stats(hidden, head, batch.targets, batch.temperatures, batch.forbidden, reference=reference)
 
     def _hidden(self, batch: RowBatch) -> Tensor:
         """[N, H] final hidden states, each at the position that predicts its token."""
-        dtype = self.hf.dtype
-        output = self.hf.model(
-            input_ids=batch.input_ids,
-            attention_mask=attention_mask(batch.segments, dtype),
-            position_ids=batch.position_ids,
-            pixel_values=batch.pixel_values,
-            image_grid_thw=batch.image_grid_thw,
-            mm_token_type_ids=batch.is_image,
-            use_cache=False,
-        )
-        hidden = output.last_hidden_state  # [B, L, H]
-        chosen: Tensor = hidden.reshape(-1, hidden.shape[-1])[batch.predictors]
+        states = [
+            self.hf.model(**call.arguments(self.hf.dtype), use_cache=False).last_hidden_state.flatten(0, 1)
+            for call in batch.calls
+        ]
+        chosen: Tensor = (states[0] if len(states) == 1 else torch.cat(states))[batch.predictors]
         return chosen
 
+    def published_name(self, name: str) -> str:
+        """What published folders and rollout servers call the model's parameter of that name."""
+        family = FAMILIES.get(self.hf.config.model_type)
+        return name if family is None else family.published_name(name)
+
     def named_tensors(self) -> list[tuple[str, Tensor]]:
-        """Every parameter by its checkpoint name; a tied one appears once."""
-        return [(name, parameter.data) for name, parameter in self.hf.named_parameters()]
+        """Every parameter by its published name; a tied one appears once."""
+        return [(self.published_name(name), parameter.data) for name, parameter in self.hf.named_parameters()]
 
     def manifest(self) -> tuple[TensorSpec, ...]:
         """What a weight update sends, in the order in which it is sent."""
@@ -99,8 +100,8 @@ def load_policy(path: str, config: RunConfig) -> Policy:
     """Load a checkpoint in the run's dtype.
 
     Raises:
-        ConfigurationError: no such model, a family this learner cannot lay out, or nothing to freeze or adapt by the
-            names given.
+        ConfigurationError: no such model, one that this learner cannot score with these options, or nothing to freeze
+            or adapt by the names given.
     """
     try:
         hf = AutoModelForImageTextToText.from_pretrained(
@@ -108,22 +109,47 @@ def load_policy(path: str, config: RunConfig) -> Policy:
         )
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"model {path}: {' '.join(str(error).split())[:300]}") from None
-    family = hf.config.model_type
-    if family not in SUPPORTED_FAMILIES:
-        raise ConfigurationError(f"model {path} is a {family}; this learner trains {', '.join(SUPPORTED_FAMILIES)}")
+    _check_family(path, hf, config)
     if config.gradient_checkpointing:
         hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     choose_trainable(hf, config)
     return Policy(hf).train()
 
 
+def _check_family(path: str, hf: Any, config: RunConfig) -> None:
+    """Say how rows of this model will be laid out, or that they cannot be."""
+    family = hf.config.model_type
+    if family in FAMILIES:
+        return
+    if not hasattr(hf, "model") or hf.get_output_embeddings() is None:
+        raise ConfigurationError(
+            f"model {path} is a {family}, whose hidden states and output matrix are not where they are expected; "
+            f"families known to work are {', '.join(FAMILIES)}"
+        )
+    if config.zero_stage > 2:
+        raise ConfigurationError(
+            f"model {path} is a {family}, trained in padded rows, and the number of calls then differs between ranks; "
+            "set zero_stage to 2 or less"
+        )
+    log.warning(
+        "the learner does not know this family's layout: every completion is scored in a padded row of its own, which "
+        "costs several times the work",
+        family=family,
+        known=", ".join(FAMILIES),
+    )
+
+
 class PromptEncoder:
-    """Text and images to what the model takes. The same processor as the engine's, so both see one prompt."""
+    """Text and images to what the model takes. The same processor as the engine's, so both see one prompt.
+
+    Raises:
+        ConfigurationError: the processor does not load, or has no bounds of pixels and the run sets them.
+    """
 
     def __init__(self, path: str | Path, policy: Policy, config: RunConfig) -> None:
-        bounds = {"min_pixels": config.min_pixels, "max_pixels": config.max_pixels}
-        self.processor = AutoProcessor.from_pretrained(path, **{k: v for k, v in bounds.items() if v is not None})
         self.config = policy.hf.config
+        self.family = FAMILIES.get(self.config.model_type)
+        self.processor = load_processor(path, self.config.model_type, config)
         self.image_token_id: int = self.config.image_token_id
         self.pad_token_id: int = self.processor.tokenizer.pad_token_id or 0
         model = policy.hf.model
@@ -144,13 +170,32 @@ class PromptEncoder:
         return tuple(sorted({token for token in found if token is not None}))
 
     def encode(self, text: str, images: Sequence[Image.Image]) -> EncodedPrompt:
-        """Tokenise, expand placeholders, and cut images into patches."""
+        """Tokenise, expand placeholders, and make the images' tensors."""
         encoded = self.processor(text=[text], images=list(images) or None, return_tensors="pt")
         token_ids = tuple(encoded["input_ids"][0].tolist())
-        grid = encoded.get("image_grid_thw")
-        return EncodedPrompt(
-            token_ids=token_ids,
-            position_ids=self._positions.positions(token_ids, self.image_token_id, grid),
-            pixel_values=encoded.get("pixel_values"),
-            image_grid_thw=grid,
-        )
+        shape = encoded["input_ids"].shape
+        beside = {k: v for k, v in encoded.items() if k not in _TEXT_INPUTS and isinstance(v, Tensor)}
+        visual = {name: tensor for name, tensor in beside.items() if tensor.shape != shape}
+        if self.family is None:
+            token_types = {name: tensor[0] for name, tensor in beside.items() if name not in visual}
+            return EncodedPrompt(token_ids, None, visual, token_types=token_types)
+        return EncodedPrompt(token_ids, self._count(token_ids, visual, self.family), visual, self.family.image_axis)
+
+    def _count(self, token_ids: tuple[int, ...], visual: dict[str, Tensor], family: Family) -> Tensor:
+        """Positions of the prompt's tokens: [3, P] or [P]."""
+        if family.mrope:
+            return self._positions.positions(token_ids, self.image_token_id, visual.get("image_grid_thw"))
+        return torch.arange(len(token_ids))
+
+
+def load_processor(path: str | Path, model_type: str, config: RunConfig) -> Any:
+    """The model's processor under the run's bounds.
+
+    Raises:
+        ConfigurationError: it does not load, or has no bounds of pixels and the run sets them.
+    """
+    bounds = pixel_bounds(config, model_type)
+    try:
+        return AutoProcessor.from_pretrained(path, **bounds)
+    except (ImportError, OSError, ValueError) as error:
+        raise ConfigurationError(f"processor of model {path}: {' '.join(str(error).split())[:300]}") from None

@@ -15,7 +15,9 @@ import torch
 
 from mmr1.config import RunConfig
 from mmr1.errors import ConfigurationError
+from mmr1.families import FAMILIES
 from mmr1.images import ImageStore
+from mmr1.preprocessing import Fingerprint, compare, fingerprint
 from mmr1.records import Group
 from mmr1_learner.adapters import is_adapter
 from mmr1_learner.model import Policy, PromptEncoder
@@ -51,6 +53,14 @@ class Scorer:
         self._encoder = encoder
         self._device = device
         self._store = ImageStore(config.resolved_image_root)
+
+    def compare_preprocessing(self, server_id: str, theirs: Fingerprint) -> None:
+        """Before any log-probability: both sides make the same tensors of an image.
+
+        Raises:
+            ConfigurationError: they do not; names what differs.
+        """
+        compare(fingerprint(self._encoder.processor), theirs, server_id)
 
     def encode(self, group: Group) -> EncodedPrompt:
         """The group's prompt as this side sees it.
@@ -99,7 +109,7 @@ def gate(scorer: Scorer, policy: Policy | Published, groups: Sequence[Group], bo
             f"{report.num_tokens} tokens is above {bound:.0e}: the rollout server and the learner do not compute the "
             "same model; load the same checkpoint and dtype on both sides"
         )
-    for tower in ("visual", "language_model"):
+    for tower in towers(policy):
         with perturbed(policy, tower) as name:
             seen = scorer.compare(groups).mean_abs_dlogp
         if seen <= bound:
@@ -108,6 +118,15 @@ def gate(scorer: Scorer, policy: Policy | Published, groups: Sequence[Group], bo
                 f"{bound:.0e}: the gate could not see a real fault; lower parity_bound or raise parity_prompts"
             )
     return report
+
+
+def towers(policy: Policy | Published) -> tuple[str, ...]:
+    """The parts of the model that a fault could be in. Of a family that is not known: each that is made of blocks."""
+    family = FAMILIES.get(policy.hf.config.model_type)
+    if family is not None:
+        return family.vision_tower, family.language_model
+    parts = policy.hf.model.named_children()
+    return tuple(name for name, part in parts if any(isinstance(m, torch.nn.ModuleList) for m in part.modules()))
 
 
 @contextmanager

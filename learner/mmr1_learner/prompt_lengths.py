@@ -56,6 +56,15 @@ def _longest(problems: Sequence[Problem], store: ImageStore) -> list[Problem]:
     def text(problem: Problem) -> float:
         return len(problem.problem) / _CHARACTERS_PER_TOKEN
 
-    measures: tuple[Callable[[Problem], float], ...] = (area, text, lambda problem: area(problem) + text(problem))
+    def count(problem: Problem) -> float:
+        """Where an image of any size becomes as many tokens."""
+        return len(problem.images)
+
+    measures: tuple[Callable[[Problem], float], ...] = (
+        area,
+        count,
+        text,
+        lambda problem: area(problem) + text(problem),
+    )
     found = [problem for measure in measures for problem in heapq.nlargest(_CANDIDATES, problems, key=measure)]
     return list({id(problem): problem for problem in found}.values())

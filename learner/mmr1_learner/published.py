@@ -10,15 +10,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from typing import Any
 
 import torch
-from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from mmr1.records import TensorSpec
 from mmr1_learner.adapters import has_adapters, is_adapter, sources
+from mmr1_learner.batch_bytes import decode_batch, encode_batch
 from mmr1_learner.loss import TokenStats
 from mmr1_learner.model import Policy
 from mmr1_learner.ranks import Ranks
@@ -52,16 +51,22 @@ class Published:
                     for source in bucket:
                         self._whole[source.name] = source.merged().to("cpu", copy=True)
 
+    def state(self) -> dict[str, Tensor]:
+        """Every tensor by the model's own name, as its `save_pretrained` takes them; a tied one appears once."""
+        return dict(self._whole) if self._copies else {source.name: source.weight.data for source in self._sources}
+
     def named_tensors(self) -> list[tuple[str, Tensor]]:
-        """Every tensor by its checkpoint name; a tied one appears once."""
-        if self._copies:
-            return list(self._whole.items())
-        return [(source.name, source.weight.data) for source in self._sources]
+        """The same by the names that published folders and rollout servers know."""
+        return [(self.policy.published_name(name), tensor) for name, tensor in self.state().items()]
 
     def manifest(self) -> tuple[TensorSpec, ...]:
         """What a weight update sends, in the order in which it is sent."""
         return tuple(
-            TensorSpec(source.name, str(source.weight.dtype).removeprefix("torch."), shape_of(source.weight))
+            TensorSpec(
+                self.policy.published_name(source.name),
+                str(source.weight.dtype).removeprefix("torch."),
+                shape_of(source.weight),
+            )
             for source in self._sources
         )
 
@@ -94,7 +99,7 @@ class Published:
     def __call__(self, batch: RowBatch) -> TokenStats:
         """Score the batch, with the other ranks' help where the weights are cut over them."""
         if self._partitioned:
-            self._ranks.share(_FORWARD + _encode(batch))
+            self._ranks.share(_FORWARD + encode_batch(batch))
         stats: TokenStats = self.policy(batch)
         return stats
 
@@ -128,7 +133,7 @@ class Published:
                 was_training = self.policy.training
                 self.policy.eval()
                 with torch.no_grad():
-                    self.policy(_decode(payload, self._ranks.device))
+                    self.policy(decode_batch(payload, self._ranks.device))
                 self.policy.train(was_training)
             elif kind == _SCALE:
                 self._scale(*json.loads(payload))
@@ -149,20 +154,3 @@ class Published:
     def _parameter(self, name: str) -> nn.Parameter:
         parameter: nn.Parameter = self.policy.hf.get_parameter(name)
         return parameter
-
-
-def _encode(batch: RowBatch) -> bytes:
-    """A batch as safetensors; what is no tensor travels in its header."""
-    values = {spec.name: getattr(batch, spec.name) for spec in fields(batch)}
-    tensors = {name: value.cpu().contiguous() for name, value in values.items() if isinstance(value, Tensor)}
-    rest = {name: value for name, value in values.items() if not isinstance(value, Tensor)}
-    header = json.dumps(rest).encode()
-    return len(header).to_bytes(4, "little") + header + save(tensors)
-
-
-def _decode(data: bytes, device: torch.device) -> RowBatch:
-    length = int.from_bytes(data[:4], "little")
-    rest = json.loads(data[4 : 4 + length])
-    tensors = {name: tensor.to(device) for name, tensor in load(data[4 + length :]).items()}
-    values: dict[str, Any] = {**rest, **tensors}
-    return RowBatch(**values)

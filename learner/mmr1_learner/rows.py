@@ -1,21 +1,21 @@
-"""Groups to tensors: one row holds one prompt, its image once, and the completions this device has of it.
+"""Groups to tensors: a group is one prompt, its images once, and the completions this device has of it.
 
-A row is [prompt, c1, c2, ...]. Every completion restarts at the position after the prompt and sees the prompt and
-itself, so each token's log-probability is exactly what a separate row [prompt, ci] would give, at a fraction of the
-work. This file knows shapes and masks; it does not know rewards, losses or where groups come from.
+It is laid out as [prompt, c1, c2, ...]. Every completion restarts at the position after the prompt and sees the prompt
+and itself, so each token's log-probability is exactly what a separate row [prompt, ci] would give, at a fraction of the
+work. Short groups share a row. Where positions are the model's secret, each completion gets a padded row of its own.
+This file knows shapes; it does not know rewards, losses or where groups come from.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-PADDING = -1
-PROMPT = 0
+from mmr1_learner.calls import PADDING, PROMPT, ModelCall, place
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +36,10 @@ class EncodedPrompt:
     """A prompt as the model takes it."""
 
     token_ids: tuple[int, ...]  # image placeholders expanded
-    position_ids: Tensor  # [3, P] temporal, height and width positions
-    pixel_values: Tensor | None  # [patches, features]
-    image_grid_thw: Tensor | None  # [images, 3]
+    position_ids: Tensor | None  # [3, P] temporal, height and width; [P]; or None: only the model can count
+    images: dict[str, Tensor]  # pixels and their sizes, by the names under which the model takes them
+    image_axis: int = 0  # along which the images of several prompts are joined
+    token_types: dict[str, Tensor] = field(default_factory=dict)  # [P] each; kept only where the model counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +54,10 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class RowBatch:
-    """Rows of one forward, padded to a common length L. N counts completion tokens over all rows."""
+    """Rows of one forward. N counts completion tokens over all rows, in the order in which the rows were given."""
 
-    input_ids: Tensor  # [B, L]
-    position_ids: Tensor  # [3, B, L]
-    segments: Tensor  # [B, L]; PADDING, PROMPT, or 1.. for the completions of the row
-    is_image: Tensor  # [B, L] 1 at image placeholders
-    pixel_values: Tensor | None  # [patches, features] of all rows
-    image_grid_thw: Tensor | None  # [images, 3]
-    predictors: Tensor  # [N] index into the flattened [B * L] positions whose hidden state predicts the token
+    calls: tuple[ModelCall, ...]  # one for shared rows; one a group for padded rows
+    predictors: Tensor  # [N] index into all calls' flattened positions: whose hidden state predicts the token
     targets: Tensor  # [N]
     temperatures: Tensor  # [N]
     forbidden: Tensor  # [K]
@@ -76,30 +72,19 @@ class RowBatch:
 
     def to(self, device: torch.device, dtype: torch.dtype) -> RowBatch:
         """Move to `device`; pixels become `dtype`."""
-        moved: dict[str, Any] = {}
+        moved: dict[str, Any] = {"calls": tuple(call.to(device, dtype) for call in self.calls)}
         for spec in fields(self):
             value = getattr(self, spec.name)
             if isinstance(value, Tensor):
-                moved[spec.name] = value.to(device, dtype if spec.name == "pixel_values" else None)
+                moved[spec.name] = value.to(device)
         return replace(self, **moved)
 
 
-def attention_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
-    """The additive mask [B, 1, L, L]: a token sees earlier tokens of the prompt and of its own completion.
-
-    Padding sees padding, so no row of the softmax is empty.
-    """
-    length = segments.shape[1]
-    earlier = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
-    same = segments[:, :, None] == segments[:, None, :]
-    prompt = (segments == PROMPT)[:, None, :]
-    visible = earlier[None] & (same | prompt)
-    mask = torch.zeros(visible.shape, dtype=dtype, device=segments.device)
-    return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
-
-
-def pack(rows: Sequence[Row], image_token_id: int, pad_token_id: int) -> RowBatch:
+def pack(rows: Sequence[Row], image_token_id: int, pad_token_id: int, max_row_tokens: int = 0) -> RowBatch:
     """Lay rows out as tensors.
+
+    Groups share a row of the forward only up to the length of the longest group: that takes padding away and makes no
+    row longer. `max_row_tokens` allows longer rows.
 
     Raises:
         ValueError: no rows, or rows that forbid different tokens (they would need different distributions).
@@ -108,38 +93,85 @@ def pack(rows: Sequence[Row], image_token_id: int, pad_token_id: int) -> RowBatc
         raise ValueError("a forward needs at least one row")
     if len({row.forbidden_token_ids for row in rows}) > 1:
         raise ValueError("rows of one forward must forbid the same tokens")
-    length = max(len(row.prompt.token_ids) + sum(len(c.token_ids) for c in row.completions) for row in rows)
-    input_ids = torch.full((len(rows), length), pad_token_id, dtype=torch.long)
-    position_ids = torch.zeros(3, len(rows), length, dtype=torch.long)
-    segments = torch.full((len(rows), length), PADDING, dtype=torch.long)
     tokens = _Tokens()
-    for index, row in enumerate(rows):
-        num_prompt = len(row.prompt.token_ids)
-        input_ids[index, :num_prompt] = torch.tensor(row.prompt.token_ids)
-        position_ids[:, index, :num_prompt] = row.prompt.position_ids
-        segments[index, :num_prompt] = PROMPT
-        following = int(row.prompt.position_ids.max()) + 1
-        start = num_prompt
-        for segment, completion in enumerate(row.completions, start=1):
-            stop = start + len(completion.token_ids)
-            input_ids[index, start:stop] = torch.tensor(completion.token_ids)
-            position_ids[:, index, start:stop] = following + torch.arange(stop - start)
-            segments[index, start:stop] = segment
-            # The prompt's last token predicts the first of each completion; then each token predicts the next.
-            tokens.append(completion, row.temperature, index * length, (num_prompt - 1, *range(start, stop - 1)))
-            start = stop
-    pixels = [row.prompt.pixel_values for row in rows if row.prompt.pixel_values is not None]
-    grids = [row.prompt.image_grid_thw for row in rows if row.prompt.image_grid_thw is not None]
-    return RowBatch(
-        input_ids=input_ids,
-        position_ids=position_ids,
-        segments=segments,
-        is_image=(input_ids == image_token_id).long(),
-        pixel_values=torch.cat(pixels) if pixels else None,
-        image_grid_thw=torch.cat(grids) if grids else None,
-        forbidden=torch.tensor(rows[0].forbidden_token_ids, dtype=torch.long),
-        **tokens.tensors(),
+    if any(row.prompt.position_ids is None for row in rows):
+        calls, offset = [], 0
+        for row in rows:
+            calls.append(_padded(row, pad_token_id, tokens, offset))
+            offset += calls[-1].input_ids.numel()
+    else:
+        calls = [_shared(rows, image_token_id, pad_token_id, max_row_tokens, tokens)]
+    forbidden = torch.tensor(rows[0].forbidden_token_ids, dtype=torch.long)
+    return RowBatch(calls=tuple(calls), forbidden=forbidden, **tokens.tensors())
+
+
+def _shared(
+    rows: Sequence[Row], image_token_id: int, pad_token_id: int, max_row_tokens: int, tokens: _Tokens
+) -> ModelCall:
+    lengths = [len(row.prompt.token_ids) + sum(len(c.token_ids) for c in row.completions) for row in rows]
+    bound = max(*lengths, max_row_tokens)
+    places = place(lengths, bound)
+    shape = (
+        max(row for row, _ in places) + 1,
+        max(start + size for (_, start), size in zip(places, lengths, strict=True)),
     )
+    input_ids = torch.full(shape, pad_token_id, dtype=torch.long)
+    owners = torch.full(shape, PADDING, dtype=torch.long)
+    segments = torch.full(shape, PADDING, dtype=torch.long)
+    first = rows[0].prompt.position_ids
+    assert first is not None
+    position_ids = torch.zeros(*first.shape[:-1], *shape, dtype=torch.long)
+    for owner, (row, (index, start)) in enumerate(zip(rows, places, strict=True)):
+        prompt_positions = row.prompt.position_ids
+        assert prompt_positions is not None
+        end = start + len(row.prompt.token_ids)
+        input_ids[index, start:end] = torch.tensor(row.prompt.token_ids)
+        position_ids[..., index, start:end] = prompt_positions
+        segments[index, start:end] = PROMPT
+        owners[index, start : start + lengths[owner]] = owner
+        following = int(prompt_positions.max()) + 1
+        last_of_prompt = index * shape[1] + end - 1
+        for segment, completion in enumerate(row.completions, start=1):
+            begin, end = end, end + len(completion.token_ids)
+            input_ids[index, begin:end] = torch.tensor(completion.token_ids)
+            position_ids[..., index, begin:end] = following + torch.arange(end - begin)
+            segments[index, begin:end] = segment
+            # The prompt's last token predicts the first of each completion; then each token predicts the next.
+            following_tokens = range(index * shape[1] + begin, index * shape[1] + end - 1)
+            tokens.append(completion, row.temperature, (last_of_prompt, *following_tokens))
+    # The model hands out image features to placeholders in the order of the rows, not of the groups.
+    in_order = [rows[owner].prompt for owner in sorted(range(len(rows)), key=places.__getitem__)]
+    token_types = {"mm_token_type_ids": (input_ids == image_token_id).long()} if first.ndim == 2 else {}
+    return ModelCall(input_ids, owners, segments, position_ids, _join_images(in_order), token_types)
+
+
+def _padded(row: Row, pad_token_id: int, tokens: _Tokens, offset: int) -> ModelCall:
+    """One group, a row for each completion, padded on the right; the prompt's images are repeated for each."""
+    count, num_prompt = len(row.completions), len(row.prompt.token_ids)
+    length = num_prompt + max(len(completion.token_ids) for completion in row.completions)
+    input_ids = torch.full((count, length), pad_token_id, dtype=torch.long)
+    segments = torch.full((count, length), PADDING, dtype=torch.long)
+    input_ids[:, :num_prompt] = torch.tensor(row.prompt.token_ids)
+    segments[:, :num_prompt] = PROMPT
+    for index, completion in enumerate(row.completions):
+        end = num_prompt + len(completion.token_ids)
+        input_ids[index, num_prompt:end] = torch.tensor(completion.token_ids)
+        segments[index, num_prompt:end] = 1
+        start = offset + index * length
+        tokens.append(completion, row.temperature, range(start + num_prompt - 1, start + end - 1))
+    # Images first or rows first: either way one repetition a row, along the first axis, is the order of the rows.
+    images = {name: tensor.repeat(count, *[1] * (tensor.ndim - 1)) for name, tensor in row.prompt.images.items()}
+    token_types = {
+        name: torch.nn.functional.pad(tensor, (0, length - num_prompt)).expand(count, -1)
+        for name, tensor in row.prompt.token_types.items()
+    }
+    return ModelCall(input_ids, torch.zeros_like(segments), segments, None, images, token_types)
+
+
+def _join_images(prompts: Sequence[EncodedPrompt]) -> dict[str, Tensor]:
+    names = dict.fromkeys(name for prompt in prompts for name in prompt.images)
+    axis = prompts[0].image_axis
+    return {name: torch.cat([p.images[name] for p in prompts if name in p.images], dim=axis) for name in names}
 
 
 class _Tokens:
@@ -163,10 +195,10 @@ class _Tokens:
         }
         self._num_sequences = 0
 
-    def append(self, completion: Completion, temperature: float, offset: int, predictors: Sequence[int]) -> None:
+    def append(self, completion: Completion, temperature: float, predictors: Sequence[int]) -> None:
         count = len(completion.token_ids)
         columns = self._columns
-        columns["predictors"] += [offset + position for position in predictors]
+        columns["predictors"] += predictors
         columns["targets"] += completion.token_ids
         columns["temperatures"] += [temperature] * count
         columns["rollout_logprobs"] += completion.rollout_logprobs

@@ -22,11 +22,13 @@ from vllm.config import WeightTransferConfig
 from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind
+from vllm.transformers_utils.processor import cached_processor_from_config
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from mmr1.config import RunConfig
 from mmr1.errors import ConfigurationError, WeightUpdateError
+from mmr1.preprocessing import fingerprint
 from mmr1.records import FinishReason, Group, PolicyVersion, Prompt, Rollout, Sampling, VersionSpan
 from mmr1_rollout_server.errors import EngineDiedError, PromptError
 from mmr1_rollout_server.transfer import TransferPlan, WriteReport
@@ -45,8 +47,9 @@ WORKER_EXTENSION = "mmr1_rollout_server.weight_transfer.WorkerExtension"
 class Engine:
     """One vLLM engine in processes of its own. Create it with `load`."""
 
-    def __init__(self, llm: AsyncLLM, config: RunConfig, server_id: str) -> None:
+    def __init__(self, llm: AsyncLLM, config: RunConfig, server_id: str, preprocessing: dict[str, str]) -> None:
         self._llm = llm
+        self.preprocessing = preprocessing  # facts about how images are prepared
         self._server_id = server_id
         self._max_prompt_length = config.max_prompt_length
         self._mm_processor_kwargs = mm_processor_kwargs(config)
@@ -67,7 +70,8 @@ class Engine:
             raise ConfigurationError(
                 f"vLLM {vllm.__version__} refuses model {config.model}: {reason.strip()}"
             ) from error
-        return cls(AsyncLLM.from_vllm_config(vllm_config, disable_log_stats=True), config, server_id)
+        facts = fingerprint(cached_processor_from_config(vllm_config.model_config))
+        return cls(AsyncLLM.from_vllm_config(vllm_config, disable_log_stats=True), config, server_id, facts)
 
     @property
     def is_dead(self) -> bool:

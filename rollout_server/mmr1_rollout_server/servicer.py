@@ -89,6 +89,7 @@ class RolloutServicer(RolloutServiceServicer):
             dtype=self._config.dtype,
             package_versions=_package_versions(),
             detail=self._policy.detail,
+            preprocessing=self._engine.preprocessing if self._engine else None,
         )
 
     async def Generate(self, request: pb.GenerateRequest, context: ServicerContext) -> pb.GenerateResponse:

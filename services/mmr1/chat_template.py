@@ -16,6 +16,9 @@ import jinja2.ext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from mmr1.errors import ConfigurationError
+from mmr1.families import FAMILIES
+
+IMAGE_PLACEHOLDER = "<|image_pad|>"  # Qwen2-VL, Qwen2.5-VL and Qwen3-VL alike; others name theirs in their folder
 
 Message = dict[str, Any]
 
@@ -23,11 +26,19 @@ Message = dict[str, Any]
 class ChatTemplate:
     """Writes a conversation as one model expects it.
 
-    `source` is Jinja text, `special_tokens` the variables (`eos_token` ...) that it may use.
+    `source` is Jinja text, `special_tokens` the variables (`eos_token` ...) that it may use. `image_placeholder` is
+    what it writes for an image, or a part of that.
     """
 
-    def __init__(self, source: str, special_tokens: dict[str, str] | None = None, name: str = "") -> None:
+    def __init__(
+        self,
+        source: str,
+        special_tokens: dict[str, str] | None = None,
+        name: str = "",
+        image_placeholder: str = IMAGE_PLACEHOLDER,
+    ) -> None:
         self.name = name
+        self.image_placeholder = image_placeholder
         self.special_tokens = special_tokens or {}
         try:
             self._template = _environment().from_string(source)
@@ -49,7 +60,7 @@ class ChatTemplate:
                 f"model {model}: no chat template in {folder}; an instruction-tuned model has chat_template.jinja or "
                 "a chat_template in tokenizer_config.json"
             )
-        return cls(source, _special_tokens(tokenizer), str(model))
+        return cls(source, _special_tokens(tokenizer), str(model), _image_placeholder(folder, tokenizer))
 
     def render(self, messages: list[Message], *, add_generation_prompt: bool = True) -> str:
         """The conversation as text; a message's content is a text or a list of {"type": "image"} and {"type": "text"}.
@@ -100,6 +111,13 @@ def _template_text(folder: Path, tokenizer: dict[str, Any]) -> str | None:
     return None
 
 
+def _image_placeholder(folder: Path, tokenizer: dict[str, Any]) -> str:
+    family = FAMILIES.get(_read_json(folder / "config.json").get("model_type", ""))
+    if family is not None:
+        return family.image_placeholder
+    return _special_tokens(tokenizer).get("image_token", IMAGE_PLACEHOLDER)
+
+
 def _special_tokens(tokenizer: dict[str, Any]) -> dict[str, str]:
     tokens = {}
     for key, value in tokenizer.items():
@@ -146,4 +164,4 @@ def _raise(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)
 
 
-__all__ = ["ChatTemplate", "Message", "model_folder"]
+__all__ = ["IMAGE_PLACEHOLDER", "ChatTemplate", "Message", "model_folder"]

@@ -14,7 +14,7 @@ import stat
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from mmr1.records import ImageRef
 
@@ -131,18 +131,38 @@ class ImageStore:
                 width, height = image.size
                 if width * height > self.max_pixels:
                     raise ImageError(path, f"has {width} x {height} pixels, above the bound of {self.max_pixels}")
-                image.load()
+                _load_whole(image)
                 return _to_rgb(ImageOps.exif_transpose(image))
         except ImageError:
             raise
         except UnidentifiedImageError:
             raise ImageError(path, f"is not one of {', '.join(FORMATS)}") from None
+        except _TruncatedError:
+            raise ImageError(path, f"is cut short ({len(content)} bytes); restore the complete file") from None
         except Image.DecompressionBombError:
             raise ImageError(path, f"has more pixels than the bound of {self.max_pixels}") from None
         except (
             Exception
         ) as error:  # decoders raise whatever their format library does; the file is at fault in each case
             raise ImageError(path, f"cannot be decoded ({type(error).__name__}: {error})") from error
+
+
+class _TruncatedError(Exception):
+    """The file ends before its pixels do."""
+
+
+def _load_whole(image: Image.Image) -> None:
+    """Decode all pixels. Libraries switch Pillow's leniency on for everybody, and a lenient rest is gray."""
+    lenient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        image.load()
+    except (OSError, SyntaxError) as error:
+        # Pillow tells them apart by words only: "image file is truncated", "broken PNG file", "Truncated File Read".
+        if "truncated" in str(error).lower():
+            raise _TruncatedError from error
+        raise
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = lenient
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

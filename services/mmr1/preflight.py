@@ -11,6 +11,7 @@ import os
 import shutil
 import struct
 from pathlib import Path
+from typing import Any
 
 import httpx
 from redis import Redis
@@ -21,13 +22,13 @@ from mmr1.config import RunConfig
 from mmr1.dataset import eval_problems, train_problems
 from mmr1.deepspeed_file import read_deepspeed_file
 from mmr1.errors import ConfigurationError
+from mmr1.families import FAMILIES, pixel_bounds
 from mmr1.local.ports import ports_of, require_free
 from mmr1.reward_names import check_names_of_own_server, check_reward_names
 from mmr1.templates import Templates
 from mmr1.tracker_names import check_trackers
 from mmr1_reward_server.client import RewardServerError
 
-MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
@@ -40,6 +41,8 @@ REMOTE_SECONDS = 10.0
 def check(config: RunConfig) -> None:
     """Run every check, cheapest first. Raises ConfigurationError at the first that fails."""
     folder = check_model(config.model)
+    if folder is not None:
+        pixel_bounds(config, _model_config(config.model, folder)["model_type"])
     check_space(config, folder)
     Templates.from_config(config)
     check_trackers(config.trackers)
@@ -122,14 +125,12 @@ def check_reward_server(url: str) -> None:
 
 
 def _check_folder(model: str, folder: Path) -> Path:
-    try:
-        model_type = json.loads((folder / "config.json").read_text())["model_type"]
-    except (OSError, ValueError, KeyError, TypeError):
+    described = _model_config(model, folder)
+    model_type = described["model_type"]
+    if model_type not in FAMILIES and "vision_config" not in described:
         raise ConfigurationError(
-            f"model {model!r} has no readable config.json with a model_type; give a Hugging Face model folder"
-        ) from None
-    if model_type not in MODEL_TYPES:
-        raise ConfigurationError(f"model {model!r} is of type {model_type!r}; supported are {', '.join(MODEL_TYPES)}")
+            f"model {model!r} is of type {model_type!r}, which sees no images; known are {', '.join(FAMILIES)}"
+        )
     if not any(any(folder.glob(pattern)) for pattern in WEIGHT_PATTERNS):
         raise ConfigurationError(
             f"model {model!r} has no weights ({' or '.join(WEIGHT_PATTERNS)}); download them completely"
@@ -141,6 +142,17 @@ def _check_folder(model: str, folder: Path) -> Path:
             raise ConfigurationError(f"model {model!r} has no {what} ({' or '.join(names)}); download it completely")
     ChatTemplate.load(folder)
     return folder
+
+
+def _model_config(model: str, folder: Path) -> dict[str, Any]:
+    try:
+        described: dict[str, Any] = json.loads((folder / "config.json").read_text())
+        described["model_type"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ConfigurationError(
+            f"model {model!r} has no readable config.json with a model_type; give a Hugging Face model folder"
+        ) from None
+    return described
 
 
 def _check_weights(model: str, path: Path) -> None:

@@ -34,6 +34,7 @@ class ServerStatus:
     dtype: str
     package_versions: dict[str, str]
     detail: str
+    preprocessing: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,7 @@ class RolloutClient:
             dtype=reply.dtype,
             package_versions=dict(reply.package_versions),
             detail=reply.detail,
+            preprocessing=dict(reply.preprocessing),
         )
 
     def generate(self, prompt: Prompt, *, timeout: float, probe: bool = False) -> Group:

@@ -17,15 +17,13 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mmr1.chat_template import ChatTemplate, Message
+from mmr1.chat_template import IMAGE_PLACEHOLDER, ChatTemplate, Message
 from mmr1.errors import ConfigurationError
 from mmr1.records import Problem
 from mmr1.template_registry import TEMPLATES, Template
 
 if TYPE_CHECKING:
     from mmr1.config import RunConfig
-
-IMAGE_PLACEHOLDER = "<|image_pad|>"  # Qwen2-VL, Qwen2.5-VL and Qwen3-VL alike
 
 SYSTEM_PROMPTS: dict[str, Template] = {name: entry.system_prompt for name, entry in TEMPLATES.items()}
 QUESTIONS: dict[str, Template] = {name: entry.question for name, entry in TEMPLATES.items()}
@@ -68,10 +66,11 @@ def render(problem: Problem, templates: Templates, chat_template: ChatTemplate) 
     content.append({"type": "text", "text": _fill(templates.question, problem)})
     messages.append({"role": "user", "content": content})
     text = chat_template.render(messages)
-    found = text.count(IMAGE_PLACEHOLDER)
+    placeholder = chat_template.image_placeholder
+    found = text.count(placeholder)
     if found != len(problem.images):
         raise ConfigurationError(
-            f"problem {problem.position}: its prompt has {found} {IMAGE_PLACEHOLDER} for {len(problem.images)} images; "
+            f"problem {problem.position}: its prompt has {found} {placeholder} for {len(problem.images)} images; "
             "take the placeholder out of the problem's text, or use a vision-language model's chat template"
         )
     return text

@@ -136,7 +136,7 @@ class PlayedLearner:
         sending.join()
         return received
 
-    def update(self, model: torch.nn.Module, number: int, *, resume: bool = True) -> PolicyVersion:
+    def update(self, model: Any, number: int, *, resume: bool = True) -> PolicyVersion:
         """A full update to `model`'s weights, proved by fingerprints."""
         weights, specs = manifest(model)
         if self.sender is None:
@@ -154,7 +154,7 @@ class PlayedLearner:
         return version
 
 
-def manifest(model: torch.nn.Module) -> tuple[dict[str, torch.Tensor], list[TensorSpec]]:
+def manifest(model: Any) -> tuple[dict[str, torch.Tensor], list[TensorSpec]]:
     weights = dict(model.named_parameters())
     return weights, [
         TensorSpec(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))

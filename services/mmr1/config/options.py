@@ -17,10 +17,10 @@ from mmr1.config.objective import ObjectiveOptions
 
 
 class ModelOptions(BaseModel):
-    model: str = Field(description="a Hugging Face folder or hub name: Qwen2-VL, Qwen2.5-VL or Qwen3-VL")
+    model: str = Field(description="a Hugging Face folder or hub name of a vision-language model")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of sampler and learner alike")
-    min_pixels: int | None = Field(None, gt=0, description="images are enlarged to at least this many pixels")
-    max_pixels: int | None = Field(None, gt=0, description="images are shrunk to at most this many pixels")
+    min_pixels: int | None = Field(None, gt=0, description="Qwen-VL: images are enlarged to this many pixels at least")
+    max_pixels: int | None = Field(None, gt=0, description="Qwen-VL: images are shrunk to this many pixels at most")
 
 
 class DataOptions(BaseModel):

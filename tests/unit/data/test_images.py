@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 from PIL.PngImagePlugin import PngInfo
 
 from mmr1.images import ImageError, ImageStore
@@ -72,7 +72,7 @@ def test_what_is_no_image_is_refused_in_one_line(root: Path) -> None:
     (root / "folder").mkdir()
     os.mkfifo(root / "pipe")
     store = ImageStore(root)
-    reasons = {"text.png": "is not one of", "cut.png": "cannot be decoded", "script.eps": "is not one of"}
+    reasons = {"text.png": "is not one of", "cut.png": "is cut short", "script.eps": "is not one of"}
     reasons |= {"folder": "not a file", "pipe": "not a file", "none.png": "does not exist", "a\0b": "is not a path"}
     for name, reason in reasons.items():
         with pytest.raises(ImageError, match=reason) as caught:
@@ -91,6 +91,58 @@ def test_decompression_bombs_are_refused_before_decoding(root: Path) -> None:
     Image.new("L", (2, 2)).save(root / "text_bomb.png", pnginfo=text)
     with pytest.raises(ImageError, match="cannot be decoded"):
         ImageStore(root).check("text_bomb.png")
+
+
+@pytest.mark.parametrize("name", ["cut.png", "cut.jpg", "cut.tiff", "cut.bmp", "cut.webp"])
+@pytest.mark.parametrize("lenient", [False, True])
+def test_a_file_that_was_cut_is_refused(root: Path, name: str, lenient: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also after a library has told Pillow to make do with what there is: the rest would be gray, and nobody knew."""
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", lenient)
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(root / name)
+    whole = (root / name).read_bytes()
+    ImageStore(root).check(name)
+    (root / name).write_bytes(whole[: len(whole) * 3 // 5])
+    store = ImageStore(root)
+    with pytest.raises(ImageError, match=f"image {name}: (is cut short|cannot be decoded)") as caught:
+        store.open(store.ref(name))
+    if not name.endswith(("webp", "tiff")):  # whose decoders only say that they failed
+        assert f"is cut short ({len(whole) * 3 // 5} bytes)" in str(caught.value)
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is lenient
+
+
+def test_every_orientation_is_turned_upright(root: Path) -> None:
+    """The eight ways in which a camera can be held: what is stored is turned so that red is at the top left."""
+    upright = np.zeros((2, 3, 3), np.uint8)
+    upright[0, 0], upright[1, 2] = (255, 0, 0), (0, 0, 255)
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: upright.transpose(1, 0, 2)[::-1],
+        7: upright.transpose(1, 0, 2)[::-1, ::-1],
+        8: upright.transpose(1, 0, 2)[:, ::-1],
+    }
+    for orientation, pixels_stored in stored.items():
+        image = Image.fromarray(np.ascontiguousarray(pixels_stored))
+        exif = image.getexif()
+        exif[0x0112] = orientation
+        image.save(root / "turned.png", exif=exif)
+        assert (pixels(ImageStore(root), "turned.png") == upright).all(), orientation
+
+
+def test_palettes_and_half_transparent_pixels(root: Path) -> None:
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([10, 20, 30, 200, 100, 0])
+    palette.putpixel((1, 0), 1)
+    palette.save(root / "palette.png")
+    palette.save(root / "palette.gif")
+    for name in ("palette.png", "palette.gif"):
+        assert pixels(ImageStore(root), name).tolist() == [[[10, 20, 30], [200, 100, 0]]]
+    Image.new("RGBA", (1, 1), (0, 0, 0, 51)).save(root / "half.png")  # a fifth of black over white
+    assert pixels(ImageStore(root), "half.png").tolist() == [[[204, 204, 204]]]
 
 
 def test_orientation_is_applied(root: Path) -> None:

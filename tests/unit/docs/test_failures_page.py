@@ -20,9 +20,11 @@ from mmr1.config.sft_options import SftConfig
 from mmr1.dataset import train_problems
 from mmr1.deepspeed_file import read_deepspeed_file
 from mmr1.errors import ConfigurationError
+from mmr1.families import pixel_bounds
 from mmr1.local.ports import Port, require_free
 from mmr1.local.run_lock import run_lock
 from mmr1.preflight import check_model, check_redis, check_reward_server
+from mmr1.preprocessing import compare
 from mmr1.report import build
 from mmr1.reward_names import check_names_of_own_server
 from mmr1.templates import Templates
@@ -147,6 +149,8 @@ CASES: dict[str, Callable[[], object]] = {
     "another family": model_of_another_family,
     "no weights": model_without_weights,
     "cut weights": model_that_was_cut,
+    "bounds of pixels": lambda: pixel_bounds(config(max_pixels=50176), "llava"),
+    "prepared differently": lambda: compare({"pillow": "13.0.0"}, {"pillow": "12.0.0"}, "rollout-0"),
     "address": lambda: config(host="::1"),
     "port in use": port_in_use,
     "Redis down": lambda: check_redis("redis://127.0.0.1:1/0"),

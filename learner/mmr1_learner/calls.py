@@ -1,0 +1,88 @@
+"""One call of the model: token ids, which token sees which, positions, and the tensors of the images.
+
+Two layouts lead here. In shared rows several groups may lie in one row, each token sees its own prompt and its own
+completion, and positions are given. In padded rows the model makes positions itself, from a plain mask. This file knows
+tensors; it knows no prompts, completions or losses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+PADDING = -1
+PROMPT = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCall:
+    """The model's arguments, but for the mask, which is made where it is used: it has L x L elements a row."""
+
+    input_ids: Tensor  # [B, L]
+    owners: Tensor  # [B, L] index of the group that a token belongs to, or PADDING
+    segments: Tensor  # [B, L] PADDING, PROMPT, or 1.. for the completions of the group
+    position_ids: Tensor | None  # [3, B, L] or [B, L]; None: the model counts, one completion a row
+    images: dict[str, Tensor]  # pixels and their sizes, by the names under which the model takes them
+    token_types: dict[str, Tensor]  # [B, L] each
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> ModelCall:
+        """Move to `device`; pixels, the only fractions among the inputs, become `dtype`."""
+        images = {
+            name: tensor.to(device, dtype if tensor.is_floating_point() else None)
+            for name, tensor in self.images.items()
+        }
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device),
+            owners=self.owners.to(device),
+            segments=self.segments.to(device),
+            position_ids=None if self.position_ids is None else self.position_ids.to(device),
+            images=images,
+            token_types={name: tensor.to(device) for name, tensor in self.token_types.items()},
+        )
+
+    def arguments(self, dtype: torch.dtype) -> dict[str, Any]:
+        """Keyword arguments of a Hugging Face model's forward. `dtype` is that of the mask of shared rows."""
+        found: dict[str, Any] = {"input_ids": self.input_ids, **self.images, **self.token_types}
+        if self.position_ids is None:
+            return {**found, "attention_mask": (self.segments != PADDING).long()}
+        mask = attention_mask(self.owners, self.segments, dtype)
+        return {**found, "attention_mask": mask, "position_ids": self.position_ids}
+
+
+def attention_mask(owners: Tensor, segments: Tensor, dtype: torch.dtype) -> Tensor:
+    """The additive mask [B, 1, L, L]: a token sees earlier tokens of its group's prompt and of its own completion.
+
+    Padding sees padding, so no row of the softmax is empty.
+    """
+    length = segments.shape[1]
+    earlier = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
+    same_group = owners[:, :, None] == owners[:, None, :]
+    same_segment = segments[:, :, None] == segments[:, None, :]
+    prompt = (segments == PROMPT)[:, None, :]
+    visible = earlier[None] & same_group & (same_segment | prompt)
+    mask = torch.zeros(visible.shape, dtype=dtype, device=segments.device)
+    return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
+
+
+def place(lengths: Sequence[int], bound: int) -> list[tuple[int, int]]:
+    """(row, start) of each length, so that no row ends past `bound`: longest first, each where it first fits.
+
+    Raises:
+        ValueError: a length is above the bound.
+    """
+    if max(lengths) > bound:
+        raise ValueError(f"a length of {max(lengths)} does not fit into rows of {bound}")
+    places = [(0, 0)] * len(lengths)
+    filled: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        row = next((row for row, used in enumerate(filled) if used + lengths[index] <= bound), len(filled))
+        if row == len(filled):
+            filled.append(0)
+        places[index] = (row, filled[row])
+        filled[row] += lengths[index]
+    return places

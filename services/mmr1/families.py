@@ -1,0 +1,69 @@
+"""What is particular to a model family: its towers, how it counts positions, its placeholder, what its processor takes.
+
+Facts only, about transformers' classes of families that vLLM serves too. A vision-language model of another family is
+trained all the same, in padded rows that leave every such question to the model itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mmr1.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from mmr1.config import RunConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One family. Towers are attributes of transformers' `<Family>ForConditionalGeneration.model`."""
+
+    vision_tower: str
+    language_model: str
+    image_placeholder: str  # in a prompt's text, once for each image
+    mrope: bool = False  # positions have temporal, height and width parts; get_rope_index makes them
+    image_axis: int = 0  # along which the images of several prompts are joined
+    takes_pixel_bounds: bool = False  # its image processor has min_pixels and max_pixels
+    # (prefix of transformers' name of a parameter, what published folders and vLLM have in its place)
+    renamed: tuple[str, str] = ("", "")
+
+    def published_name(self, name: str) -> str:
+        """A parameter's name in published folders, by transformers' name of it."""
+        ours, published = self.renamed
+        return published + name.removeprefix(ours) if ours and name.startswith(ours) else name
+
+
+_QWEN = Family("visual", "language_model", "<|image_pad|>", mrope=True, takes_pixel_bounds=True)
+# Pixels [1, tiles, channels, height, width]: a batch axis before the images.
+_IDEFICS = Family("vision_model", "text_model", "<image>", image_axis=1)
+
+FAMILIES: dict[str, Family] = {
+    "qwen2_vl": _QWEN,
+    "qwen2_5_vl": _QWEN,
+    "qwen3_vl": _QWEN,
+    "idefics3": _IDEFICS,
+    "smolvlm": _IDEFICS,
+    # In transformers 5 a CLIP tower is one level flatter than in every published folder.
+    "llava": Family(
+        "vision_tower", "language_model", "<image>", renamed=("model.vision_tower.", "model.vision_tower.vision_model.")
+    ),
+    "internvl": Family("vision_tower", "language_model", "<IMG_CONTEXT>"),
+}
+
+
+def pixel_bounds(config: RunConfig, model_type: str) -> dict[str, int]:
+    """The run's bounds as the processor of this family takes them.
+
+    Raises:
+        ConfigurationError: it has none, and the run sets one.
+    """
+    bounds = {"min_pixels": config.min_pixels, "max_pixels": config.max_pixels}
+    given = {name: value for name, value in bounds.items() if value is not None}
+    family = FAMILIES.get(model_type)
+    if given and family is not None and not family.takes_pixel_bounds:
+        raise ConfigurationError(
+            f"option {next(iter(given))!r}: the processor of a {model_type} has no bounds of pixels; leave it out, and "
+            "change the size in the model's preprocessor_config.json if images must be smaller"
+        )
+    return given
