@@ -69,7 +69,8 @@ def find_boxed(text: str) -> str | None:
 def find_numbers(text: str) -> list[float]:
     """All numbers of a text in order: 3, -3, 3.5, .5, 1,234, full-width digits; without digits, words up to twenty.
 
-    Numbers of more than MAX_DIGITS digits, and words for numbers above twenty, are left out.
+    Numbers of more than MAX_DIGITS digits, and words for numbers above twenty, are left out; the word "one" beside
+    another number in words, too.
     """
     text = text.translate(_TO_ASCII)
     numbers, any_digits = _in_digits(text)
@@ -158,7 +159,9 @@ def _in_words(text: str) -> list[float]:
             run = [word]
         run_end = match.end()
     numbers.extend(_run_value(run))
-    return numbers
+    # Beside another number, "one" is a pronoun: "there are three dogs, and this one is brown".
+    others = [number for number in numbers if number != 1]
+    return others or numbers
 
 
 def _run_value(run: list[str]) -> list[float]:

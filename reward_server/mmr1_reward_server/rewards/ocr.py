@@ -26,6 +26,7 @@ from ..text import (
     token_f1,
     tokenise,
 )
+from ..truths import number_as_text
 
 # Two texts of this length take half a second, of Chinese two.
 _MAX_SOLUTION_CHARS = 100_000
@@ -35,7 +36,11 @@ _MAX_SOLUTIONS = 64
 
 
 def _as_list(solution: object) -> object:
-    return [solution] if isinstance(solution, str) else solution
+    """Numbers as they are written. Raises ValueError."""
+    texts = [number_as_text(text) for text in (solution if isinstance(solution, list) else [solution])]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("must be a text or a list of texts")
+    return texts
 
 
 Text = Annotated[str, StringConstraints(strict=True, max_length=_MAX_SOLUTION_CHARS)]
@@ -45,7 +50,13 @@ Texts = Annotated[
     Field(min_length=1, max_length=_MAX_SOLUTIONS),
     BeforeValidator(_as_list),
     WithJsonSchema(
-        {"anyOf": [_TEXT_SCHEMA, {"type": "array", "items": _TEXT_SCHEMA, "minItems": 1, "maxItems": _MAX_SOLUTIONS}]}
+        {
+            "anyOf": [
+                _TEXT_SCHEMA,
+                {"type": "number"},
+                {"type": "array", "items": _TEXT_SCHEMA, "minItems": 1, "maxItems": _MAX_SOLUTIONS},
+            ]
+        }
     ),
 ]
 
