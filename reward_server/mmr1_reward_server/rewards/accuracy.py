@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, TypeAdapter
 
@@ -36,13 +36,17 @@ _TRIMMED = " .,;:!?\"'`*_()[]{}\u2018\u2019\u201c\u201d\u00ab\u00bb\u3001\u3002\
 
 class AccuracyParams(Params):
     method: Literal["auto", "math", "choice", "exact"] = Field(
-        "auto", description="auto: choice if the solution is or begins with an option's letter, math if it is a formula, else exact"
+        "auto",
+        description="auto: choice if the solution is or begins with an option's letter, math if it is a formula, else exact",
     )
     options: str = Field(
         "ABCDEFGHIJ", pattern="^[A-Z]{2,26}$", description="choice: the letters there are; others are not seen"
     )
     max_math_chars: int = Field(
-        500, ge=1, le=10_000, description="math: more of them, in the last \\boxed or formula of the answer, are invalid_output"
+        500,
+        ge=1,
+        le=10_000,
+        description="math: more of them, in the last \\boxed or formula of the answer, are invalid_output",
     )
 
 

@@ -88,7 +88,7 @@ def read_prediction(response: str) -> float:
     """The count that a response states. Raises InvalidOutput when it states none, or several within its answer tags."""
     answer = find_answer(response)
     boxed = find_boxed(answer.text)
-    numbers = find_numbers(answer.text if boxed is None else boxed)
+    numbers = find_numbers(answer.text if boxed is None else boxed, prose=not answer.tagged)
     where = "between the answer tags" if answer.tagged else "in the response"
     if not numbers:
         raise InvalidOutput(f"no number {where}")

@@ -33,6 +33,8 @@ _MAX_SOLUTION_CHARS = 100_000
 # Normalised, a text may be eighteen times as long as it was; no writing that is used is more than twice.
 _MAX_NORMALISED_CHARS = 2 * _MAX_SOLUTION_CHARS
 _MAX_SOLUTIONS = 64
+# The time is the product of the lengths: of two Chinese texts of 100,000 characters two seconds, of words twice that.
+_MAX_PRODUCT = _MAX_SOLUTION_CHARS**2
 
 
 def _as_list(solution: object) -> object:
@@ -97,6 +99,17 @@ def _compare(read: str, true: str, tokens: Tokens) -> dict[str, float]:
     }
 
 
+def _check_product(read: int, truths: list[int]) -> None:
+    """Raises BadItem when even a right response would take too long, and InvalidOutput when this one would."""
+    if sum(truths) * max(read, 1) <= _MAX_PRODUCT:
+        return
+    if sum(truths) * max(truths) > _MAX_PRODUCT:
+        raise BadItem(
+            f"solution for task ocr: {len(truths)} texts of {sum(truths)} characters take too long to compare"
+        )
+    raise InvalidOutput(f"{read} characters take too long to compare with {sum(truths)}")
+
+
 def score(sample: Sample[list[str], OcrParams]) -> Verdict:
     params = sample.params
 
@@ -116,6 +129,7 @@ def score(sample: Sample[list[str], OcrParams]) -> Verdict:
     truths = [normalised(true) for true in sample.solution]
     if max(map(len, truths)) > _MAX_NORMALISED_CHARS:
         raise BadItem(f"solution for task ocr: has {max(map(len, truths))} characters when it is normalised")
+    _check_product(len(read), [len(true) for true in truths])
     compared = [_compare(read, true, params.tokens) for true in truths]
     best = max(range(len(compared)), key=lambda place: compared[place][params.score])
     components = compared[best]
@@ -133,7 +147,8 @@ OCR = Task(
     "true text; of several acceptable texts the one that scores best counts.",
     formula="edit: 1 - Levenshtein distance / length of the longer text (MMR1, Perception-R1). "
     "cer: max(0, 1 - distance / length of the true text). wer: the same on tokens. "
-    "f1: 2 * common tokens / tokens of both. All on normalised texts; both empty: 1; only the true one empty: 0.",
+    "f1: 2 * common tokens / tokens of both. All on normalised texts; both empty: 1; only the true one empty: 0. "
+    "The read text's length times the length of all true ones is at most 10^10; beyond it is invalid_output.",
     floor=0.0,
     solution=TypeAdapter(Texts),
     params=OcrParams,

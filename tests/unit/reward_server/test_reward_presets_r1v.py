@@ -71,7 +71,7 @@ def test_without_math_verify_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch
         assert "pip install 'mmr1-reward-server[math]'" in result.detail
 
 
-@pytest.mark.parametrize("solution", [None, 3, "", ["3"]])
+@pytest.mark.parametrize("solution", [None, True, "", ["3"]])
 def test_solutions_of_another_form_are_refused(solution: Any) -> None:
     result = score("r1v_accuracy", "3", solution)
     assert (result.outcome, result.reward) == (Outcome.VERIFIER_ERROR, None)
@@ -106,7 +106,19 @@ def test_what_stands_around_the_mathematics_changes_nothing(response: str, right
 _PROSE = st.lists(
     st.sampled_from(
         [
-            *("The answer is", "final answer:", "so", "$4$", "$x^2$", "\\boxed{3}", "1/2", "2^3", "(1+2)*3", "5%", "-7"),
+            *(
+                "The answer is",
+                "final answer:",
+                "so",
+                "$4$",
+                "$x^2$",
+                "\\boxed{3}",
+                "1/2",
+                "2^3",
+                "(1+2)*3",
+                "5%",
+                "-7",
+            ),
             *("1,234.5", "0.5", "\n", "\\[y\\]", "\\(z\\)", "and", "or", ",", "\\frac{1}{2}", "$", "{", "|", "7/0"),
             *("=", "12 / (3"),
         ]
