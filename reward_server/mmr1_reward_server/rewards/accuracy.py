@@ -10,6 +10,13 @@ from pydantic import Field, TypeAdapter
 from ..api import Example, Item, Outcome, Result
 from ..choices import find_choice, read_leading_letter, read_letter
 from ..mathematics import (
+    MAX_BARS,
+    MAX_BITS,
+    MAX_BRACKETS,
+    MAX_INTEGRALS,
+    MAX_NESTING,
+    MAX_SEARCHED,
+    MAX_SERIES,
     Expression,
     NotInstalled,
     TooLarge,
@@ -37,7 +44,8 @@ _TRIMMED = " .,;:!?\"'`*_()[]{}\u2018\u2019\u201c\u201d\u00ab\u00bb\u3001\u3002\
 class AccuracyParams(Params):
     method: Literal["auto", "math", "choice", "exact"] = Field(
         "auto",
-        description="auto: choice if the solution is or begins with an option's letter, math if it is a formula, else exact",
+        description="auto: choice if the solution is an option's letter, alone or as in (B) cat, math if it is a "
+        "formula, else exact",
     )
     options: str = Field(
         "ABCDEFGHIJ", pattern="^[A-Z]{2,26}$", description="choice: the letters there are; others are not seen"
@@ -146,9 +154,13 @@ ACCURACY = Task(
     name="accuracy",
     summary="The answer in the last <answer>...</answer>, after </think>, or else in the whole response, against the "
     "right one: by math-verify (the extra `math`), by the letter of a choice, or as text.",
-    formula="1 if right, else 0. auto: choice if the solution is one letter of `options`, or begins with it as "
-    "in B. cat and (B) cat; math if it has no word, but "
-    "a digit or a command of LaTeX's; else exact. exact: equal in NFKC, without case and without punctuation around.",
+    formula="1 if right, else 0. auto: choice if the solution is one letter of `options`, alone or leading (B. cat, "
+    "(B) cat); math if it has no word, but a digit or a command of LaTeX's; else exact. exact: equal in NFKC, without "
+    "case and without punctuation around. math: the last \\boxed, or else the last formula in the last "
+    f"{MAX_SEARCHED} characters. It is invalid_output when it has more than `max_math_chars` characters, brackets more "
+    f"than {MAX_NESTING} deep or more than {MAX_BRACKETS} of them, {MAX_BARS} vertical bars, {MAX_SERIES} sums, products "
+    f"and limits, {MAX_INTEGRALS} integrals, numbers of more than {MAX_BITS} bits, or takes more than "
+    f"{_ANSWER_SECONDS:g} s of processor time.",
     floor=0.0,
     solution=TypeAdapter(TrueAnswer),
     params=AccuracyParams,

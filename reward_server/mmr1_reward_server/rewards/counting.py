@@ -149,8 +149,8 @@ def _score_places(sample: Sample[Truth, CountingParams], truth: list[PointTuple]
 
 COUNTING = Task(
     name="counting",
-    summary="The number in the last <answer>...</answer>, in a \\boxed there, or the last one of the response, against the true count; or "
-    "the points and boxes there against the true ones.",
+    summary="The number in the last <answer>...</answer>, or the last one of the response, of either what is in a "
+    "\\boxed, against the true count; or the points and boxes there against the true ones.",
     formula="exact: 1 if predicted = true else 0. graded: max(0, 1 - |predicted - true| / max(true, 1)). matching, of "
     "n predicted and m true points (of boxes, the centres), min(n, m) of them matched for the least total distance: "
     "min(n, m) / max(n, m) * max(0, 1 - mean distance / image diagonal), in pixels; 1 if n = m = 0 (Perception-R1).",

@@ -100,14 +100,12 @@ def _compare(read: str, true: str, tokens: Tokens) -> dict[str, float]:
 
 
 def _check_product(read: int, truths: list[int]) -> None:
-    """Raises BadItem when even a right response would take too long, and InvalidOutput when this one would."""
-    if sum(truths) * max(read, 1) <= _MAX_PRODUCT:
-        return
-    if sum(truths) * max(truths) > _MAX_PRODUCT:
-        raise BadItem(
-            f"solution for task ocr: {len(truths)} texts of {sum(truths)} characters take too long to compare"
-        )
-    raise InvalidOutput(f"{read} characters take too long to compare with {sum(truths)}")
+    """Raises BadItem when even a right response would take too long, and InvalidOutput when this one does."""
+    total = sum(truths)
+    if total * max(truths) > _MAX_PRODUCT:
+        raise BadItem(f"solution for task ocr: {total} characters, {max(truths)} in one text, take too long to compare")
+    if total * read > _MAX_PRODUCT:
+        raise InvalidOutput(f"{read} characters take too long to compare with {total}")
 
 
 def score(sample: Sample[list[str], OcrParams]) -> Verdict:

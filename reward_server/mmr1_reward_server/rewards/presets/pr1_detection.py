@@ -225,8 +225,9 @@ PR1_DETECTION = Task(
     "toothbrush, inverted box or box without four numbers takes all to 0; nothing found where nothing is gives 0; with "
     "is_size_weight, IoU is sum(weight * IoU) / (n * sum(IoU)).",
     formula="clamp(0.25 format + f1_scale F1 + cls_coe label + iou_coe IoU - 0.5 (redundant / n + missing / m), 0, 3) "
-    "+ coverage_scale coverage. Hungarian matching, kept above IoU 0.5; label and IoU are means over what is matched (is_size_weight: with "
-    "weight 3 for true boxes below 32 * 32 pixels, 2 below 96 * 96, else 1), format the share of valid items. Nothing matched: 0.25 format. No boxes and none there: the largest value.",
+    "+ coverage_scale coverage. Hungarian matching, kept above IoU 0.5; label and IoU are means over what is matched "
+    "(is_size_weight: IoU with weight 3 for true boxes below 32 * 32 pixels, 2 below 96 * 96, else 1), "
+    "format the share of valid items. Nothing matched: 0.25 format. No boxes and none there: the largest value.",
     floor=0.0,
     solution=TypeAdapter(Annotated[Truth, BeforeValidator(_read_truth), or_as_text(Truth.model_json_schema())]),
     params=DetectionParams,

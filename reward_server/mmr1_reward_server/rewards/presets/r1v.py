@@ -79,7 +79,9 @@ R1V_ACCURACY = Task(
     "the whole texts, with the response as the truth, so reasoning can win over the answer and decimals next to tags "
     "are lost; texts are compared of the first answer on one line, or else everything.",
     formula="1 if the answer in the last <answer>...</answer>, after </think>, or else the whole response, is the same "
-    "text as the solution's, or the same by math-verify; else 0.",
+    "text as the solution's, or the same by math-verify; else 0. What math-verify cannot compare within "
+    f"{MAX_SECONDS:g} s of processor time, or is beyond the limits of task accuracy, is compared as text (with "
+    "bug_compatible, the limits on nesting and on the size of numbers).",
     floor=0.0,
     solution=TypeAdapter(TrueAnswer),
     params=PresetParams,
