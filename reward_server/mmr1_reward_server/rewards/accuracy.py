@@ -158,8 +158,8 @@ ACCURACY = Task(
     "(B) cat); math if it has no word, but a digit or a command of LaTeX's; else exact. exact: equal in NFKC, without "
     "case and without punctuation around. math: the last \\boxed, or else the last formula in the last "
     f"{MAX_SEARCHED} characters. It is invalid_output when it has more than `max_math_chars` characters, brackets more "
-    f"than {MAX_NESTING} deep or more than {MAX_BRACKETS} of them, {MAX_BARS} vertical bars, {MAX_SERIES} sums, products "
-    f"and limits, {MAX_INTEGRALS} integrals, numbers of more than {MAX_BITS} bits, or takes more than "
+    f"than {MAX_NESTING} deep or more than {MAX_BRACKETS} of them, {MAX_BARS} vertical bars, {MAX_SERIES} sums, "
+    f"products and limits, {MAX_INTEGRALS} integrals, numbers of more than {MAX_BITS} bits, or takes more than "
     f"{_ANSWER_SECONDS:g} s of processor time.",
     floor=0.0,
     solution=TypeAdapter(TrueAnswer),
