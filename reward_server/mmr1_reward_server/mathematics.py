@@ -1,8 +1,12 @@
 """Are two mathematical answers equal? math-verify (the extra `math`) decides, on texts that are bounded first.
 
-Its own timeouts use signals, which work in a main thread only, so they are off: whoever calls this needs a deadline.
-What is refused here beforehand is what no deadline can interrupt, or what is sure to miss it: huge numbers, of which a
-single operation holds the interpreter's lock, and nesting of all kinds, which takes exponential time.
+Which part of a text is mathematics is found by math-verify's own patterns, so that the limits here hold for that part
+and not for the prose, tables and lists around it. Plain arithmetic, which math-verify would give to Python's `eval`, is
+read in `arithmetic`.
+
+Its own timeouts take the alarm of the process, so they are off, and `in_time` stands in their place. What is refused
+beforehand is what no deadline can interrupt, or what is sure to miss it: huge numbers, of which a single operation
+holds the interpreter's lock, and nesting of all kinds, which takes exponential time.
 
 It knows no task.
 """
@@ -12,11 +16,16 @@ from __future__ import annotations
 import logging
 import math
 import re
+from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+from .arithmetic import Unreadable, read_arithmetic
+from .deadlines import OutOfTime, within_processor_time
 from .parsing import find_boxed, read_number
+
+T = TypeVar("T")
 
 # Brackets within brackets. math-verify takes a second for 8 of them, minutes for 20.
 MAX_NESTING = 8
@@ -24,6 +33,8 @@ MAX_NESTING = 8
 MAX_BITS = 2**14
 # A power of a sum may be multiplied out: (x + 1)^100 has 101 terms, (1 + x + y + z)^30 has 5,456.
 MAX_TERMS = 1_000
+# Of a text without \\boxed, so many characters at its end are searched for mathematics.
+MAX_SEARCHED = 8_000
 _MAX_DEPTH = 200
 # What makes math-verify slow beyond its length. At its limit each takes about a second at most, at three times that
 # most take more than five.
@@ -42,8 +53,8 @@ _COMMAND = re.compile(r"\\[a-zA-Z]+")
 _WORD = re.compile(r"[^\W\d_]{2}")
 _DIGIT = re.compile(r"\d")
 _LONG_NUMBER = re.compile(r"[0-9]{5}")
-# Each sign before a number doubles the parser's work.
-_SIGNS = re.compile(r"(?:[-+]\s?){8}")
+# Each sign before a number doubles the parser's work. A rule of dashes is before nothing.
+_SIGNS = re.compile(r"(?:[-+]\s?){8}[^\W_]|(?:[-+]\s?){8}[\\({\[.]")
 # What is under or over another without braces around it: x_x_x. Braces count as nesting.
 _TOWER = re.compile(r"(?:[_^]\s*(?:\{[^{}]*\}|[-+]?\\?[^\W_]+)\s*){5}")
 _SET_OPERATION = re.compile(r"\\(?:cup|cap|setminus)|[\u222a\u2229\u2216]")
@@ -58,6 +69,10 @@ class NotInstalled(Exception):
 
 class TooLarge(Exception):
     """More than can be compared within any deadline. Says what."""
+
+
+class TooSlow(TooLarge):
+    """It has been tried, and took too long."""
 
 
 class Expression(NamedTuple):
@@ -81,34 +96,53 @@ def _has_words(text: str) -> bool:
 def read_expression(text: str, max_chars: int) -> Expression | None:
     """The last \\boxed{...} of a text, or else the last thing in it that is mathematics; None when there is nothing.
 
-    Raises NotInstalled, and TooLarge for more than `max_chars` characters or what the limits above exclude.
+    Raises NotInstalled, and TooLarge when that has more than `max_chars` characters or what the limits above exclude.
     """
-    verifier = _load()
+    _load()
     boxed = find_boxed(text)
-    shown = (text if boxed is None else boxed).strip()
-    if len(shown) > max_chars:
-        raise TooLarge(f"{len(shown)} characters of mathematics, the limit is {max_chars}")
-    _check_answer(shown)
-    for form in _forms(shown, boxed is not None):
-        values = verifier.parse(form, fallback_mode="no_fallback", parsing_timeout=None)
-        _check_values(values)
-        if values:
-            return Expression(values, shown)
+    shown = (_end_of(text) if boxed is None else boxed).strip()
+
+    def check(part: str) -> None:
+        if len(part) > max_chars:
+            raise TooLarge(f"{len(part)} characters of mathematics, the limit is {max_chars}")
+        _check_answer(part)
+
+    if boxed is not None:
+        check(shown)
+    forms = _forms(shown, boxed is not None)
+    for form in forms:
+        try:
+            found = _parse(form, check)
+        except TooLarge:
+            if form == forms[-1] or "\n" not in shown:
+                raise
+            continue  # lines of which not all are mathematics
+        if found is not None:
+            return Expression(found.values, shown if len(shown) <= max_chars else found.text)
     return None
 
 
-def read_whole(text: str, max_chars: int) -> Expression | None:
+def read_whole(text: str) -> Expression | None:
     """What math-verify reads in a text by itself, with its own defaults: as projects call it that hand it everything.
 
-    Raises NotInstalled and TooLarge as `read_expression` does.
+    Raises NotInstalled and TooLarge as `read_expression` does, for fewer reasons; the time grows with the square of the
+    text, if need be.
     """
-    verifier = _load()
-    if len(text) > max_chars:
-        raise TooLarge(f"{len(text)} characters, the limit is {max_chars}")
-    _check_text(text)
-    values = verifier.parse(text, parsing_timeout=None)
-    _check_values(values)
-    return Expression(values, text) if values else None
+    _load()
+    return _parse(text, _check_text, text_will_do=True)
+
+
+def in_time(seconds: float, compute: Callable[[], T]) -> T:
+    """What `compute` returns; off the main thread it may take all the time it wants.
+
+    Raises NotInstalled, TooSlow when it takes more than so much processor time, and what it raises.
+    """
+    _load()
+    try:
+        return within_processor_time(seconds, compute)
+    except OutOfTime:
+        _clear_caches()
+        raise TooSlow(f"takes more than {seconds:g} s to read or to compare") from None
 
 
 def are_equal(read: Expression, true: Expression) -> bool:
@@ -130,7 +164,93 @@ def _load() -> Any:
     # It warns once that its timeouts are off, which is the intention, and tells of every text it cannot read.
     logging.getLogger("math_verify").setLevel(logging.ERROR)
     logging.getLogger("latex2sympy2_extended").setLevel(logging.ERROR)
+    # The first of all takes long, which is not held against it.
+    math_verify.verify(math_verify.parse("$1$", parsing_timeout=None), [], timeout_seconds=None)
     return math_verify
+
+
+@cache
+def _patterns() -> list[list[tuple[re.Pattern[str], Any]]]:
+    """What math-verify looks for, with what it takes it for: by groups, the first group that is found counts."""
+    from math_verify import ExprExtractionConfig, LatexExtractionConfig
+    from math_verify.parser import get_extraction_regexes
+
+    groups: dict[int, list[tuple[re.Pattern[str], Any]]] = {}
+    for patterns, target in get_extraction_regexes([LatexExtractionConfig(), ExprExtractionConfig()]):
+        for pattern, priority in patterns:
+            groups.setdefault(priority, []).append((pattern, target))
+    return [groups[priority] for priority in sorted(groups)]
+
+
+def _clear_caches() -> None:
+    """What was given up may have left some of these half filled."""
+    from math_verify import parser
+    from sympy.core.cache import clear_cache
+
+    clear_cache()
+    for cached in (parser.parse_latex_cached, parser.extract_latex):
+        cached.cache_clear()
+
+
+def _parse(text: str, check: Callable[[str], None], *, text_will_do: bool = False) -> Expression | None:
+    """What math-verify's `parse` gives: of the first group that has any, the last match that can be read.
+
+    `check` may raise TooLarge for a part before it is read. `text_will_do`: if nothing can be read, a part's own text.
+    """
+    unread: list[str] = []
+    for patterns in _patterns():
+        matches = [(match, target) for pattern, target in patterns for match in pattern.finditer(text)]
+        matches.sort(key=lambda found: (found[0].end(), -found[0].start()), reverse=True)
+        for match, target in matches:
+            parts = _parts(match)
+            for part in parts:
+                check(part)
+            try:
+                value, shown = _read_match(match, target)
+            except Exception:  # as its own `parse` does
+                return None
+            if shown:
+                unread.append(shown)
+            if value is not None:
+                values = [value, unread[0]] if text_will_do and unread else [value]
+                _check_values(values)
+                return Expression(values, " and ".join(parts))
+    return Expression([unread[0]], unread[0]) if text_will_do and unread else None
+
+
+def _parts(match: re.Match[str]) -> list[str]:
+    """What of a match is read, without the words that lead there."""
+    parts = []
+    for name, part in match.groupdict().items():
+        if part and "percent" not in name:
+            boxed = find_boxed(part) if name.endswith("latexBoxed") else None
+            parts.append((part if boxed is None else boxed).strip())
+    return parts
+
+
+def _read_match(match: re.Match[str], target: Any) -> tuple[Any, str]:
+    """(What was read or None, its text)."""
+    from math_verify.parser import extract_match
+
+    groups = match.groupdict()
+    if not groups.get("expr"):
+        value, shown = extract_match(match, target)
+        return value, shown
+    try:
+        return read_arithmetic(groups["expr"]), groups["expr"]
+    except Unreadable:
+        return None, groups["expr"]
+
+
+def _end_of(text: str) -> str:
+    """The last MAX_SEARCHED characters, from the beginning of a line or at least of a word on."""
+    if len(text) <= MAX_SEARCHED:
+        return text
+    text = text[-MAX_SEARCHED:]
+    line = text.find("\n")
+    if 0 <= line < MAX_SEARCHED // 2:
+        return text[line:]
+    return text[max(text.find(" "), 0) :]
 
 
 def _forms(text: str, boxed: bool) -> list[str]:
@@ -143,15 +263,18 @@ def _forms(text: str, boxed: bool) -> list[str]:
         return [text]
     in_box = f"\\boxed{{{text}}}"
     if not _has_words(text):
-        return [in_box, text]
+        # The last of several lines: what a calculation ends with.
+        return [in_box, *(f"\\boxed{{{line}}}" for line in text.splitlines()[-1:] if line != text), text]
     # In a box of ours, the letters of "3 apples" would be six variables.
     return [text, in_box] if boxed else [text]
 
 
 def _check_text(text: str) -> None:
+    """Of a part that is about to be read."""
     depth = deepest = 0
     for bracket in re.findall(r"[][(){}]", text):
-        depth += 1 if bracket in "([{" else -1
+        # A closing bracket too many must not make up for an opening one.
+        depth = depth + 1 if bracket in "([{" else max(depth - 1, 0)
         deepest = max(deepest, depth)
     if deepest > MAX_NESTING:
         raise TooLarge(f"brackets {deepest} deep, the limit is {MAX_NESTING}")
@@ -164,7 +287,7 @@ def _check_text(text: str) -> None:
 
 
 def _check_answer(text: str) -> None:
-    """What an answer has no need of. In a whole response, with its prose and tables, all of this may be."""
+    """What an answer has no need of, beyond what math-verify itself cannot do."""
     _check_text(text)
     if _TOWER.search(text):
         raise TooLarge("powers of powers, or indices of indices")

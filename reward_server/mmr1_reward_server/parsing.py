@@ -66,14 +66,18 @@ def find_boxed(text: str) -> str | None:
     return boxed
 
 
-def find_numbers(text: str) -> list[float]:
+def find_numbers(text: str, *, prose: bool = False) -> list[float]:
     """All numbers of a text in order: 3, -3, 3.5, .5, 1,234, full-width digits; without digits, words up to twenty.
 
-    Numbers of more than MAX_DIGITS digits, and words for numbers above twenty, are left out.
+    Numbers of more than MAX_DIGITS digits, and words for numbers above twenty, are left out. `prose`: so is the word
+    "one" beside other numbers in words, as in "there are three dogs, and this one is brown".
     """
     text = text.translate(_TO_ASCII)
     numbers, any_digits = _in_digits(text)
-    return numbers if any_digits else _in_words(text)
+    if any_digits:
+        return numbers
+    numbers = _in_words(text)
+    return ([number for number in numbers if number != 1] if prose else []) or numbers
 
 
 def read_number(text: str) -> float | None:

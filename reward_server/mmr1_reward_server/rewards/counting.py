@@ -25,7 +25,7 @@ from ..coordinates import (
     to_pixels,
 )
 from ..matching import match_points
-from ..parsing import MAX_DIGITS, find_answer, find_numbers, read_number
+from ..parsing import MAX_DIGITS, find_answer, find_boxed, find_numbers, read_number
 from ..registry import BadItem, InvalidOutput, Sample, Task, Verdict
 
 Truth = int | list[PointTuple]
@@ -87,7 +87,8 @@ class CountingParams(CoordinateParams):
 def read_prediction(response: str) -> float:
     """The count that a response states. Raises InvalidOutput when it states none, or several within its answer tags."""
     answer = find_answer(response)
-    numbers = find_numbers(answer.text)
+    boxed = find_boxed(answer.text)
+    numbers = find_numbers(answer.text if boxed is None else boxed, prose=not answer.tagged)
     where = "between the answer tags" if answer.tagged else "in the response"
     if not numbers:
         raise InvalidOutput(f"no number {where}")
@@ -148,8 +149,8 @@ def _score_places(sample: Sample[Truth, CountingParams], truth: list[PointTuple]
 
 COUNTING = Task(
     name="counting",
-    summary="The number in the last <answer>...</answer>, or the last one of the response, against the true count; or "
-    "the points and boxes there against the true ones.",
+    summary="The number in the last <answer>...</answer>, or the last one of the response, of either what is in a "
+    "\\boxed, against the true count; or the points and boxes there against the true ones.",
     formula="exact: 1 if predicted = true else 0. graded: max(0, 1 - |predicted - true| / max(true, 1)). matching, of "
     "n predicted and m true points (of boxes, the centres), min(n, m) of them matched for the least total distance: "
     "min(n, m) / max(n, m) * max(0, 1 - mean distance / image diagonal), in pixels; 1 if n = m = 0 (Perception-R1).",

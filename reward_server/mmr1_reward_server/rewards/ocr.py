@@ -26,16 +26,23 @@ from ..text import (
     token_f1,
     tokenise,
 )
+from ..truths import number_as_text
 
 # Two texts of this length take half a second, of Chinese two.
 _MAX_SOLUTION_CHARS = 100_000
 # Normalised, a text may be eighteen times as long as it was; no writing that is used is more than twice.
 _MAX_NORMALISED_CHARS = 2 * _MAX_SOLUTION_CHARS
 _MAX_SOLUTIONS = 64
+# The time is the product of the lengths: of two Chinese texts of 100,000 characters two seconds, of words twice that.
+_MAX_PRODUCT = _MAX_SOLUTION_CHARS**2
 
 
 def _as_list(solution: object) -> object:
-    return [solution] if isinstance(solution, str) else solution
+    """Numbers as they are written. Raises ValueError."""
+    texts = [number_as_text(text) for text in (solution if isinstance(solution, list) else [solution])]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("must be a text or a list of texts")
+    return texts
 
 
 Text = Annotated[str, StringConstraints(strict=True, max_length=_MAX_SOLUTION_CHARS)]
@@ -45,7 +52,13 @@ Texts = Annotated[
     Field(min_length=1, max_length=_MAX_SOLUTIONS),
     BeforeValidator(_as_list),
     WithJsonSchema(
-        {"anyOf": [_TEXT_SCHEMA, {"type": "array", "items": _TEXT_SCHEMA, "minItems": 1, "maxItems": _MAX_SOLUTIONS}]}
+        {
+            "anyOf": [
+                _TEXT_SCHEMA,
+                {"type": "number"},
+                {"type": "array", "items": _TEXT_SCHEMA, "minItems": 1, "maxItems": _MAX_SOLUTIONS},
+            ]
+        }
     ),
 ]
 
@@ -86,6 +99,15 @@ def _compare(read: str, true: str, tokens: Tokens) -> dict[str, float]:
     }
 
 
+def _check_product(read: int, truths: list[int]) -> None:
+    """Raises BadItem when even a right response would take too long, and InvalidOutput when this one does."""
+    total = sum(truths)
+    if total * max(truths) > _MAX_PRODUCT:
+        raise BadItem(f"solution for task ocr: {total} characters, {max(truths)} in one text, take too long to compare")
+    if total * read > _MAX_PRODUCT:
+        raise InvalidOutput(f"{read} characters take too long to compare with {total}")
+
+
 def score(sample: Sample[list[str], OcrParams]) -> Verdict:
     params = sample.params
 
@@ -105,6 +127,7 @@ def score(sample: Sample[list[str], OcrParams]) -> Verdict:
     truths = [normalised(true) for true in sample.solution]
     if max(map(len, truths)) > _MAX_NORMALISED_CHARS:
         raise BadItem(f"solution for task ocr: has {max(map(len, truths))} characters when it is normalised")
+    _check_product(len(read), [len(true) for true in truths])
     compared = [_compare(read, true, params.tokens) for true in truths]
     best = max(range(len(compared)), key=lambda place: compared[place][params.score])
     components = compared[best]
@@ -122,7 +145,8 @@ OCR = Task(
     "true text; of several acceptable texts the one that scores best counts.",
     formula="edit: 1 - Levenshtein distance / length of the longer text (MMR1, Perception-R1). "
     "cer: max(0, 1 - distance / length of the true text). wer: the same on tokens. "
-    "f1: 2 * common tokens / tokens of both. All on normalised texts; both empty: 1; only the true one empty: 0.",
+    "f1: 2 * common tokens / tokens of both. All on normalised texts; both empty: 1; only the true one empty: 0. "
+    "The read text's length times the length of all true ones is at most 10^10; beyond it is invalid_output.",
     floor=0.0,
     solution=TypeAdapter(Texts),
     params=OcrParams,

@@ -61,7 +61,8 @@ def score(response: str, solution: Any, **params: Any) -> Result:
         ("it costs $5", "exact"),
         (r"\text{cat}", "exact"),
         (r"\boxed{\text{cat}}", "exact"),
-        ("B. a cat", "exact"),
+        ("B. a cat", "choice"),
+        ("(B) a cat", "choice"),
     ],
 )
 def test_the_solution_says_how_it_is_judged(solution: str, method: str) -> None:
@@ -336,7 +337,7 @@ def test_nothing_is_never_exactly_right() -> None:
     assert score("", "...").outcome is Outcome.VERIFIER_ERROR
 
 
-@pytest.mark.parametrize("solution", [None, 3, ["A"], "", "a" * 100_001])
+@pytest.mark.parametrize("solution", [None, True, ["A"], "", "a" * 100_001])
 def test_solutions_that_are_no_text_are_refused(solution: Any) -> None:
     result = score("3", solution)
     assert result.outcome is Outcome.VERIFIER_ERROR

@@ -162,7 +162,7 @@ def test_reasoning_without_an_answer_is_invalid(response: str) -> None:
         assert (result.outcome, result.reward) == (Outcome.INVALID_OUTPUT, OCR.floor)
 
 
-@pytest.mark.parametrize("solution", [None, 3, [], ["a", 3], ["a"] * 65, {"text": "a"}, "a" * 100_001])
+@pytest.mark.parametrize("solution", [None, True, [], ["a", None], ["a"] * 65, {"text": "a"}, "a" * 100_001])
 def test_solutions_that_are_no_text_are_refused(solution: Any) -> None:
     result = score("a", solution)
     assert result.outcome is Outcome.VERIFIER_ERROR

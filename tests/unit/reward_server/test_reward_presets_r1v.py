@@ -71,7 +71,7 @@ def test_without_math_verify_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch
         assert "pip install 'mmr1-reward-server[math]'" in result.detail
 
 
-@pytest.mark.parametrize("solution", [None, 3, "", ["3"]])
+@pytest.mark.parametrize("solution", [None, True, "", ["3"]])
 def test_solutions_of_another_form_are_refused(solution: Any) -> None:
     result = score("r1v_accuracy", "3", solution)
     assert (result.outcome, result.reward) == (Outcome.VERIFIER_ERROR, None)
@@ -84,3 +84,54 @@ def test_any_text(response: str, bug_compatible: bool) -> None:
     assert score(
         "r1v_accuracy", f"<answer>{response}</answer>", "dog", bug_compatible=bug_compatible
     ).outcome.has_reward
+
+
+@pytest.mark.parametrize(
+    ("response", "right"),
+    [
+        ("<think>step\n----------\nstep 2</think> The answer is $4$", 1),
+        ("<think>" + 180 * "I look at the picture. " + "</think> The answer is $4$", 1),
+        ("<think>" + 4000 * "I look at the picture. " + "</think> The answer is $4$", 1),
+        ("".join(f"|{letter}| and ({letter}), " for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ") + "so $4$", 1),
+        ("$))))))))))))$ $" + 20 * "(" + "4" + 20 * ")" + "$", 0),
+        ("$" + ",".join(f"x_{number}" for number in range(100)) + "$", 0),
+    ],
+)
+def test_what_stands_around_the_mathematics_changes_nothing(response: str, right: float) -> None:
+    for bug_compatible in (False, True):
+        result = score("r1v_accuracy", response, "$4$", bug_compatible=bug_compatible)
+        assert (result.outcome, result.reward) == (Outcome.OK, right)
+
+
+_PROSE = st.lists(
+    st.sampled_from(
+        [
+            *(
+                "The answer is",
+                "final answer:",
+                "so",
+                "$4$",
+                "$x^2$",
+                "\\boxed{3}",
+                "1/2",
+                "2^3",
+                "(1+2)*3",
+                "5%",
+                "-7",
+            ),
+            *("1,234.5", "0.5", "\n", "\\[y\\]", "\\(z\\)", "and", "or", ",", "\\frac{1}{2}", "$", "{", "|", "7/0"),
+            *("-7", "=", "12 / (3"),
+        ]
+    ),
+    max_size=12,
+).map(" ".join)
+
+
+@settings(max_examples=100, deadline=None)
+@given(_PROSE)
+def test_whole_texts_are_read_as_math_verify_reads_them(text: str) -> None:
+    import math_verify
+
+    read = mathematics.read_whole(text)
+    expected = math_verify.parse(text, parsing_timeout=None)
+    assert ([] if read is None else [str(value) for value in read.values]) == [str(value) for value in expected]

@@ -12,15 +12,22 @@ from __future__ import annotations
 import math
 from typing import Annotated
 
-from pydantic import JsonValue, StringConstraints, TypeAdapter
+from pydantic import BeforeValidator, JsonValue, StringConstraints, TypeAdapter, WithJsonSchema
 from rapidfuzz.distance import Levenshtein
 
 from ...api import Example, Item, Outcome, Result
 from ...boxes import MAX_COORDINATE, iou
 from ...registry import InvalidOutput, Sample, Task, Verdict
+from ...truths import number_as_text
 from .reading import Box, BoxText, PresetParams, read_list
 
 _MAX_SOLUTION_CHARS = 100_000  # two texts of this length take half a second
+TrueText = Annotated[
+    str,
+    StringConstraints(max_length=_MAX_SOLUTION_CHARS),
+    BeforeValidator(number_as_text),
+    WithJsonSchema({"anyOf": [{"type": "string", "maxLength": _MAX_SOLUTION_CHARS}, {"type": "number"}]}),
+]
 _NO_OVERLAP = -0.2
 _INVERTED = -0.6
 _UNREADABLE = -1.0
@@ -65,7 +72,7 @@ MMR1_OCR = Task(
     "bug_compatible: an empty response to an empty truth gives 0 instead of 1.",
     formula="max(0, 1 - edits / max(len(response), len(solution))), runs of white space as one space. Both empty: 1.",
     floor=0.0,
-    solution=TypeAdapter(Annotated[str, StringConstraints(max_length=_MAX_SOLUTION_CHARS)]),
+    solution=TypeAdapter(TrueText),
     params=PresetParams,
     score=score_ocr,
     example=Example(

@@ -26,7 +26,7 @@ from ...boxes import MAX_COORDINATE, as_boxes, centres, iou
 from ...coordinates import MAX_OBJECTS, check_number
 from ...matching import match_points
 from ...registry import InvalidOutput, Sample, Task, Verdict
-from .reading import Box, BoxText, PresetParams, between_on_one_line, or_as_text, read_json, read_literal
+from .reading import Box, BoxText, PresetParams, between_on_one_line, or_as_text, read_literal, read_true_json
 
 GRID = 1000.0
 _DIAGONAL = GRID * math.sqrt(2)
@@ -135,7 +135,7 @@ def score_counting(sample: Sample[list[tuple[float, float]], PresetParams]) -> V
 
 
 def _read_points(solution: object) -> object:
-    points = read_json(solution) if isinstance(solution, str) else solution
+    points = read_true_json(solution, "[[100, 100]]")
     if isinstance(points, list):
         check_number(points)
     return points

@@ -7,6 +7,8 @@ original is wrong, and bug_compatible gives what it gave:
 - One "toothbrush" (class 90, one more than its array holds), one inverted box or one that is not four numbers takes
   the whole response to 0. Right: toothbrushes are found as all others are, and such a box is an invalid item.
 - An empty list is 0 even when there is nothing to find. Right: the largest value there is.
+- With IS_SIZE_WEIGHT it divides the weighted IoU by the plain sum of the IoU times their number, so that one large box
+  always gets 1, and n of them 1/n. Right: a weighted mean.
 Kept as published: the costs of the matching, with L1 in pixels; pairs are dropped after it, not before; boxes where
 there is nothing to find keep their 0.25 for the format.
 """
@@ -25,7 +27,7 @@ from ...boxes import Bools, Floats, as_boxes, pairwise_giou, pairwise_iou, prope
 from ...coordinates import MAX_OBJECTS
 from ...matching import Pairs, assign
 from ...registry import InvalidOutput, Sample, Task, Verdict
-from .reading import PresetParams, as_coordinates, as_true_box, or_as_text, read_json
+from .reading import PresetParams, as_coordinates, as_true_box, or_as_text, read_json, read_true_json
 
 # COCO's 80 classes in the order of their numbers, which leave ten of 1 to 90 out.
 _NAMES: Final = (
@@ -47,6 +49,7 @@ _MIN_IOU = 0.5
 _FORMAT_WEIGHT = 0.25
 _PENALTY_WEIGHT = 0.5
 _MAX_REWARD = 3.0
+_SMALL, _MEDIUM = 32.0**2, 96.0**2  # areas in pixels, as COCO has them
 _MAX_DISTANCE = 1e30  # five times as much is still finite in single precision
 # What softmax makes of a one-hot vector over all classes: at the class itself, and elsewhere.
 _PROBABILITY = math.e / (math.e + _NUM_CLASSES - 1)
@@ -59,6 +62,9 @@ class DetectionParams(PresetParams):
     f1_scale: float = Field(0.75, ge=0, le=100, description="weight of F1")
     cls_coe: float = Field(1.0, ge=0, le=100, description="weight of the share of matched boxes with the right label")
     iou_coe: float = Field(1.0, ge=0, le=100, description="weight of the matched boxes' mean IoU")
+    is_size_weight: bool = Field(
+        False, description="whether the IoU of smaller true boxes counts more: see the summary"
+    )
     coverage_scale: float = Field(0.0, ge=0, le=100, description="weight of the true classes' coverage")
     do_penalty: bool = Field(True, description="whether surplus and missing boxes cost; the released script says false")
 
@@ -163,11 +169,12 @@ def _weighted(
     detail = f"{len(pairs)} of {m} found with {n} boxes"
     if not pairs:
         return Verdict(_FORMAT_WEIGHT * layout, {"format": layout}, parsed, detail)
+    true = as_boxes([truth.target_box[column] for _, column in pairs])
     components = {
         "format": layout,
         "f1": 2 * len(pairs) / (n + m),
         "label": sum(classes[row] == truth.target_id[column] for row, column in pairs) / len(pairs),
-        "iou": float(overlaps.mean()),
+        "iou": _by_size(overlaps, true, params) if params.is_size_weight else float(overlaps.mean()),
         "redundant": (n - len(pairs)) / n,
         "missing": (m - len(pairs)) / m,
         "coverage": _coverage(classes, truth.target_id),
@@ -178,6 +185,14 @@ def _weighted(
         reward -= _PENALTY_WEIGHT * (components["redundant"] + components["missing"])
     reward = min(max(reward, 0.0), _MAX_REWARD) + params.coverage_scale * components["coverage"]
     return Verdict(reward, components, parsed, detail)
+
+
+def _by_size(overlaps: Floats, true: Floats, params: DetectionParams) -> float:
+    """The mean IoU with the weights of the true boxes' areas; as published it is not divided by their sum."""
+    areas = (true[:, 2] - true[:, 0]) * (true[:, 3] - true[:, 1])
+    weights = np.select([areas < _SMALL, areas < _MEDIUM], [3.0, 2.0], 1.0)
+    divisor = overlaps.sum() * len(overlaps) + 1e-8 if params.bug_compatible else weights.sum()
+    return float((weights * overlaps).sum() / divisor)
 
 
 def _coverage(classes: list[int], true_classes: list[int]) -> float:
@@ -200,16 +215,18 @@ def _survives(classes: list[int], boxes: list[list[float]]) -> bool:
 
 
 def _read_truth(solution: object) -> Any:
-    return read_json(solution) if isinstance(solution, str) else solution
+    return read_true_json(solution, '{"target_id": [18], "target_box": [[10, 10, 110, 60]]}')
 
 
 PR1_DETECTION = Task(
     name="pr1_detection",
     summary='Detection as Perception-R1 rewards it: a JSON list of {"bbox_2d", "label"} with COCO\'s labels against '
     '{"target_id", "target_box"} (or its JSON text). bug_compatible: classes are off by one when matching; one '
-    "toothbrush, inverted box or box without four numbers takes all to 0; nothing found where nothing is gives 0.",
+    "toothbrush, inverted box or box without four numbers takes all to 0; nothing found where nothing is gives 0; with "
+    "is_size_weight, IoU is sum(weight * IoU) / (n * sum(IoU)).",
     formula="clamp(0.25 format + f1_scale F1 + cls_coe label + iou_coe IoU - 0.5 (redundant / n + missing / m), 0, 3) "
-    "+ coverage_scale coverage. Hungarian matching, kept above IoU 0.5; label and IoU are means over what is matched, "
+    "+ coverage_scale coverage. Hungarian matching, kept above IoU 0.5; label and IoU are means over what is matched "
+    "(is_size_weight: IoU with weight 3 for true boxes below 32 * 32 pixels, 2 below 96 * 96, else 1), "
     "format the share of valid items. Nothing matched: 0.25 format. No boxes and none there: the largest value.",
     floor=0.0,
     solution=TypeAdapter(Annotated[Truth, BeforeValidator(_read_truth), or_as_text(Truth.model_json_schema())]),

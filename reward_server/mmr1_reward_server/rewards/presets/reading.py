@@ -87,6 +87,16 @@ def read_list(text: str, brackets: str = "[]") -> list[float] | None:
     return found if len(found) == len(numbers) else None
 
 
+def read_true_json(solution: object, example: str) -> Any:
+    """A solution that may come as its JSON text. Raises ValueError, in words for the dataset's author."""
+    if not isinstance(solution, str):
+        return solution
+    try:
+        return read_json(solution)
+    except json.JSONDecodeError:
+        raise ValueError(f"a text must be JSON, such as {example}") from None
+
+
 def read_json(text: str) -> JsonValue:
     """The value of a JSON text. Raises ValueError when it is none, or nests deeper than MAX_JSON_DEPTH."""
     depth = 0
@@ -135,6 +145,8 @@ def _as_float(number: float) -> float:
 
 
 def _read_box_text(solution: object) -> Box:
+    if isinstance(solution, list | tuple):
+        return as_true_box(as_coordinates(list(solution)))
     return as_true_box(read_list(solution, "[]()") if isinstance(solution, str) else None)
 
 
@@ -142,6 +154,11 @@ BoxText = Annotated[
     Box,
     BeforeValidator(_read_box_text),
     WithJsonSchema(
-        {"type": "string", "description": "'[x1, y1, x2, y2]' as the dataset holds it, or with parentheses"}
+        {
+            "anyOf": [
+                {"type": "string", "description": "'[x1, y1, x2, y2]' as the dataset holds it, or with parentheses"},
+                {"type": "array", "items": {"type": "number"}, "minItems": 4, "maxItems": 4},
+            ]
+        }
     ),
 ]
