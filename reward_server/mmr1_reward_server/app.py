@@ -17,6 +17,7 @@ from . import __version__
 from .api import ErrorBody, Item, ScoreRequest, ScoreResponse, TaskList
 from .auth import RequireKey, load_keys
 from .bodies import BodyLimits, read_body
+from .cut_short import CutShort
 from .departures import hung_up, unless_left
 from .dialects import Defaults, usual_task
 from .dialects import router as peers_router
@@ -94,6 +95,7 @@ def create_app(settings: Settings, registry: Registry | None = None, scoring: Sc
     )
     if keys:
         app.add_middleware(RequireKey, keys=keys)
+    app.add_middleware(CutShort)
     app.add_middleware(_Observed, metrics=metrics, access_log=settings.access_log)
     _describe_request_bodies(app)
     return app
