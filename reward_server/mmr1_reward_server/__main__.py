@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -19,6 +20,7 @@ from fastapi import FastAPI
 from . import __version__
 from .app import create_app
 from .connections import Watch
+from .descriptors import Listener, bounded, end_of_connections, raise_limit
 from .logs import configure_logging
 from .plugins import PluginError, build_registry, import_from_here
 from .scoring import WorkersCannotStart
@@ -40,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if settings.list_tasks:
             return list_tasks(settings)
         configure_logging()
+        raise_limit()
         with bind(settings.host, settings.port) as listener:
             return serve(settings, listener)
     except (SettingsError, PluginError, WorkersCannotStart) as error:
@@ -56,7 +59,7 @@ def list_tasks(settings: Settings) -> int:
     return 0
 
 
-def bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int) -> Listener:
     """A listening socket, so that a port in use is known before anything starts. Raises SettingsError."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -64,7 +67,7 @@ def bind(host: str, port: int) -> socket.socket:
         )[0]
     except OSError as error:
         raise SettingsError(f"--host {host}: {error.strerror or error}; give an address of this machine") from None
-    listener = socket.socket(family, kind, protocol)
+    listener = Listener(family, kind, protocol)
     try:
         # A port that a server has just left may be taken again at once; one that another server holds may not.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -79,11 +82,12 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(settings: Settings, listener: socket.socket) -> int:
+def serve(settings: Settings, listener: Listener) -> int:
     """Runs the server on a listening socket until a signal has it drained.
 
     Raises SettingsError, PluginError, and WorkersCannotStart, all before the first request is taken.
     """
+    listener.end = end_of_connections(settings.workers)
     if settings.reward:
         import_from_here()
     app = create_app(settings)
@@ -117,10 +121,10 @@ def serve(settings: Settings, listener: socket.socket) -> int:
 class _Server(uvicorn.Server):
     """Uvicorn's, except that a server whose workers do not start ends with that error, and never listens.
 
-    And it has an eye on its connections.
+    And it has an eye on its connections; none gets a descriptor that is kept for workers.
     """
 
-    def __init__(self, config: uvicorn.Config, app: FastAPI, listener: socket.socket, watch: Watch) -> None:
+    def __init__(self, config: uvicorn.Config, app: FastAPI, listener: Listener, watch: Watch) -> None:
         super().__init__(config)
         self._app = app
         self._listener = listener
@@ -133,6 +137,9 @@ class _Server(uvicorn.Server):
             if self.should_exit:
                 return
         starting.result()
+        if self._listener.end is not None:
+            protocol: Any = self.config.http_protocol_class  # uvicorn has loaded it by now
+            self.config.http_protocol_class = bounded(protocol, self._listener.end)
         await super().startup(sockets)
         gc.freeze()  # what is loaded by now stays, and need not be looked through again
         host, port = self._listener.getsockname()[:2]

@@ -15,11 +15,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from . import __version__
 from .api import ErrorBody, Item, ScoreRequest, ScoreResponse, TaskList
-from .auth import RequireKey, load_keys
+from .auth import OPEN_PATHS, SECURITY_SCHEMES, RequireKey, load_keys
 from .bodies import BodyLimits, read_body
+from .cut_short import CutShort
 from .departures import hung_up, unless_left
 from .dialects import Defaults, usual_task
 from .dialects import router as peers_router
+from .dialects.halves import without_halves
 from .errors import RequestError, add_error_handlers, json_response, overloaded
 from .mathematics import is_installed
 from .metrics import Metrics
@@ -94,8 +96,9 @@ def create_app(settings: Settings, registry: Registry | None = None, scoring: Sc
     )
     if keys:
         app.add_middleware(RequireKey, keys=keys)
+    app.add_middleware(CutShort)
     app.add_middleware(_Observed, metrics=metrics, access_log=settings.access_log)
-    _describe_request_bodies(app)
+    _complete_document(app, with_keys=bool(keys))
     return app
 
 
@@ -170,11 +173,13 @@ def _peers_routes(settings: Settings, registry: Registry, scoring: Scoring, metr
 def _operations_routes(scoring: Scoring, metrics: Metrics) -> APIRouter:
     router = APIRouter(tags=["operations"])
 
+    @router.head("/healthz", include_in_schema=False)
     @router.get("/healthz")
     async def healthz() -> dict[str, str]:
         """The process answers."""
         return {"status": "ok"}
 
+    @router.head("/readyz", include_in_schema=False)
     @router.get("/readyz", responses={503: {"model": ErrorBody}})
     async def readyz() -> dict[str, str]:
         """Items may be sent."""
@@ -191,9 +196,12 @@ def _operations_routes(scoring: Scoring, metrics: Metrics) -> APIRouter:
 
 
 def parse_request(body: bytes) -> ScoreRequest:
-    """Raises RequestError: 400 when it is not JSON or nested too deeply, 422 when it is of another form."""
+    """Halves of surrogate pairs are read as U+FFFD: see `halves.py`.
+
+    Raises RequestError: 400 when it is not JSON or nested too deeply, 422 when it is of another form.
+    """
     try:
-        return ScoreRequest.model_validate_json(body)
+        return _parsed(body)
     except ValidationError as error:
         problems = error.errors(include_input=False, include_url=False, include_context=False)
     if problems[0]["type"] == "json_invalid":
@@ -205,6 +213,17 @@ def parse_request(body: bytes) -> ScoreRequest:
     raise RequestError(422, "invalid_request", "; ".join(shown) + more)
 
 
+def _parsed(body: bytes) -> ScoreRequest:
+    """Raises ValidationError."""
+    try:
+        return ScoreRequest.model_validate_json(body)
+    except ValidationError:
+        mended = without_halves(body)
+        if mended == body:
+            raise
+    return ScoreRequest.model_validate_json(mended)
+
+
 def to_score_response(scored: Sequence[Scored]) -> bytes:
     """A ScoreResponse as JSON, put together from results that are JSON already."""
     return b'{"results":[%b],"version":"%b"}' % (b",".join([one.encoded for one in scored]), __version__.encode())
@@ -214,8 +233,10 @@ def _ref(model: type[BaseModel]) -> dict[str, str]:
     return {"$ref": f"{_REF}{model.__name__}"}
 
 
-def _describe_request_bodies(app: FastAPI) -> None:
-    """Adds the schema of the bodies that routes read by themselves (one parse, bounded) to the OpenAPI document."""
+def _complete_document(app: FastAPI, *, with_keys: bool) -> None:
+    """Adds to the OpenAPI document what FastAPI does not see: bodies that routes read by themselves (one parse,
+    bounded), and keys.
+    """
     make_document = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -225,6 +246,12 @@ def _describe_request_bodies(app: FastAPI) -> None:
         for name, definition in schema.pop("$defs", {}).items():
             schemas.setdefault(name, definition)
         schemas.setdefault("ScoreRequest", schema)
+        if with_keys:
+            document["components"]["securitySchemes"] = SECURITY_SCHEMES
+            document["security"] = [{name: []} for name in SECURITY_SCHEMES]
+            for path in OPEN_PATHS & set(document["paths"]):
+                for operation in document["paths"][path].values():
+                    operation["security"] = []
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]

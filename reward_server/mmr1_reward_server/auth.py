@@ -28,6 +28,13 @@ KEY_VARIABLE = "MMR1_REWARD_API_KEY"
 # Probes have no token (the first two are those of V-Triune and PipelineRL), and numbers of items are no secret.
 OPEN_PATHS = frozenset({"/", "/health", "/healthz", "/readyz", "/metrics"})
 
+# As the OpenAPI document names the ways in which a key is sent; each is enough.
+SECURITY_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+    "basic": {"type": "http", "scheme": "basic", "description": "the key is the password; any user"},
+}
+
 _MIN_KEY_CHARS = 8
 _COMMENT = re.compile(r"(?:^|\s)#")
 _MAX_DISCARDED_BYTES = 2**20

@@ -43,7 +43,10 @@ class Settings(BaseModel):
         256 * 2**20, gt=0, description="of the bodies of all requests in progress; beyond it, 503 with Retry-After"
     )
     body_seconds: float = Field(
-        60.0, gt=0, description="for a request's body to arrive; then 408; and for its head, its answer to be taken"
+        60.0,
+        gt=0,
+        description="for a request's body to arrive, then 408; for its head; and without progress while its answer is "
+        "taken",
     )
     drain_seconds: float = Field(30.0, gt=0, description="on SIGTERM, how long requests in progress may take")
     api_key_file: str | None = Field(None, description="API keys, one a line; see also MMR1_REWARD_API_KEY")

@@ -17,6 +17,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -38,9 +39,16 @@ def command(*options: str) -> list[str]:
     return [sys.executable, "-m", "mmr1_reward_server", *options]
 
 
-def start(*options: str, **environment: str) -> tuple[subprocess.Popen[str], int]:
+def start(
+    *options: str, limits: Callable[[], None] | None = None, first: str = "", **environment: str
+) -> tuple[subprocess.Popen[str], int]:
+    """The process, once it listens, and its port. Before all else `limits` is called, and the line `first` is run."""
+    argv = command("--port", "0", *options)
+    if first:
+        argv[1:3] = ["-c", f"{first}; from mmr1_reward_server.__main__ import main; sys.exit(main())"]
     process = subprocess.Popen(
-        command("--port", "0", *options),
+        argv,
+        preexec_fn=limits,
         stdout=subprocess.PIPE,
         text=True,
         cwd=REPOSITORY,
@@ -208,6 +216,28 @@ def test_sigterm_drains_and_a_hanging_scorer_does_not_hold_the_process() -> None
     began = time.monotonic()
     assert process.wait(20) == 0
     assert time.monotonic() - began < 10
+
+
+def test_what_is_not_done_when_the_time_to_drain_is_over_may_be_asked_again() -> None:
+    process, port = start("--drain-seconds", "1", "--workers", "1", *reward("SLEEPS"))
+    url = f"http://127.0.0.1:{port}"
+    bodies = {
+        "/v1/score": {"items": [item("sleeps", solution=4).model_dump()]},
+        "/get_reward/sleeps": {"query": [""], "prompts": [""], "labels": [4]},
+    }
+
+    def ask(path: str) -> httpx.Response:
+        return httpx.post(url + path, json=bodies[path], trust_env=False, timeout=20)
+
+    with ThreadPoolExecutor(len(bodies)) as pool, httpx.Client(trust_env=False, base_url=url) as looking:
+        asking = [pool.submit(ask, path) for path in bodies]
+        until(lambda: queue_depth(looking) == len(bodies), "taken")
+        process.send_signal(signal.SIGTERM)
+        answers = [one.result() for one in asking]
+    assert process.wait(20) == 0
+    for answer in answers:
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        assert answer.json()["error"]["code"] == "overloaded"
 
 
 def alive(process: int) -> bool:

@@ -81,11 +81,14 @@ class Endpoints:
         asks: dict[str, Any] | None,
         answers: Any,
         with_task: bool = False,
-        query: tuple[str, ...] = (),
+        query: dict[str, str] | None = None,
+        body_required: bool = True,
         may_fail: bool = False,
+        with_head: bool = False,
     ) -> None:
-        """One route and, `with_task`, the same with a task's name behind it. `asks` is the body's JSON schema;
-        `may_fail`: a verdict that failed is an HTTP error, see `not_scored`.
+        """One route and, `with_task`, the same with a task's name behind it. `asks` is the body's JSON schema; `query`
+        names the parameters that may be there, and says what each is; `may_fail`: a verdict that failed is an HTTP
+        error, see `not_scored`; `with_head`: probes may ask with HEAD.
         """
         statuses = (401, 404, 408, 413, 422, *((500,) if may_fail else ()), 503)
 
@@ -101,8 +104,10 @@ class Endpoints:
                 name=f"{method} {full_path}",
                 description=handler.__doc__,
                 responses={status: {"model": ErrorBody} for status in statuses},
-                openapi_extra=_describe(full_path, asks, query, [task.name for task in self.registry]),
+                openapi_extra=_describe(full_path, asks, body_required, query or {}, self.registry),
             )
+            if with_head:
+                self.router.add_api_route(full_path, endpoint, methods=["HEAD"], include_in_schema=False)
 
     async def _answer(self, request: Request, handler: Handler) -> Response:
         task = request.path_params.get("task")
@@ -132,15 +137,17 @@ def _check_task(registry: Registry, task: str) -> None:
         raise RequestError(404, "no_such_task", str(error)) from None
 
 
-def _describe(path: str, asks: dict[str, Any] | None, query: tuple[str, ...], tasks: list[str]) -> dict[str, Any]:
-    places = [("path", part[1:-1]) for part in path.split("/") if part.startswith("{")] + [("query", q) for q in query]
-    text, task = {"type": "string"}, {"type": "string", "enum": tasks}
-    described: dict[str, Any] = {
-        "parameters": [
-            {"name": name, "in": place, "required": True, "schema": task if name == "task" else text}
-            for place, name in places
-        ]
-    }
+def _describe(
+    path: str, asks: dict[str, Any] | None, body_required: bool, query: dict[str, str], registry: Registry
+) -> dict[str, Any]:
+    text, task = {"type": "string"}, {"type": "string", "enum": [task.name for task in registry]}
+    places = [part[1:-1] for part in path.split("/") if part.startswith("{")]
+    parameters: list[dict[str, Any]] = [
+        {"name": name, "in": "path", "required": True, "schema": task if name == "task" else text} for name in places
+    ]
+    for name, description in query.items():
+        parameters.append({"name": name, "in": "query", "required": False, "description": description, "schema": text})
+    described: dict[str, Any] = {"parameters": parameters}
     if asks is not None:
-        described["requestBody"] = {"required": True, "content": {"application/json": {"schema": asks}}}
+        described["requestBody"] = {"required": body_required, "content": {"application/json": {"schema": asks}}}
     return described

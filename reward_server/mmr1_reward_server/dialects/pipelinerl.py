@@ -84,5 +84,5 @@ def router(scoring: Scoring, registry: Registry, defaults: Defaults) -> APIRoute
     endpoints = Endpoints(routes, registry)
     schema = AnswerRequest.model_json_schema()
     endpoints.add("POST", "/verify_answer", verify_answer, asks=schema, answers=AnswerStatus, with_task=True)
-    endpoints.add("GET", "/health", health, asks=None, answers=Health)
+    endpoints.add("GET", "/health", health, asks=None, answers=Health, with_head=True)
     return routes

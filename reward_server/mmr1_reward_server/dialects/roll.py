@@ -102,7 +102,15 @@ def router(scoring: Scoring, registry: Registry, defaults: Defaults) -> APIRoute
     endpoints.add(
         "POST", "/submit_task", submit_task, asks=TaskRequest.model_json_schema(), answers=Submitted, with_task=True
     )
-    endpoints.add("GET", "/task_result", task_result, asks=None, answers=TaskResult, query=("reward_request_id",))
+    endpoints.add(
+        "GET",
+        "/task_result",
+        task_result,
+        asks=ResultRequest.model_json_schema(),
+        answers=TaskResult,
+        query={"reward_request_id": "the id; without it, the body has to name it"},
+        body_required=False,
+    )
     return routes
 
 

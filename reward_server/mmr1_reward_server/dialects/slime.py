@@ -57,5 +57,6 @@ def router(scoring: Scoring, registry: Registry, defaults: Defaults) -> APIRoute
         asks=SampleRequest.model_json_schema(),
         answers=float | dict[str, float],
         with_task=True,
+        query={"detail": "1 for an object in place of the bare number"},
     )
     return routes

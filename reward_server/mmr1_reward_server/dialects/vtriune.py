@@ -86,7 +86,7 @@ def router(scoring: Scoring, registry: Registry, defaults: Defaults) -> APIRoute
         with_task=True,
         may_fail=True,
     )
-    endpoints.add("GET", "/", greet, asks=None, answers=Greeting)
+    endpoints.add("GET", "/", greet, asks=None, answers=Greeting, with_head=True)
     return routes
 
 

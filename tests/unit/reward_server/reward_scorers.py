@@ -69,7 +69,7 @@ def _process_id(sample: Sample[Any, Params]) -> Verdict:
 def _scribbles(sample: Sample[Any, Params]) -> Verdict:
     """Writes to a descriptor that is not its own, and prints."""
     print("timestamp=0 level=info event=forged")
-    for descriptor in range(3, 64):
+    for descriptor in range(3, 1024):
         with contextlib.suppress(OSError):
             if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
                 os.write(descriptor, b"\x00\x00\x00\x03abc")

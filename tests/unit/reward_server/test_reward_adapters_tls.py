@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import ssl
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from mmr1_reward_server import adapters
@@ -60,6 +63,25 @@ def configured(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv("MMR1_REWARD_TASK", "counting")
     for name in (CA, CERT, KEY):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("ciphers", "taken"),
+    [("ECDHE+AESGCM", True), ("ECDHE+CHACHA20", True), ("ECDHE-ECDSA-AES256-SHA:ECDHE-ECDSA-AES128-SHA256", False)],
+)
+def test_tls_1_2_is_spoken_with_authenticated_ciphers_only(pems: Path, url: str, ciphers: str, taken: bool) -> None:
+    context = ssl.create_default_context(cafile=str(pems / "ca.pem"))
+    context.load_cert_chain(pems / "both.pem")
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(ciphers)
+    host, port = httpx.URL(url).host, httpx.URL(url).port
+    with socket.create_connection((host, port), timeout=5) as plain:
+        if taken:
+            with context.wrap_socket(plain, server_hostname=host) as connection:
+                assert connection.version() == "TLSv1.2"
+        else:
+            with pytest.raises(ssl.SSLError, match=r"HANDSHAKE_FAILURE|EOF occurred"):
+                context.wrap_socket(plain, server_hostname=host)
 
 
 def ask(deadline_seconds: float = 20) -> list[float]:

@@ -18,6 +18,7 @@ from mmr1_reward_server import __version__
 from mmr1_reward_server import app as app_module
 from mmr1_reward_server.api import Item, ScoreRequest, ScoreResponse, TaskList
 from mmr1_reward_server.app import create_app
+from mmr1_reward_server.auth import KEY_VARIABLE, OPEN_PATHS
 from mmr1_reward_server.rewards import builtin_tasks
 from mmr1_reward_server.scoring import WorkersCannotStart
 from mmr1_reward_server.settings import Settings
@@ -102,7 +103,7 @@ async def test_bad_model_output_is_never_an_http_error(http: httpx.AsyncClient) 
         (b'{"items":[{"id":"1","task":"counting","response":"3","solution":' + b"[" * 300, (400, "too_deep")),
         (b'{"items":[{"id":"' + b"1" * 1025 + b'","task":"x","response":"","solution":1}]}', (422, "invalid_request")),
         (b'{"items":[{"id":"1","task":"' + b"x" * 257 + b'","response":"","solution":1}]}', (422, "invalid_request")),
-        (b'{"items":[{"id":"1","task":"counting","response":"\\ud800","solution":1}]}', (400, "not_json")),
+        (b'{"items":[{"id":"1","task":"counting","response":"\\ud800","solution":1}]', (400, "not_json")),
         (b"[]", (422, "invalid_request")),
         (b"{}", (422, "invalid_request")),
         (b'{"items":[{}]}', (422, "invalid_request")),
@@ -119,6 +120,21 @@ async def test_bad_model_output_is_never_an_http_error(http: httpx.AsyncClient) 
 )
 async def test_refused_requests(http: httpx.AsyncClient, content: bytes, expected: tuple[int, str]) -> None:
     assert error(await http.post("/v1/score", content=content)) == expected
+
+
+async def test_half_a_surrogate_pair_costs_no_other_item(http: httpx.AsyncClient) -> None:
+    texts = [
+        r"<answer>3</answer>",
+        r"\ud800<answer>3</answer>",
+        r"\udc00 3",
+        r"\ud83d\ude00 3",
+        r"\\ud800 3",
+        r"\ud800",
+    ]
+    items = ",".join(f'{{"id":"1","task":"counting","response":"{text}","solution":3}}' for text in texts)
+    answer = await http.post("/v1/score", content=f'{{"items":[{items}]}}')
+    assert answer.status_code == 200
+    assert [one["reward"] for one in answer.json()["results"]] == [1.0] * 5 + [0.0]
 
 
 async def test_a_body_without_a_declared_length_is_limited_too(http: httpx.AsyncClient) -> None:
@@ -276,6 +292,30 @@ async def test_openapi_is_complete(http: httpx.AsyncClient) -> None:
         "$ref": "#/components/schemas/ScoreRequest"
     }
     assert set(posted["responses"]) == {"200", "400", "401", "408", "413", "422", "503"}
+
+
+async def test_openapi_names_the_keys_where_there_are_any(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without = (await http.get("/openapi.json")).json()
+    assert "security" not in without and "securitySchemes" not in without["components"]
+    monkeypatch.setenv(KEY_VARIABLE, "key-of-environment")
+    document = create_app(Settings()).openapi()
+    assert set(document["components"]["securitySchemes"]) == {name for one in document["security"] for name in one}
+    assert all("security" not in one for one in document["paths"]["/v1/score"].values())
+    for path in OPEN_PATHS:
+        assert [one["security"] for one in document["paths"][path].values()] == [[]], path
+
+
+async def test_probes_may_ask_with_head() -> None:
+    tasks = builtin_tasks()
+    with live(create_app(Settings(), tasks, InProcessScoring(tasks))) as url:
+        async with httpx.AsyncClient(base_url=url, trust_env=False) as client:
+            for path in ("/", "/health", "/healthz", "/readyz"):
+                with_get, with_head = await client.get(path), await client.head(path)
+                assert (with_head.status_code, with_head.content) == (200, b""), path
+                assert with_head.headers["content-length"] == str(len(with_get.content))
+            assert (await client.head("/v1/score")).status_code == 405
 
 
 @pytest.mark.parametrize(

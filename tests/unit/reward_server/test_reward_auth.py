@@ -152,9 +152,9 @@ def pems(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_right_tls_files(pems: Path) -> None:
     assert tls_options(Settings()) == {}
     both = {"tls_cert": str(pems / "a.pem"), "tls_key": str(pems / "a.key")}
-    assert set(tls_options(Settings(**both))) == {"ssl_certfile", "ssl_keyfile"}
+    assert set(tls_options(Settings(**both))) == {"ssl_certfile", "ssl_keyfile", "ssl_ciphers"}
     with_ca = tls_options(Settings(**both, tls_client_ca=str(pems / "b.pem")))
-    assert set(with_ca) == {"ssl_certfile", "ssl_keyfile", "ssl_ca_certs", "ssl_cert_reqs"}
+    assert set(with_ca) == {"ssl_certfile", "ssl_keyfile", "ssl_ciphers", "ssl_ca_certs", "ssl_cert_reqs"}
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from mmr1_reward_server.app import create_app
 from mmr1_reward_server.client import RewardClient, RewardServerError
 from mmr1_reward_server.rewards import builtin_tasks
 from mmr1_reward_server.settings import Settings
+from tests.unit.reward_server.reward_in_process import InProcessScoring
 from tests.unit.reward_server.reward_scorers import item
 
 ITEMS = [item("counting", name="a"), item("counting", "<answer>4</answer>", name="b")]
@@ -153,10 +154,15 @@ async def test_other_statuses_are_not_tried_again(status: int) -> None:
     assert len(asked) == 3
 
 
-async def test_an_item_that_utf8_cannot_hold() -> None:
-    async with client_of(right) as client:
-        results = await client.score([Item(id="a", task="counting", response="3", solution="\ud800")])
-    assert (results[0].outcome, results[0].detail[:22]) == (Outcome.VERIFIER_ERROR, "an item cannot be sent")
+async def test_an_item_that_utf8_cannot_hold_costs_no_other() -> None:
+    tasks = builtin_tasks()
+    app = create_app(Settings(), tasks, InProcessScoring(tasks))
+    texts = ["<answer>3</answer>", "\ud800<answer>3</answer>", "\udc00"]
+    items = [Item(id="a", task="counting", response=text, solution=3, image_size=(8, 8)) for text in texts]
+    async with RewardClient("http://reward", 5, httpx.ASGITransport(app)) as client:
+        assert [result.reward for result in await client.score(items)] == [1.0, 1.0, 0.0]
+        unreadable = await client.score([items[0].model_copy(update={"solution": "\ud800"}), items[0]])
+    assert [result.outcome for result in unreadable] == [Outcome.VERIFIER_ERROR, Outcome.OK]
 
 
 async def test_cancelling_is_not_swallowed() -> None:

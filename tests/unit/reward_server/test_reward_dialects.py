@@ -48,8 +48,16 @@ async def test_all_routes_are_there_and_described() -> None:
             statuses = {"200", "401", "404", "408", "413", "422", "503"}
             assert set(described["responses"]) == statuses | ({"500"} if path in FAILING_PATHS else set())
             assert described["description"]
-        named = [parameter["name"] for parameter in paths[f"{path}/{{task}}"]["post"]["parameters"]]
+        parameters = paths[f"{path}/{{task}}"]["post"]["parameters"]
+        named = [parameter["name"] for parameter in parameters if parameter["in"] == "path"]
         assert named == ["rollout_id", "task"][-1 - ("rollout_id" in path) :]
+        optional = [parameter["name"] for parameter in parameters if not parameter["required"]]
+        assert optional == (["detail"] if path == "/slime" else [])
+    (asked,) = paths["/task_result"]["get"]["parameters"]
+    assert (asked["name"], asked["in"], asked["required"]) == ("reward_request_id", "query", False)
+    by_body = paths["/task_result"]["get"]["requestBody"]
+    assert by_body["required"] is False
+    assert list(by_body["content"]["application/json"]["schema"]["properties"]) == ["reward_request_id"]
     references = str(document).split("#/components/schemas/")[1:]
     assert references
     assert {reference.partition("'")[0] for reference in references} <= set(document["components"]["schemas"])
