@@ -30,6 +30,14 @@ packages() {
   esac
 }
 
+# The index's torchvision is built for CUDA; what the project's own environment does about that helps here too.
+lend_torchvision() {
+  local site
+  site=$("$1/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+  cp scripts/mmr1_torchvision_cpu.py "$site/"
+  echo "import mmr1_torchvision_cpu" >"$site/mmr1_torchvision_cpu.pth"
+}
+
 make_environment() {
   local peer=$1 venv=.venv-peers/$1 python wanted index=() with=() bare=() line
   wanted=$(packages "$peer"; cat scripts/test_peers.sh reward_server/pyproject.toml | sha256sum)
@@ -43,6 +51,7 @@ make_environment() {
     done < <(packages "$peer")
     "$venv/bin/pip" install -qq --dry-run --no-deps "$torch" >/dev/null 2>&1 || index=(--extra-index-url "$torch_index")
     "$venv/bin/pip" install -qq --no-compile "${index[@]}" "${with[@]}" -e ./reward_server || return 1
+    case " ${with[*]} " in *\ torchvision==*) lend_torchvision "$venv" ;; esac
     [ ${#bare[@]} -eq 0 ] || "$venv/bin/pip" install -qq --no-compile --no-deps "${bare[@]}" || return 1
     printf '%s' "$wanted" >"$venv/.stamp"
   fi
