@@ -10,6 +10,7 @@ import itertools
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,16 +42,19 @@ examples = itertools.cycle(task.example.item.model_dump(mode="json") for task in
 
 
 @pytest.fixture(scope="module")
-def url() -> Iterator[str]:
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server's. In the end it must stop cleanly, and must have logged no failure."""
+    log = tmp_path_factory.mktemp("server") / "log"  # a pipe that nobody reads would fill, and stop the server
     options = ("--port", "0", "--workers", "1", "--item-deadline-seconds", "2")
-    process = subprocess.Popen([COMMAND, *options], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    listening = next(filter(None, (re.search(r"event=listening .*port=(\d+)", line) for line in process.stdout)))
+    with log.open("w") as output:
+        process = subprocess.Popen([COMMAND, *options], stdout=output)
+    while not (listening := re.search(r"event=listening .*port=(\d+)", log.read_text())):
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.05)
     yield f"http://127.0.0.1:{listening.group(1)}"
     process.terminate()
-    rest = process.stdout.read()
-    assert (process.wait(20), "level=error" in rest, "traceback" in rest) == (0, False, False), rest
+    code, rest = process.wait(20), log.read_text()
+    assert (code, "level=error" in rest, "traceback" in rest) == (0, False, False), rest
 
 
 @schema.hook("map_body")
