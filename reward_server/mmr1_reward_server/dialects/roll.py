@@ -87,8 +87,9 @@ def router(scoring: Scoring, registry: Registry, defaults: Defaults) -> APIRoute
     async def task_result(call: Call) -> Response:
         """ROLL: the score, or that it is not there yet. The id is a query parameter or a body's `reward_request_id`."""
         name = call.query.get("reward_request_id")
-        if name is None:
-            name = call.read(ResultRequest).reward_request_id
+        if call.body or name is None:  # a body that is there has to be right, also where it is not needed
+            named = call.read(ResultRequest).reward_request_id
+            name = named if name is None else name
         if submissions.is_running(name):
             return answer(_result(_RUNNING, "still running", None))
         finished = submissions.result(name)
