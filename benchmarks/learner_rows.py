@@ -25,6 +25,7 @@ from mmr1.config import RunConfig
 from mmr1_learner.loss.token_stats import token_stats
 from mmr1_learner.model import Policy, PromptEncoder, load_policy
 from mmr1_learner.rows import Completion, Row, pack
+from mmr1_learner.splitting import split
 
 MODEL = Path(__file__).resolve().parent.parent / "examples" / "tiny_vlm"
 NUM_GENERATIONS = 8
@@ -104,12 +105,14 @@ def count_flops(run: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-def compare_rows(num_completion: int, num_groups: int, repeats: int) -> None:
+def compare_rows(num_prompt: int, num_completion: int, num_groups: int, repeats: int) -> None:
     policy, encoder = load()
-    rows = make_rows(encoder, 10 * num_completion, num_completion, num_groups)
+    rows = make_rows(encoder, num_prompt, num_completion, num_groups)
+    hidden_size = policy.hf.config.get_text_config().hidden_size
+    parts = [part for row in rows for part in split(row, hidden_size)]
     ways: dict[str, Callable[[], Tensor]] = {
         "padded": lambda: forward_and_backward(policy, lambda: padded(policy, encoder, rows)),
-        "shared": lambda: forward_and_backward(policy, lambda: shared(policy, encoder, rows)),
+        "shared": lambda: forward_and_backward(policy, lambda: shared(policy, encoder, parts)),
     }
     values, grads = {}, {}
     for name, run in ways.items():
@@ -121,7 +124,8 @@ def compare_rows(num_completion: int, num_groups: int, repeats: int) -> None:
     flops = {name: count_flops(run) for name, run in ways.items()}
     seconds = take_turns(ways, repeats)
     print(
-        f"prompt {10 * num_completion}, completion {num_completion}, G = {NUM_GENERATIONS}, {num_groups} groups: "
+        f"prompt {num_prompt}, completion {num_completion}, G = {NUM_GENERATIONS}, {num_groups} groups in "
+        f"{len(parts)} shared rows: "
         f"log-probabilities within {largest:.1e}, gradients within {apart:.1e} of their norm"
     )
     for name in ways:

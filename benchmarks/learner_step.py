@@ -232,12 +232,15 @@ def mean_logprob(policy: Policy, encoder: PromptEncoder, groups: list[Group], st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["rows", "packing", "trl"])
-    parser.add_argument("--completion", type=int, default=32, help="rows: tokens; the prompt has ten times as many")
+    parser.add_argument("--completion", type=int, default=32, help="rows: tokens")
+    parser.add_argument("--prompt", type=int, help="rows: tokens, 64 of them an image's; by default ten completions")
     parser.add_argument("--groups", type=int, help="default: 4 for rows; else 32, as the demo has")
     parser.add_argument("--repeats", type=int, default=11)
     options = parser.parse_args()
     if options.what == "rows":
-        compare_rows(options.completion, options.groups or 4, options.repeats)
+        compare_rows(
+            options.prompt or 10 * options.completion, options.completion, options.groups or 4, options.repeats
+        )
     elif options.what == "packing":
         compare_packing(options.groups or 32, options.repeats)
     else:

@@ -14,6 +14,7 @@ from mmr1.images import ImageStore
 from mmr1_learner.model import PromptEncoder
 from mmr1_learner.plan import Forward, Sample, StepPlan
 from mmr1_learner.rows import Completion, EncodedPrompt, Row, RowBatch, pack
+from mmr1_learner.splitting import split
 
 
 class Batcher:
@@ -22,6 +23,7 @@ class Batcher:
     def __init__(self, config: RunConfig, encoder: PromptEncoder, device: torch.device, dtype: torch.dtype) -> None:
         self._encoder = encoder
         self._store = ImageStore(config.resolved_image_root)
+        self._hidden_size: int = encoder.config.get_text_config().hidden_size
         self._device = device
         self._dtype = dtype
 
@@ -34,14 +36,15 @@ class Batcher:
         return prompts
 
     def pack(self, plan: StepPlan, forward: Forward, prompts: dict[int, EncodedPrompt]) -> RowBatch:
-        """One forward's rows: a row for each group, with those of its completions that this rank holds."""
+        """One forward's rows: for each group one, or several where completions are long, with what this rank holds."""
         by_group: dict[int, list[Completion]] = {}
         for sample in forward:
             by_group.setdefault(sample.group, []).append(_completion(plan, sample))
-        rows = []
+        rows: list[Row] = []
         for index, completions in by_group.items():
             sampling = plan.groups[index].prompt.sampling
-            rows.append(Row(prompts[index], tuple(completions), sampling.temperature, sampling.forbidden_token_ids))
+            row = Row(prompts[index], tuple(completions), sampling.temperature, sampling.forbidden_token_ids)
+            rows += split(row, self._hidden_size)
         batch = pack(rows, self._encoder.image_token_id, self._encoder.pad_token_id)
         return batch.to(self._device, self._dtype)
 
