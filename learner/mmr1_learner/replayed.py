@@ -59,6 +59,9 @@ class ForwardEngine:
     def __call__(self, *arguments: Any) -> Any:
         return self.module(*arguments)
 
+    def zero_optimization_stage(self) -> int:
+        return 0  # nothing is cut
+
     def set_gradient_accumulation_boundary(self, _: bool) -> None:
         """There is nothing to accumulate."""
 

@@ -59,7 +59,7 @@ class Trainer:
             NonFiniteLossError: this rank must not go on; what it holds now is not to be kept.
         """
         report = self._train(plan, only)
-        if self._reference:
+        if self._reference and only is None:  # one update by itself is no step of the run
             self._reference.follow(self.policy, plan.step + 1)
         return report
 

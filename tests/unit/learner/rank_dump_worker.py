@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
 
 from mmr1.records import Group
 from mmr1_learner.errors import NonFiniteLossError
-from mmr1_learner.model import PromptEncoder, load_policy
+from mmr1_learner.model import Policy, PromptEncoder, load_policy
 from mmr1_learner.plan import StepPlan
 from mmr1_learner.ranks import Ranks, join_ranks
 from mmr1_learner.reference import reference_of
 from mmr1_learner.trainer import Trainer
 from tests.models import small_config
-from tests.unit.learner.dump_worker import not_a_number, steepen
+from tests.unit.learner.dump_worker import not_a_number
+
+
+def spoil(policy: Policy) -> None:
+    """One matrix gets a gradient that is no number, from a loss that is one."""
+    weight = policy.hf.model.language_model.layers[0].self_attn.o_proj.weight
+    weight.register_hook(lambda gradient: gradient * math.inf)
 
 
 def run(folder: Path, model: Path, ranks: Ranks, groups: list[Group], scenario: dict[str, Any]) -> str:
@@ -34,7 +41,7 @@ def run(folder: Path, model: Path, ranks: Ranks, groups: list[Group], scenario: 
     policy = load_policy(str(model), config)
     reference = reference_of(config, policy)
     if fault == "gradient":
-        steepen(policy)
+        spoil(policy)
     trainer = Trainer(config, ranks, policy, PromptEncoder(model, policy, config), reference)
     try:
         if fault != "gradient":

@@ -76,9 +76,8 @@ def test_a_gradient_that_is_no_number_leaves_the_parameters_where_they_were(ran:
     for rank, dump in enumerate(dumps(folder, name)):
         assert results[rank][name] == f"step 2: gradient norm inf; `mmr1 replay {dump}` runs it again"
         parameters, reference = read_dump(dump).parameters(), read_dump(dump).reference()
-        assert parameters and reference
-        steep = [key for key in parameters if not parameters[key].equal(reference[key])]
-        assert sorted(key.rpartition("self_attn.")[2] for key in steep) == ["o_proj.weight", "v_proj.weight"]
+        assert parameters and reference and parameters.keys() == reference.keys()
+        assert all(parameters[key].equal(reference[key]) for key in reference)
 
 
 @pytest.mark.engine
