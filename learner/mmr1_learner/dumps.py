@@ -2,8 +2,8 @@
 
 A dump holds what one rank computed one optimizer update from: the plan, the parameters before it, the reference's,
 lp_old where it is not the update's own, the random state and the configuration, and the loss of each group as it was
-found. Tensors are safetensors, the rest is JSON and YAML: nothing is pickled. Images are not copied; the plan names
-them by path and hash. `mmr1 replay` reads it. This file computes no loss.
+found. Tensors are whole, in safetensors; the rest is JSON and YAML: nothing is pickled. Images are not copied; the plan
+names them by path and hash. `mmr1 replay` reads it. This file computes no loss.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -24,11 +25,14 @@ from mmr1.config import RunConfig, save_config
 from mmr1.errors import ConfigurationError
 from mmr1_learner.model import Policy
 from mmr1_learner.plan import StepPlan
+from mmr1_learner.whole import bytes_of, cut, gathered
 
 FORMAT = 1
 AS_ASKED = "as asked"
 PLAN, CONFIG, DOCUMENT = "plan.bin", "config.yaml", "dump.json"
-PARAMETERS, REFERENCE, STATE = "parameters.safetensors", "reference.safetensors", "state.safetensors"
+PARAMETERS, REFERENCE, STATE = "parameters", "reference", "state.safetensors"
+_FILE_BYTES = 2**30
+NOT_WRITTEN = (OSError, SafetensorError)  # what a full disk raises
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +69,11 @@ class Dump:
 
     def parameters(self) -> dict[str, Tensor] | None:
         """By name; None where the run could not keep them (see `checkpoint` in dump.json)."""
-        return _load(self.folder / PARAMETERS)
+        return _load(self.folder, PARAMETERS)
 
     def reference(self) -> dict[str, Tensor] | None:
-        return _load(self.folder / REFERENCE)
+        """By name; None where it is the policy with its adapters switched off, or there is none."""
+        return _load(self.folder, REFERENCE)
 
 
 def folder_of(config: RunConfig, step: int, rank: int) -> Path:
@@ -76,10 +81,12 @@ def folder_of(config: RunConfig, step: int, rank: int) -> Path:
     return config.run_dir / "dumps" / f"step-{step:06d}-rank-{rank}"
 
 
-def write_inputs(
-    config: RunConfig, plan: StepPlan, update: Update, policy: Policy | None, reference: Policy | None, rank: int
-) -> Path:
-    """Everything that must be written before the parameters move. Returns the folder, which has no name yet."""
+def write_inputs(config: RunConfig, plan: StepPlan, update: Update, rank: int) -> Path:
+    """What must be written before the parameters move, but for tensors. Returns the folder, which has no name yet.
+
+    Raises:
+        OSError, SafetensorError: the disk does not take it.
+    """
     folder = folder_of(config, plan.step + 1, rank)
     aside = folder.with_name(f"{folder.name}.writing")
     shutil.rmtree(aside, ignore_errors=True)
@@ -89,10 +96,27 @@ def write_inputs(
     state = dict(update.random_state)
     state.update({f"old.{turn:06d}": values for turn, values in enumerate(update.old_logprobs or ())})
     _save(state, aside / STATE)
-    for model, name in ((policy, PARAMETERS), (reference, REFERENCE)):
-        if model is not None:
-            _save(dict(model.named_parameters()), aside / name)
     return aside
+
+
+def write_model(model: Policy, kind: str, aside: Path | None) -> None:
+    """Its whole parameters, in files of a GiB. Where ZeRO-3 has cut them all ranks call it; one without `aside` helps.
+
+    Raises:
+        OSError, SafetensorError: the disk does not take them. Only at the end: the others gather to the last tensor.
+    """
+    failure: Exception | None = None
+    sized = [(bytes_of(parameter), (name, parameter)) for name, parameter in model.named_parameters()]
+    for number, bucket in enumerate(cut(sized, _FILE_BYTES)):
+        with gathered([parameter for _, parameter in bucket]):
+            if aside is None or failure is not None:
+                continue
+            try:
+                _save({name: parameter.data for name, parameter in bucket}, aside / f"{kind}-{number:05d}.safetensors")
+            except NOT_WRITTEN as error:
+                failure = error
+    if failure is not None:
+        raise failure
 
 
 def finish(aside: Path, config: RunConfig, update: Update, found: Found, rank: int, world_size: int) -> Path:
@@ -184,8 +208,9 @@ def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
 
 
-def _load(path: Path) -> dict[str, Tensor] | None:
-    return load_file(path) if path.exists() else None
+def _load(folder: Path, kind: str) -> dict[str, Tensor] | None:
+    files = sorted(folder.glob(f"{kind}*.safetensors"))
+    return {name: tensor for file in files for name, tensor in load_file(file).items()} if files else None
 
 
 def _text(value: float) -> str:

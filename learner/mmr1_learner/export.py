@@ -1,10 +1,13 @@
 """The trained model as plain folders: what transformers and vLLM load, and the adapters alone where there are some.
 
-Knows files; what the tensors are is known to published.py.
+Knows files; what the tensors are is known to published.py. A folder appears as a whole, or stays what it was.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
+from pathlib import Path
 from typing import Any
 
 from mmr1.config import RunConfig
@@ -12,16 +15,36 @@ from mmr1_learner.adapters import save_adapters
 from mmr1_learner.published import Published
 
 
-def export(config: RunConfig, published: Published, processor: Any) -> None:
-    """Write `model/` and, with adapters, `adapter/` into the run's folder. Every rank calls it; rank 0 writes.
+def export(config: RunConfig, published: Published, processor: Any, folder: Path) -> None:
+    """Write `model/` and, with adapters, `adapter/` into `folder`. Every rank calls it; rank 0 writes.
 
-    `model/` has merged weights under the base model's names; `adapter/` belongs beside the base model.
+    `model/` has merged weights under the base folder's names; `adapter/` belongs beside the base model.
     """
     adapters = published.adapter_tensors()
     if not published.is_first:
         return
-    folder = config.run_dir / "model"
-    published.hf.save_pretrained(folder, state_dict=published.state())
-    processor.save_pretrained(folder)
+    aside = _start(folder / "model")
+    own, known = published.state(), dict(published.named_tensors())
+    if own.keys() == known.keys():
+        published.hf.save_pretrained(aside, state_dict=own)
+    else:  # a family whose own names vLLM does not load: names that both libraries do
+        published.hf.save_pretrained(aside, state_dict=known, save_original_format=False)
+    processor.save_pretrained(aside)
+    _finish(aside, folder / "model")
     if adapters:
-        save_adapters(adapters, published.hf, config, config.run_dir / "adapter")
+        aside = _start(folder / "adapter")
+        save_adapters(adapters, published.hf, config, aside)
+        _finish(aside, folder / "adapter")
+
+
+def _start(folder: Path) -> Path:
+    aside = folder.with_name(f"{folder.name}.writing")
+    shutil.rmtree(aside, ignore_errors=True)
+    return aside
+
+
+def _finish(aside: Path, folder: Path) -> None:
+    for weights in aside.glob("*.safetensors"):
+        weights.chmod(0o644)  # safetensors makes it private; a container's user must read it
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(aside, folder)

@@ -53,6 +53,10 @@ class Ranks:
         dist.all_reduce(totals)
         return dict(zip(names, totals.tolist(), strict=True))
 
+    def any(self, here: bool) -> bool:
+        """Whether it is so on any rank; every rank must ask."""
+        return self.sum({"ranks": float(here)})["ranks"] > 0
+
     def barrier(self) -> None:
         """Wait until every rank is here."""
         if self.world_size > 1:

@@ -16,8 +16,17 @@ from mmr1_learner.loss import TokenBatch, TokenStats
 from mmr1_learner.model import Policy, PromptEncoder, load_policy
 from mmr1_learner.plan import Forward, StepPlan
 from mmr1_learner.ranks import Ranks, join_ranks
+from mmr1_learner.reference import reference_of
 from mmr1_learner.step_watch import StepWatch, group_losses
 from mmr1_learner.trainer import Trainer
+
+_ALONE: dict[str, Any] = {
+    "zero_stage": 0,
+    "offload_optimizer": False,
+    "offload_parameters": False,
+    "deepspeed_config_file": None,
+    "dump_steps": [],
+}
 
 
 class OneOf(Ranks):
@@ -50,6 +59,9 @@ class ForwardEngine:
     def __call__(self, *arguments: Any) -> Any:
         return self.module(*arguments)
 
+    def zero_optimization_stage(self) -> int:
+        return 0  # nothing is cut
+
     def set_gradient_accumulation_boundary(self, _: bool) -> None:
         """There is nothing to accumulate."""
 
@@ -68,21 +80,21 @@ def replay(config: RunConfig, dump: Dump) -> tuple[Found, dict[str, float]]:
     Raises:
         ConfigurationError: the dump's parameters are not those of `model`, or it holds none.
     """
-    # One process holds everything: nothing is cut over ranks. Neither changes what a forward gives.
-    config = config.model_copy(update={"zero_stage": 0, "dump_steps": []})
+    # One process holds everything on its device: nothing is cut over ranks. Neither changes what a forward gives.
+    config = config.model_copy(update=_ALONE)
     device = join_ranks().device
     ranks = OneOf(dump.rank, dump.world_size, device)
     policy = load_policy(config.model, config).to(device)
     encoder = PromptEncoder(config.model, policy, config)
-    reference = policy.frozen_copy() if config.kl else None
+    reference = reference_of(config, policy)
     parameters = dump.parameters()
     if parameters is None:
         raise ConfigurationError(
-            f"{dump.folder} holds no parameters: the optimizer had stepped, or they were in shares over ranks; its "
-            "dump.json names the newest checkpoint of then"
+            f"{dump.folder} holds no parameters: the optimizer had stepped; its dump.json names the newest "
+            "checkpoint of then"
         )
     _put(policy, parameters, dump)
-    if reference is not None and (kept := dump.reference()) is not None:
+    if reference is not None and reference is not policy and (kept := dump.reference()) is not None:
         _put(reference, kept, dump)
     trainer = Trainer(config, ranks, policy, encoder, reference)
     trainer.watch = StepWatch(config, ranks, reference, keep=False)

@@ -6,6 +6,7 @@ yet applied. It decides which groups a step is made of; it does not know what a 
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -27,11 +28,12 @@ log = structlog.get_logger()
 # Between looks into an empty queue: a sampler on the same cores has better use for them.
 _SHORTEST_PAUSE_SECONDS = 0.005
 _LONGEST_PAUSE_SECONDS = 0.05
-_MAX_OVERLONG_STEPS = 3
+_MAX_FRUITLESS_STEPS = 3
 
 # Reasons for which a group is dropped, beside those that are named once.
 NO_VARIANCE = "no_variance"
 OVERLONG = "overlong"
+NOT_FINITE = "not_finite"
 
 
 @dataclass
@@ -78,7 +80,7 @@ class GroupSource:
         )
         self.next_position = next_position
         self._seen_dead = sum(queue.ledger().dead.values())
-        self._overlong_steps = 0
+        self._fruitless: Counter[str] = Counter()  # steps in a row that ended without a group, by reason
         self.last_unscored = ""  # what the reward server said of the last group that could not be scored
         self._store = ImageStore(config.resolved_image_root)
 
@@ -159,6 +161,9 @@ class GroupSource:
         except ImageError as error:
             log.warning("group dropped", prompt=str(group.prompt.id), reason="image", detail=str(error))
             return "image"
+        if not all(math.isfinite(logprob) for rollout in group.rollouts for logprob in rollout.logprobs):
+            log.warning("group dropped", prompt=str(group.prompt.id), reason=NOT_FINITE)
+            return NOT_FINITE
         scored = [reward_of(group, index) for index in range(len(group.rollouts))]
         if group_advantages(scored) is None:
             self.last_unscored = _complaint(group)
@@ -174,15 +179,19 @@ class GroupSource:
 
         Raises:
             ConfigurationError: dynamic sampling reached its limit without a single group, or every completion of
-                several steps was masked as too long.
+                several steps was masked as too long, or came with a log-probability that is none.
         """
-        overlong = not collected.groups and collected.dropped[OVERLONG] > 0
-        self._overlong_steps = self._overlong_steps + 1 if overlong else 0
-        if self._overlong_steps == _MAX_OVERLONG_STEPS:
-            raise ConfigurationError(
-                f"overlong mask: all completions of {_MAX_OVERLONG_STEPS} steps were cut off at max_completion_length "
-                f"{self._config.max_completion_length}; raise it, or set overlong to shape or none"
-            )
+        remedies = {
+            OVERLONG: f"overlong mask: all completions of {_MAX_FRUITLESS_STEPS} steps were cut off at "
+            f"max_completion_length {self._config.max_completion_length}; raise it, or set overlong to shape or none",
+            NOT_FINITE: f"no group of {_MAX_FRUITLESS_STEPS} steps came with finite log-probabilities: the rollout "
+            "servers sample tokens of probability 0 or NaN; look at the model's weights and at their dtype",
+        }
+        for reason, remedy in remedies.items():
+            fruitless = not collected.groups and collected.dropped[reason] > 0
+            self._fruitless[reason] = self._fruitless[reason] + 1 if fruitless else 0
+            if self._fruitless[reason] == _MAX_FRUITLESS_STEPS:
+                raise ConfigurationError(remedy)
         if not collected.groups and collected.dropped[NO_VARIANCE] > self._resampling_limit > 0:
             raise ConfigurationError(
                 f"dynamic_sampling: {collected.dropped[NO_VARIANCE]} groups in a row had equal rewards; the problems "

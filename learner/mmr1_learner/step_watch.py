@@ -1,7 +1,8 @@
 """Follows an optimizer update forward by forward: whose loss is it, and is the update to be set aside?
 
-While all is well it keeps a few numbers per token of the update under way and computes nothing. When the loss or the
-gradient is not finite it finds the groups at fault and has dumps.py write everything down.
+While all is well it keeps a few numbers per token of the update under way, and the ranks agree after each forward that
+it is. When the loss or the gradient is not finite, on any of them, all leave the step together, once the dumps are
+written: the ranks at fault find the groups at fault and have dumps.py write everything down.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _T = TypeVar("_T", TokenStats, TokenBatch)
 
 
 class StepWatch:
-    """One rank's. `keep` is False in a replay, which writes no dumps."""
+    """One rank's; every rank calls every method but `found`. `keep` is False in a replay, which writes no dumps."""
 
     def __init__(self, config: RunConfig, ranks: Ranks, reference: Policy | None, keep: bool = True) -> None:
         self._config = config
@@ -48,21 +49,23 @@ class StepWatch:
         self._forwards.clear()
         self._aside = None
         if self._keep and index == 0 and plan.step + 1 in self._config.dump_steps:
-            self._aside = self._write_inputs(whole=True)
+            self._aside = self._write(whole=True)
 
     def add(self, forward: Forward, stats: TokenStats, tokens: TokenBatch, loss: Tensor) -> None:
         """After a forward, before its backward.
 
         Raises:
-            NonFiniteLossError: the loss is not finite; it names the groups at fault and the dump.
+            NonFiniteLossError: the loss is not finite, here or on another rank; where it is not, it names the groups at
+                fault and the dump.
         """
         value = loss.item()
         self._forwards.append((forward, _each(stats, Tensor.detach), _each(tokens, Tensor.detach), value))
-        if not math.isfinite(value):
-            raise self._refusal(f"loss {value}", whole=True)
+        finite = math.isfinite(value)
+        if self._ranks.any(not finite):
+            raise self._refusal(f"loss {value}" if not finite else None, whole=True)
 
     def end(self, grad_norm: float, moved: bool) -> None:
-        """After the last backward. `moved`: the optimizer has stepped, so the parameters are no longer what they were.
+        """After the last backward, with the norm over all ranks. `moved`: the optimizer has moved the parameters.
 
         Raises:
             NonFiniteLossError: the gradient is not finite.
@@ -83,24 +86,55 @@ class StepWatch:
         offending = tuple(name for name, loss in losses.items() if not math.isfinite(loss))
         return Found(reason, losses, offending, sum(loss for *_, loss in self._forwards), grad_norm)
 
-    def _refusal(self, reason: str, whole: bool, grad_norm: float | None = None) -> NonFiniteLossError:
-        found = self.found(reason, grad_norm)
-        who = f" from groups {', '.join(found.offending)}" if found.offending else ""
-        message = f"step {self._plan.step + 1}: {reason}{who}"
+    def _refusal(self, reason: str | None, whole: bool, grad_norm: float | None = None) -> NonFiniteLossError:
+        """Why the step is left. None: for another rank's reason, whose dump needs this one's help at stage 3."""
+        step = f"step {self._plan.step + 1}"
+        if reason is None:
+            message = f"{step}: the loss of another rank is not finite"
+        else:
+            found = self.found(reason, grad_norm)
+            who = f" from groups {', '.join(found.offending)}" if found.offending else ""
+            message = f"{step}: {reason}{who}"
         if not self._keep:
             return NonFiniteLossError(message)
         try:
-            folder = self._finish(self._aside or self._write_inputs(whole), found)
-        except OSError as error:  # a full disk must not hide what happened
-            return NonFiniteLossError(f"{message}; it could not be dumped: {error}")
-        return NonFiniteLossError(f"{message}; `mmr1 replay {folder}` runs it again")
+            aside = self._aside or self._write(whole, writes=reason is not None)
+            if reason is not None and aside is not None:
+                message = f"{message}; `mmr1 replay {self._finish(aside, found)}` runs it again"
+        except dumps.NOT_WRITTEN as error:  # a full disk must not hide what happened
+            message = f"{message}; it could not be dumped: {error}"
+        self._ranks.barrier()  # whoever starts ranks ends all of them with the first: not before the dumps are whole
+        return NonFiniteLossError(message)
 
-    def _write_inputs(self, whole: bool) -> Path:
-        """`whole`: the parameters are those that the update began with. In shares (ZeRO-3) nobody alone has them."""
-        has_parameters = whole and self._config.zero_stage < 3
-        policy, reference = (self._policy, self._reference) if has_parameters else (None, None)
-        reference = None if reference is policy else reference  # with adapters switched off, it is the policy
-        return dumps.write_inputs(self._config, self._plan, self._update, policy, reference, self._ranks.rank)
+    def _write(self, whole: bool, writes: bool = True) -> Path | None:
+        """Begin a dump. `whole`: the parameters are those that the update began with, and belong to it.
+
+        A rank that `writes` nothing gathers with the others.
+
+        Raises:
+            OSError, SafetensorError: the disk does not take it; what must be gathered has been.
+        """
+        aside: Path | None = None
+        failures: list[Exception] = []
+        try:
+            aside = self._write_inputs() if writes else None
+        except dumps.NOT_WRITTEN as error:
+            failures.append(error)
+        models = [(self._policy, dumps.PARAMETERS), (self._reference, dumps.REFERENCE)] if whole else []
+        for model, kind in models:
+            # With adapters switched off the policy is its own reference.
+            if model is None or (kind == dumps.REFERENCE and model is self._policy):
+                continue
+            try:
+                dumps.write_model(model, kind, None if failures else aside)
+            except dumps.NOT_WRITTEN as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
+        return aside
+
+    def _write_inputs(self) -> Path:
+        return dumps.write_inputs(self._config, self._plan, self._update, self._ranks.rank)
 
     def _finish(self, aside: Path, found: Found) -> Path:
         ranks = self._ranks

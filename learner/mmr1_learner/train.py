@@ -21,6 +21,7 @@ from mmr1.errors import ConfigurationError, StaleWriterError
 from mmr1.lifecycle import run_command
 from mmr1.reward_names import check_reward_names
 from mmr1.telemetry import configure_logging
+from mmr1.tracker_names import check_trackers
 from mmr1_learner.errors import StopRequestedError
 
 if TYPE_CHECKING:  # they import torch
@@ -72,7 +73,7 @@ def train(config: RunConfig) -> None:
             return
         if leader:
             leader.finish()
-        export(config, published, encoder.processor)
+        export(config, published, encoder.processor, config.run_dir)
         ranks.barrier()
     finally:
         if leader:
@@ -127,6 +128,7 @@ def main(argv: list[str] | None = None) -> int:
     rank = os.environ.get("RANK", "0")
     configure_logging(f"learner-{rank}")
     if rank == "0":
+        check_trackers(config.trackers)
         check_reward_names(config)
     try:
         train(config)

@@ -59,7 +59,7 @@ class Trainer:
             NonFiniteLossError: this rank must not go on; what it holds now is not to be kept.
         """
         report = self._train(plan, only)
-        if self._reference:
+        if self._reference and only is None:  # one update by itself is no step of the run
             self._reference.follow(self.policy, plan.step + 1)
         return report
 
@@ -122,7 +122,8 @@ class Trainer:
         if unpartitioned is not None:
             return unpartitioned
         norm = float(self.engine.get_global_grad_norm() or 0.0)
-        self.watch.end(norm, moved=True)
+        # DeepSpeed leaves out a step whose norm is no number, unless its configuration says otherwise.
+        self.watch.end(norm, moved=self.engine.was_step_applied())
         return norm
 
     def _grad_norm(self) -> float:

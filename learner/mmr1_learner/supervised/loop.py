@@ -5,11 +5,9 @@ What is written is written by rank 0. What a step computes stands in tuner.py.
 
 from __future__ import annotations
 
-import os
-import shutil
+import json
 import signal
 import time
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -17,9 +15,11 @@ import structlog
 from mmr1.config.sft_options import SftConfig
 from mmr1.dataset import eval_problems, train_problems
 from mmr1_learner.checkpoint import Checkpoints, RunState
+from mmr1_learner.export import export
 from mmr1_learner.metrics import RunFiles
 from mmr1_learner.model import PromptEncoder, load_policy
 from mmr1_learner.prompt_lengths import check_prompt_lengths
+from mmr1_learner.published import Published
 from mmr1_learner.ranks import Ranks, join_ranks
 from mmr1_learner.supervised.examples import Examples
 from mmr1_learner.supervised.tuner import Tuner
@@ -41,7 +41,9 @@ class _Run:
     def __init__(self, config: SftConfig, ranks: Ranks) -> None:
         self._ranks = ranks
         self._stopped_by = _listen(ranks)
-        policy = load_policy(config.model, config).to(ranks.device)
+        policy = load_policy(config.model, config)
+        if config.zero_stage < 3:  # else it goes there in parts: whole it might not fit
+            policy = policy.to(ranks.device)
         self._encoder = PromptEncoder(config.model, policy, config)
         problems = train_problems(config)
         self._config = config = config.for_problems(len(problems), ranks.world_size)
@@ -64,25 +66,22 @@ class _Run:
             self._trackers.close()
 
     def to_the_end(self) -> int:
-        found = self._checkpoints.newest()
-        if found:
-            self._load(*found)
+        resumed = self._resume()
         if self._ranks.is_first:
-            self._files.rewind(self._state.step if found else -1)
-        if not found and self._config.eval_at_start:
+            self._files.rewind(self._state.step if resumed else -1)
+        if not resumed and self._config.eval_at_start:
             self._evaluate("before", 0)
         self._began = time.monotonic()
         code = self._take_steps()
         if code:
             self._status("stopped", f"after step {self._state.step}; the same command goes on")
             return code
-        done = self._ranks.share(
-            bytes([self._files.has("evaluations", name="after")]) if self._ranks.is_first else None
-        )
-        if self._config.eval_at_end and not done[0]:
+        if self._config.eval_at_end and not self._is_evaluated("after"):
             self._evaluate("after", self._config.num_steps)
+        published = Published(self.tuner.policy, self._ranks, self._config.weight_bucket_bytes)
+        published.refresh()
+        export(self._config, published, self._encoder.processor, self._config.folder)
         if self._ranks.is_first:
-            export(self.tuner.policy.hf, self._encoder.processor, self._config.folder / "model")
             self._status("done")
             log.info("the model is ready", folder=str(self._config.folder / "model"))
         self._ranks.barrier()
@@ -149,39 +148,30 @@ class _Run:
         return bool(self._ranks.share(known)[0])
 
     def _save(self, step: int, position: int) -> None:
-        if self._ranks.is_first:
-            self._checkpoints.start(step)
-        self._ranks.barrier()
-        self.tuner.engine.save_checkpoint(str(self._checkpoints.aside(step)), tag="engine")
-        self._ranks.barrier()
+        first = self._ranks.is_first
+        self.tuner.state.save((self._checkpoints.start(step) if first else self._checkpoints.aside(step)) / "engine")
         seconds = self._state.seconds + time.monotonic() - self._began
         self._state = RunState(step, 0, position, seconds=seconds)
         self._began = time.monotonic()
-        if self._ranks.is_first:
+        if first:
             self._checkpoints.finish(self._state, lambda: None)  # there is no other writer to be superseded by
 
-    def _load(self, folder: Path, state: RunState) -> None:
-        loaded, _ = self.tuner.engine.load_checkpoint(str(folder), tag="engine")
-        if loaded is None:
-            raise RuntimeError(f"DeepSpeed loaded nothing from {folder}: going on would train the base weights")
-        self._state = state
-        log.info("going on", step=state.step)
+    def _resume(self) -> bool:
+        """Go on from the newest checkpoint, if there is one. Rank 0 alone reads it."""
+        first = self._ranks.is_first
+        found = self._checkpoints.newest() if first else None
+        place = [found[1].step, found[1].next_position] if found else None
+        told = json.loads(self._ranks.share(json.dumps(place).encode() if first else None))
+        if told is None:
+            return False
+        folder, self._state = found or (self._checkpoints.path(told[0]), RunState(told[0], 0, told[1]))
+        self.tuner.state.load(folder / "engine")
+        log.info("going on", step=self._state.step)
+        return True
 
     def _status(self, phase: str, detail: str = "") -> None:
         if self._ranks.is_first:
             self._files.status(phase, detail)
-
-
-def export(hf: Any, processor: Any, folder: Path) -> None:
-    """A plain Hugging Face folder, which appears as a whole: transformers and vLLM load it, `model` may name it."""
-    aside = folder.with_name(f"{folder.name}.writing")
-    shutil.rmtree(aside, ignore_errors=True)
-    hf.save_pretrained(aside)
-    processor.save_pretrained(aside)
-    for weights in aside.glob("*.safetensors"):
-        weights.chmod(0o644)  # safetensors makes it private; a container's user must read it
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(aside, folder)
 
 
 def _listen(ranks: Ranks) -> list[int]:
@@ -196,4 +186,4 @@ def _listen(ranks: Ranks) -> list[int]:
     return told
 
 
-__all__ = ["export", "fine_tune"]
+__all__ = ["fine_tune"]

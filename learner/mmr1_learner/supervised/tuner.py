@@ -26,6 +26,7 @@ from mmr1_learner.model import Policy
 from mmr1_learner.ranks import Ranks
 from mmr1_learner.rows import RowBatch
 from mmr1_learner.supervised.examples import Examples
+from mmr1_learner.training_state import TrainingState
 
 Forward = tuple[int, ...]  # indices into the examples
 
@@ -42,6 +43,7 @@ class Tuner:
         self._ahead: tuple[int, list[Future[RowBatch]]] | None = None
         self.phases: dict[str, float] = defaultdict(float)
         self.engine = make_engine(config, policy)
+        self.state = TrainingState(self.engine, ranks)
 
     @property
     def policy(self) -> Policy:
@@ -78,10 +80,9 @@ class Tuner:
             with self._timed("forward"):
                 stats: TokenStats = self.engine(batch)
                 loss = answer_loss(stats.logprobs, batch.weights)
-            if not torch.isfinite(loss):
-                rows = ", ".join(self._examples.describe(place) for place in forwards[index])
-                raise NonFiniteLossError(f"step {step}: loss {loss.item()} from {rows}")
-            total += loss.item()
+            value = loss.item()
+            self._refuse_no_number(step, value, forwards[index])
+            total += value
             with self._timed("backward"):
                 # DeepSpeed averages over ranks; the weights already divide by the tokens of all ranks.
                 self.engine.backward(loss * self._ranks.world_size)
@@ -122,10 +123,18 @@ class Tuner:
             "answer_probability": totals["probability"] / len(examples),
         }
 
+    def _refuse_no_number(self, step: int, loss: float, forward: Forward) -> None:
+        """All ranks leave together: the others would wait in a collective for the one that left."""
+        finite = math.isfinite(loss)
+        if self._ranks.any(not finite):
+            rows = ", ".join(self._examples.describe(place) for place in forward)
+            who = f"loss {loss} from {rows}" if not finite else "the loss of another rank is not finite"
+            raise NonFiniteLossError(f"step {step}: {who}")
+
     def _optimize(self, step: int) -> float:
         """DeepSpeed's step. Returns the gradient's norm before clipping."""
         unpartitioned = None
-        if self._config.zero_stage == 0:  # DeepSpeed clips then, but does not say what
+        if self.engine.zero_optimization_stage() == 0:  # DeepSpeed clips then, but does not say what
             grads = [parameter.grad for parameter in self.policy.parameters() if parameter.grad is not None]
             unpartitioned = float(torch.nn.utils.get_total_norm(grads))
         with self._timed("optimizer"):

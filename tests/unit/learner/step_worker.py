@@ -51,7 +51,7 @@ def run(folder: Path, model: Path, ranks: Ranks, plan: StepPlan, scenario: dict[
             trainer.state.save(folder / f"{scenario['name']}.state")
     published.refresh()
     if scenario.get("export"):
-        export(config, published, encoder.processor)
+        export(config, published, encoder.processor, config.run_dir)
     result = {
         "parameters": {name: tensor.to("cpu", copy=True) for name, tensor in published.named_tensors()},
         "shapes": {spec.name: spec.shape for spec in published.manifest()},

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,15 @@ import pytest
 import redis
 import redis.asyncio
 
-from mmr1.records import Group, PolicyVersion, PromptId
+from mmr1.errors import ConfigurationError
+from mmr1.records import Group, PolicyVersion, Prompt, PromptId
 from mmr1.streams import Ledger, PromptConsumer
 from mmr1_learner.checkpoint import RunState
 from mmr1_learner.errors import StopRequestedError
 from mmr1_learner.resume import FORGOTTEN, reconcile
+from mmr1_learner.source import NOT_FINITE
+from tests.conftest import make_group
+from tests.unit.learner import test_resume
 from tests.unit.learner.test_resume import PER_STEP, STEPS, Run
 
 
@@ -96,3 +102,36 @@ def test_an_empty_queue_is_looked_at_seldom_and_cheaply(run: Run) -> None:
     stats: Any = client.info("commandstats")
     assert "cmdstat_hkeys" not in stats, "the ids of all items are no part of a look"
     assert 10 < stats["cmdstat_evalsha"]["calls"] < 90, "two scripts a look, twenty looks a second"
+
+
+def broken_logprob(number: float, places: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rollout server samples a token whose log-probability is `number`, at these places."""
+
+    def make(prompt: Prompt, *arguments: Any) -> Group:
+        group = make_group(prompt, *arguments)
+        if prompt.id.position not in places:
+            return group
+        first, *others = group.rollouts
+        return replace(group, rollouts=(replace(first, logprobs=(number, *first.logprobs[1:])), *others))
+
+    monkeypatch.setattr(test_resume, "make_group", make)
+
+
+@pytest.mark.parametrize("number", [-math.inf, math.nan])
+def test_a_group_whose_log_probabilities_are_no_numbers_is_dropped(
+    run: Run, number: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """-inf would leave the loss finite and make every figure of the step NaN."""
+    broken_logprob(number, {0}, monkeypatch)
+    learner = run.learner()
+    assert [group.prompt.id.position for group in learner.collect()] == [1]
+    learner.finish()
+    assert learner.queue.ledger().dropped == {NOT_FINITE: 1}
+
+
+def test_a_run_in_which_no_log_probability_is_a_number_ends(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken_logprob(-math.inf, set(range(STEPS * PER_STEP)), monkeypatch)
+    learner = run.learner()
+    with pytest.raises(ConfigurationError, match="no group of 3 steps came with finite log-probabilities"):
+        learner.finish()
+    assert learner.queue.ledger().balanced

@@ -41,8 +41,11 @@ ANSWERS = {"Which letter?": "k", "Which number?": 17, "Which colour?": "red", "W
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+def write_data(folder: Path) -> Path:
     """Four questions about images of different sizes; the held-out file is the same."""
-    folder = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
     rows = []
     for index, (question, answer) in enumerate(ANSWERS.items()):

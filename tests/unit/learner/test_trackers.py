@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from mmr1.config.loading import load_config
+from mmr1.config.loading import load_config, save_config
 from mmr1.errors import ConfigurationError
 from mmr1.tracker_names import check_trackers
+from mmr1_learner import train as by_hand
 from mmr1_learner.metrics import RunFiles
 from mmr1_learner.plan import StepPlan
 from mmr1_learner.source import Collected
@@ -94,3 +95,18 @@ def test_the_option() -> None:
         load_config(None, [*base, "--trackers", "mlflow"])
     with pytest.raises(ConfigurationError, match=r"option 'dump_steps\.0'"):
         load_config(None, [*base, "--dump_steps", "0"])
+
+
+def test_a_learner_that_was_started_by_hand_names_a_missing_tracker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before an engine is loaded, like `mmr1 up`."""
+    config = small_config(tmp_path, trackers=["wandb"], run_dir=str(tmp_path))
+    save_config(config, tmp_path / "run.yaml")
+    monkeypatch.setattr("mmr1.tracker_names.find_spec", lambda _: None)
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr(by_hand, "set_environment", lambda _: None)
+    monkeypatch.setattr(by_hand, "configure_logging", lambda _: None)
+    monkeypatch.setattr(by_hand, "train", lambda _: pytest.fail("an engine would be loaded"))
+    with pytest.raises(ConfigurationError, match="the package wandb is not installed"):
+        by_hand.main(["--config", str(tmp_path / "run.yaml")])
