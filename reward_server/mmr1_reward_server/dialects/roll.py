@@ -89,15 +89,8 @@ def router(scoring: Scoring, registry: Registry, defaults: Defaults) -> APIRoute
         name = call.query.get("reward_request_id")
         if call.body or name is None:  # a body that is there has to be right, also where it is not needed
             named = call.read(ResultRequest).reward_request_id
-            name = named if name is None else name
-        if submissions.is_running(name):
-            return answer(_result(_RUNNING, "still running", None))
-        finished = submissions.result(name)
-        if finished is None:
-            return answer(_result(_DONE, "no result under this id (any more): submit it again", None))
-        if finished.outcome is None:
-            return answer(_result(_DONE, f"not scored: {finished.detail}", None))
-        return answer(_result(_DONE, finished.detail if finished.reward is None else "ok", finished.reward))
+            name = name or named
+        return answer(_found(submissions, name))
 
     endpoints = Endpoints(routes, registry)
     endpoints.add(
@@ -121,6 +114,17 @@ def _plugin_task(asked: TaskRequest, registry: Registry) -> str | None:
         if isinstance(name, str) and name in registry:
             return name
     return None
+
+
+def _found(submissions: Submissions, name: str) -> dict[str, Any]:
+    if submissions.is_running(name):
+        return _result(_RUNNING, "still running", None)
+    finished = submissions.result(name)
+    if finished is None:
+        return _result(_DONE, "no result under this id (any more): submit it again", None)
+    if finished.outcome is None:
+        return _result(_DONE, f"not scored: {finished.detail}", None)
+    return _result(_DONE, finished.detail if finished.reward is None else "ok", finished.reward)
 
 
 def _result(errcode: int, message: str, score: float | None) -> dict[str, Any]:
