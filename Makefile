@@ -10,7 +10,7 @@ WORKERS ?= 2
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 DS_ACCELERATOR=cpu PATH="$(CURDIR)/$(BIN):$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-chaos test-reward test-peers fuzz check format proto doctor clean
+.PHONY: help setup demo test test-matrix test-chaos test-reward test-peers fuzz check format proto doctor clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,8 +23,11 @@ demo: setup  ## the whole stack learns to count digits in a few minutes; results
 
 PYTEST_COMMAND = $(TEST_ENVIRONMENT) $(BIN)/python -m pytest $(TESTS) -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-test: setup  ## the tests, but for a GPU's and chaos; TESTS=path and PYTEST='-k name' narrow it, WORKERS=0 shows output
-	@$(PYTEST_COMMAND) -m "not gpu and not chaos" $(PYTEST)
+test: setup  ## the tests, but for the next two and a GPU's; TESTS=path and PYTEST='-k name' narrow it, WORKERS=0 shows output
+	@$(PYTEST_COMMAND) -m "not gpu and not chaos and not matrix" $(PYTEST)
+
+test-matrix: setup  ## every model family against vLLM; every ZeRO stage and number of ranks
+	@$(PYTEST_COMMAND) -m matrix $(PYTEST)
 
 test-chaos: setup  ## the tests that freeze or kill parts of a real stack
 	@$(PYTEST_COMMAND) -m chaos $(PYTEST)

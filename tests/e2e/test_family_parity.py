@@ -23,7 +23,7 @@ from tests.family_models import build, prompt_text
 from tests.models import small_config, small_policy
 from tests.unit.learner.test_rows import picture
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.matrix]
 BOUND = 1e-4  # mean |delta log p| in float32
 # (width, height) of each prompt's images: tiles, crops and grids of different shapes.
 SIZES: tuple[tuple[tuple[int, int], ...], ...] = ((), ((84, 56),), ((56, 140), (200, 112)))

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from mmr1.preflight import check_model
 from tests.e2e.test_run import digits, lines, options
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.engine, pytest.mark.matrix, pytest.mark.timeout(900)]
 
 NUM_STEPS = 2
 

@@ -55,6 +55,7 @@ def dumps(folder: Path, name: str) -> list[Path]:
 
 
 @pytest.mark.engine
+@pytest.mark.matrix
 @pytest.mark.parametrize("name", ["stage 2", "stage 3"])
 def test_all_ranks_leave_and_the_one_at_fault_dumps(ran: Ran, name: str) -> None:
     folder, results = ran
@@ -69,6 +70,7 @@ def test_all_ranks_leave_and_the_one_at_fault_dumps(ran: Ran, name: str) -> None
 
 
 @pytest.mark.engine
+@pytest.mark.matrix
 @pytest.mark.parametrize("name", ["gradient 2", "gradient 3"])
 def test_a_gradient_that_is_no_number_leaves_the_parameters_where_they_were(ran: Ran, name: str) -> None:
     """DeepSpeed knows the norm within its step, and leaves the step out: the dump is of what the step began with."""
@@ -81,6 +83,7 @@ def test_a_gradient_that_is_no_number_leaves_the_parameters_where_they_were(ran:
 
 
 @pytest.mark.engine
+@pytest.mark.matrix
 def test_replay_of_what_ranks_left(ran: Ran) -> None:
     """One process, at no stage: each group's loss is what the rank found. Adapters and a moved reference included."""
     folder, results = ran

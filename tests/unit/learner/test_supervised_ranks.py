@@ -25,7 +25,7 @@ OPTIONS: dict[str, Any] = {
     "lora_target_modules": ["q_proj", "down_proj"],
 }
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.matrix]
 
 
 def load(folder: Path) -> Any:
