@@ -52,7 +52,9 @@ class SamplingOptions(BaseModel):
     top_p: float = Field(1.0, gt=0, le=1.0, description="sampling; parity is exact at 1")
     max_prompt_length: int = Field(1024, gt=0, description="tokens, image tokens included")
     max_completion_length: int = Field(64, gt=0, description="tokens")
-    stop: Annotated[list[str], NoDecode] = Field(default_factory=list, description="strings that end a completion")
+    stop: Annotated[list[Annotated[str, Field(min_length=1)]], NoDecode] = Field(
+        default_factory=list, description="strings that end a completion"
+    )
 
     @field_validator("stop", mode="before")
     @classmethod
