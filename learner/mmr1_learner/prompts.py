@@ -33,7 +33,7 @@ class PromptFactory:
     def training(self, id_: PromptId) -> Prompt:
         """The prompt of one attempt at one position, at the temperature of the step that the position belongs to."""
         config = self._config
-        # Dynamic sampling asks something else at a place whose group had equal rewards, and not the same again.
+        # Dynamic sampling asks something else at a place whose group was of no use, and not the same again.
         elsewhere = id_.attempt * config.num_steps * config.prompts_per_step if config.dynamic_sampling else 0
         problem = self._problems[self._order.index(id_.position + elsewhere)]
         step = id_.position // config.prompts_per_step
