@@ -10,7 +10,8 @@ from collections.abc import Iterable
 import torch
 
 from mmr1.config import RunConfig
-from mmr1.images import ImageStore
+from mmr1.errors import ConfigurationError
+from mmr1.images import ImageError, ImageStore
 from mmr1_learner.model import PromptEncoder
 from mmr1_learner.plan import Forward, Sample, StepPlan
 from mmr1_learner.rows import Completion, EncodedPrompt, Row, RowBatch, pack
@@ -28,11 +29,19 @@ class Batcher:
         self._dtype = dtype
 
     def encode(self, plan: StepPlan, forwards: Iterable[Forward]) -> dict[int, EncodedPrompt]:
-        """The prompts of these forwards, each once, by the index of their group."""
+        """The prompts of these forwards, each once, by the index of their group.
+
+        Raises:
+            ConfigurationError: an image went, or changed, after rank 0 had looked at it.
+        """
         prompts = {}
         for index in sorted({sample.group for forward in forwards for sample in forward}):
             prompt = plan.groups[index].prompt
-            prompts[index] = self._encoder.encode(prompt.text, [self._store.open(image) for image in prompt.images])
+            try:
+                images = [self._store.open(image) for image in prompt.images]
+            except ImageError as error:
+                raise ConfigurationError(f"{error}; restore it, and the same command goes on") from None
+            prompts[index] = self._encoder.encode(prompt.text, images)
         return prompts
 
     def pack(self, plan: StepPlan, forward: Forward, prompts: dict[int, EncodedPrompt]) -> RowBatch:

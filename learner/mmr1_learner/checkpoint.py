@@ -23,7 +23,7 @@ from mmr1.streams import Ledger
 
 _MANIFEST = "manifest.json"
 _STATE = "state.json"
-_REPLACED = ".replaced"
+_REPLACED, _WRITING = ".replaced", ".writing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,7 @@ class RunState:
     ledger: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0  # of training so far
     num_weight_updates: int = 0
+    prompts_per_step: int = 0  # 0: written before it was kept
 
 
 class Checkpoints:
@@ -52,7 +53,7 @@ class Checkpoints:
 
     def aside(self, step: int) -> Path:
         """Where a checkpoint is written before it is one."""
-        return self._folder / f"step-{step:06d}.writing"
+        return self._folder / f"step-{step:06d}{_WRITING}"
 
     def start(self, step: int) -> Path:
         """Rank 0: an empty folder to write into."""
@@ -122,7 +123,9 @@ class Checkpoints:
     def _forget_old(self) -> None:
         named = self._named()
         replaced = [path for path in self._folder.glob(f"step-??????{_REPLACED}") if path not in named]
-        for folder in [*named[: -self._keep_last], *replaced]:
+        # What an earlier learner was writing when it was cut: `finish` has shown that nobody else writes now.
+        writing = self._folder.glob(f"step-??????{_WRITING}")
+        for folder in [*named[: -self._keep_last], *replaced, *writing]:
             shutil.rmtree(folder)
 
 

@@ -32,7 +32,7 @@ from mmr1_learner.prompt_lengths import check_prompt_lengths
 from mmr1_learner.prompts import PromptFactory
 from mmr1_learner.published import Published
 from mmr1_learner.ranks import Ranks
-from mmr1_learner.resume import reconcile
+from mmr1_learner.resume import check_prompts_per_step, reconcile
 from mmr1_learner.source import Collected, GroupSource
 from mmr1_learner.step_records import completion_records, step_record
 from mmr1_learner.trackers import Trackers
@@ -78,6 +78,8 @@ class Leader:
 
     def prepare(self, state: RunState | None) -> None:
         """Become the run's one learner, bring queue and servers to `state`, and prove that both engines agree."""
+        if state is not None:
+            check_prompts_per_step(self._config, state)
         incarnation = self._become_writer()
         self._state = state or self._state
         self.version = PolicyVersion(incarnation, self._state.version_number)
@@ -174,6 +176,7 @@ class Leader:
             outstanding=tuple(sorted(outstanding)),
             ledger={**ledger, "trained": ledger["trained"] + len(contained)},
             seconds=self._state.seconds + time.monotonic() - self._started,
+            prompts_per_step=self._config.prompts_per_step,
         )
 
     def commit_checkpoint(self, state: RunState) -> None:

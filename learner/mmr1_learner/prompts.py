@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from mmr1.chat_template import ChatTemplate
 from mmr1.config import RunConfig
 from mmr1.dataset import DataOrder
-from mmr1.images import ImageStore
+from mmr1.errors import ConfigurationError
+from mmr1.images import ImageError, ImageStore
 from mmr1.records import Problem, Prompt, PromptId, RewardSpec, Sampling
 from mmr1.templates import Templates, render
 
@@ -32,7 +33,7 @@ class PromptFactory:
     def training(self, id_: PromptId) -> Prompt:
         """The prompt of one attempt at one position, at the temperature of the step that the position belongs to."""
         config = self._config
-        # Dynamic sampling asks something else at a place whose group had equal rewards, and not the same again.
+        # Dynamic sampling asks something else at a place whose group was of no use, and not the same again.
         elsewhere = id_.attempt * config.num_steps * config.prompts_per_step if config.dynamic_sampling else 0
         problem = self._problems[self._order.index(id_.position + elsewhere)]
         step = id_.position // config.prompts_per_step
@@ -61,10 +62,19 @@ class PromptFactory:
         num_generations: int,
         rewards: tuple[RewardSpec, ...] = (),
     ) -> Prompt:
+        """The prompt that asks this problem.
+
+        Raises:
+            ConfigurationError: an image was there when the run began and is no longer, or a template fails.
+        """
+        try:
+            images = tuple(self._store.ref(image) for image in problem.images)
+        except ImageError as error:
+            raise ConfigurationError(f"{error}; restore it, and the same command goes on") from None
         return Prompt(
             id=id_,
             text=render(problem, self._templates, self._chat_template),
-            images=tuple(self._store.ref(image) for image in problem.images),
+            images=images,
             task=problem.task,
             problem=problem.problem,
             solution=problem.solution,

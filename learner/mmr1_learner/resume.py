@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import structlog
 
+from mmr1.config import RunConfig
+from mmr1.errors import ConfigurationError
 from mmr1.records import PromptId
 from mmr1.streams import RunQueue
 from mmr1_learner.checkpoint import RunState, ledger_at
@@ -16,6 +18,20 @@ from mmr1_learner.prompts import PromptFactory
 log = structlog.get_logger()
 
 FORGOTTEN = "forgotten"
+
+
+def check_prompts_per_step(config: RunConfig, state: RunState) -> None:
+    """A place belongs to the step `position // prompts_per_step`, whose temperature its prompt carries.
+
+    Raises:
+        ConfigurationError: the run goes on with another number of prompts in a step than it began with.
+    """
+    if state.prompts_per_step not in (0, config.prompts_per_step):
+        raise ConfigurationError(
+            f"run_dir {config.run_dir}: its checkpoint was written with {state.prompts_per_step} prompts per step, and "
+            f"the run now has {config.prompts_per_step} (learner_processes x per_device_batch_size x "
+            "gradient_accumulation_steps / num_generations); restore that product, or give a new run_dir"
+        )
 
 
 def reconcile(queue: RunQueue, state: RunState | None, prompts: PromptFactory) -> int:

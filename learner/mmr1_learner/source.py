@@ -34,6 +34,8 @@ _MAX_FRUITLESS_STEPS = 3
 NO_VARIANCE = "no_variance"
 OVERLONG = "overlong"
 NOT_FINITE = "not_finite"
+STALE = "stale"
+UNSCORED = "unscored"
 
 
 @dataclass
@@ -44,6 +46,7 @@ class Collected:
     lags: list[int] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
     num_refilled: int = 0  # of the dropped, those whose places were fed again
+    num_resampled: int = 0  # of those, what dynamic_sampling_limit counts: all but the stale
     num_dead: int = 0
     wait_seconds: float = 0.0
 
@@ -138,10 +141,11 @@ class GroupSource:
         """Into the step, or out of the run with a reason."""
         lag = policy_lag(group, version)
         if lag > self._config.max_off_policy_steps and group.oldest_version.incarnation == version.incarnation:
-            self._drop(group, "stale", collected, refill=True)
+            self._drop(group, STALE, collected, refill=True)
         elif reason := self._useless(group):
-            resampled = reason == NO_VARIANCE and collected.dropped[NO_VARIANCE] < self._resampling_limit
+            resampled = collected.num_resampled < self._resampling_limit
             self._drop(group, reason, collected, refill=resampled)
+            collected.num_resampled += resampled
         else:
             collected.groups.append(group)
             collected.lags.append(lag)
@@ -167,7 +171,7 @@ class GroupSource:
         scored = [reward_of(group, index) for index in range(len(group.rollouts))]
         if group_advantages(scored) is None:
             self.last_unscored = _complaint(group)
-            return "unscored"
+            return UNSCORED
         rewards = training_rewards(group, self._config)
         if group_advantages(rewards) is None:
             return OVERLONG
@@ -192,9 +196,13 @@ class GroupSource:
             self._fruitless[reason] = self._fruitless[reason] + 1 if fruitless else 0
             if self._fruitless[reason] == _MAX_FRUITLESS_STEPS:
                 raise ConfigurationError(remedy)
-        if not collected.groups and collected.dropped[NO_VARIANCE] > self._resampling_limit > 0:
+        dropped = collected.dropped
+        # These end the run by their own names, after some steps.
+        others = dropped[OVERLONG] + dropped[NOT_FINITE] + dropped[UNSCORED]
+        limit_reached = dropped.total() - dropped[STALE] > self._resampling_limit > 0
+        if not collected.groups and limit_reached and dropped[NO_VARIANCE] and not others:
             raise ConfigurationError(
-                f"dynamic_sampling: {collected.dropped[NO_VARIANCE]} groups in a row had equal rewards; the problems "
+                f"dynamic_sampling: {dropped[NO_VARIANCE]} groups in a row had equal rewards; the problems "
                 "are too easy or too hard for this model, or the reward cannot tell its answers apart: change them, "
                 "raise num_generations or dynamic_sampling_limit, or turn dynamic_sampling off"
             )

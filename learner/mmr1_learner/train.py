@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from mmr1.config import RunConfig, load_config
+from mmr1.dataset import with_steps
 from mmr1.errors import ConfigurationError, StaleWriterError
 from mmr1.lifecycle import run_command
 from mmr1.reward_names import check_reward_names
@@ -123,7 +124,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, required=True, help="a run's YAML file")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher says it twice
     arguments, options = parser.parse_known_args(argv)
-    config = _for_real_ranks(load_config(arguments.config, options))
+    config = with_steps(_for_real_ranks(load_config(arguments.config, options)))
     set_environment(config)
     rank = os.environ.get("RANK", "0")
     configure_logging(f"learner-{rank}")

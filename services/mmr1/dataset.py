@@ -123,8 +123,26 @@ def eval_problems(config: RunConfig) -> list[Problem]:
     return _load(config, config.eval_file, folder=folder)[: config.eval_sample_size]
 
 
+def with_steps(config: RunConfig) -> RunConfig:
+    """The run with `num_steps` known: with `num_epochs` they follow from the number of training problems.
+
+    Raises:
+        ConfigurationError: the training file is wrong, as `load_problems` says; no image is opened.
+    """
+    if config.num_epochs is None:
+        return config
+    problems = _load(config, config.train_file, sample_size=config.train_sample_size, check_images=False)
+    num_steps = math.ceil(config.num_epochs * len(problems) / config.prompts_per_step)
+    return config.model_copy(update={"num_steps": num_steps, "num_epochs": None})
+
+
 def _load(
-    config: RunConfig, path: Path, *, folder: Path | None = None, sample_size: int | None = None
+    config: RunConfig,
+    path: Path,
+    *,
+    folder: Path | None = None,
+    sample_size: int | None = None,
+    check_images: bool = True,
 ) -> list[Problem]:
     return load_problems(
         path,
@@ -136,6 +154,7 @@ def _load(
         folder=folder,
         sample_size=sample_size,
         seed=config.seed,
+        check_images=check_images,
     )
 
 
@@ -270,4 +289,5 @@ __all__ = [
     "load_problems",
     "read_problems",
     "train_problems",
+    "with_steps",
 ]

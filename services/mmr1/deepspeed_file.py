@@ -5,6 +5,7 @@ It knows which of DeepSpeed's keys follow from which option. It imports no DeepS
 
 from __future__ import annotations
 
+import difflib
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,66 @@ from mmr1.errors import ConfigurationError
 
 AUTO = "auto"  # how transformers' files say: take what the run derives
 _REMOVE = "remove it from the file"
+
+# DeepSpeed 0.19's top-level keys: those that hold an object, and the others. It ignores any other without a word.
+OBJECTS = frozenset(
+    [
+        "activation_checkpointing",
+        "aio",
+        "autotuning",
+        "bf16",
+        "bfloat16",
+        "checkpoint",
+        "comet",
+        "comms_logger",
+        "compile",
+        "csv_monitor",
+        "data_efficiency",
+        "data_types",
+        "datastates_ckpt",
+        "expert_parallel",
+        "flops_profiler",
+        "fp16",
+        "hybrid_engine",
+        "optimizer",
+        "pipeline",
+        "scheduler",
+        "tensor_parallel",
+        "tensorboard",
+        "timers",
+        "torch_autocast",
+        "wandb",
+        "weight_quantization",
+        "zero_optimization",
+    ]
+)
+SCALARS = frozenset(
+    [
+        "communication_data_type",
+        "data_parallel_size",
+        "dataloader_drop_last",
+        "disable_allgather",
+        "disable_python_gc",
+        "dump_state",
+        "gradient_accumulation_steps",
+        "gradient_allreduce_op",
+        "gradient_clipping",
+        "gradient_predivide_factor",
+        "log_level",
+        "managed_gradient_accumulation",
+        "memory_breakdown",
+        "prescale_gradients",
+        "seq_parallel_communication_data_type",
+        "sequence_parallel_size",
+        "steps_per_print",
+        "train_batch_size",
+        "train_micro_batch_size_per_gpu",
+        "use_data_before_expert_parallelism",
+        "wall_clock_breakdown",
+        "zero_allow_untested_optimizer",
+        "zero_force_ds_cpu_optimizer",
+    ]
+)
 
 
 def read_deepspeed_file(config: RunConfig) -> dict[str, Any]:
@@ -27,7 +88,9 @@ def read_deepspeed_file(config: RunConfig) -> dict[str, Any]:
         return {}
     document = _read(path)
     _drop_auto(document)
-    conflicts = [*_other_values(config, document), *_not_ours(document)]
+    conflicts = _misshapen(document)
+    if not conflicts:
+        conflicts = [*_other_values(config, document), *_not_ours(document)]
     if conflicts:
         raise ConfigurationError(f"deepspeed_config_file {path}: {'; '.join(conflicts)}")
     return document
@@ -53,6 +116,22 @@ def _drop_auto(document: dict[str, Any]) -> None:
             _drop_auto(value)
         elif value == AUTO:
             del document[key]
+
+
+def _misshapen(document: dict[str, Any]) -> list[str]:
+    """Keys that DeepSpeed does not know, and values that are no object where one belongs."""
+    wrong = []
+    for key, value in document.items():
+        if key in OBJECTS and not isinstance(value, dict):
+            wrong.append(f"{key} is {json.dumps(value)}; give an object of its keys")
+        elif key not in OBJECTS | SCALARS:
+            near = difflib.get_close_matches(key, sorted(OBJECTS | SCALARS), n=1)
+            wrong.append(f"{key}: DeepSpeed knows no such key; {f'did you mean {near[0]!r}?' if near else _REMOVE}")
+    zero = document.get("zero_optimization")
+    for key in ("offload_optimizer", "offload_param"):
+        if isinstance(zero, dict) and not isinstance(zero.get(key, {}), dict):
+            wrong.append(f"zero_optimization.{key} is {json.dumps(zero[key])}; give an object of its keys")
+    return wrong
 
 
 def _other_values(config: RunConfig, document: dict[str, Any]) -> list[str]:
@@ -93,6 +172,14 @@ def _not_ours(document: dict[str, Any]) -> list[str]:
     fp16 = document.get("fp16")
     if isinstance(fp16, dict) and fp16.get("enabled"):
         conflicts.append("fp16.enabled is true; dtype is float32 or bfloat16")
+    if document.get("torch_autocast", {}).get("enabled"):
+        conflicts.append(f"torch_autocast.enabled is true; the precision is dtype; {_REMOVE}")
+    plain = {"prescale_gradients": False, "gradient_predivide_factor": 1.0, "gradient_allreduce_op": "mean"}
+    conflicts += [
+        f"{key} is {json.dumps(document[key])}; the run weighs its gradients itself; {_REMOVE}"
+        for key, value in plain.items()
+        if document.get(key, value) != value
+    ]
     return conflicts
 
 

@@ -14,6 +14,7 @@ import difflib
 import importlib
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -56,14 +57,15 @@ def render(problem: Problem, templates: Templates, chat_template: ChatTemplate) 
     """The prompt up to the model's turn, with one image placeholder for each of the problem's images, images first.
 
     Raises:
-        ConfigurationError: the chat template fails, or the text holds image placeholders that are no images.
+        ConfigurationError: a template of the run's own or the chat template fails, or the text holds image placeholders
+            that are no images.
     """
     messages: list[Message] = []
-    system = _fill(templates.system_prompt, problem)
+    system = _fill("system_prompt_template", templates.system_prompt, problem)
     if system:
         messages.append({"role": "system", "content": system})
     content: list[dict[str, str]] = [{"type": "image"} for _ in problem.images]
-    content.append({"type": "text", "text": _fill(templates.question, problem)})
+    content.append({"type": "text", "text": _fill("question_template", templates.question, problem)})
     messages.append({"role": "user", "content": content})
     text = chat_template.render(messages)
     placeholder = chat_template.image_placeholder
@@ -77,8 +79,12 @@ def render(problem: Problem, templates: Templates, chat_template: ChatTemplate) 
 
 
 def render_answer(problem: Problem, templates: Templates) -> str:
-    """What the model should say to this problem, without the token that ends its turn."""
-    return _fill(templates.answer, problem)
+    """What the model should say to this problem, without the token that ends its turn.
+
+    Raises:
+        ConfigurationError: a template of the run's own fails.
+    """
+    return _fill("answer_template", templates.answer, problem)
 
 
 def find_template(option: str, name: str, registry: dict[str, Template], placeholder: str = "") -> Template:
@@ -111,12 +117,29 @@ def _import(option: str, name: str) -> Template:
     return template  # type: ignore[no-any-return]  # a callable's signature shows when it is called
 
 
-def _fill(template: Template, problem: Problem) -> str:
+def _fill(option: str, template: Template, problem: Problem) -> str:
     if not isinstance(template, str):
-        return template(problem)
+        return _called(option, template, problem)
     # One pass, so that a problem's own braces are never replaced; str.format would trip over them.
     values = {"{problem}": problem.problem, "{solution}": _solution_text(problem)}
     return re.sub(r"\{problem\}|\{solution\}", lambda match: values[match.group()], template)
+
+
+def _called(option: str, template: Callable[[Problem], str], problem: Problem) -> str:
+    """What a callable says. It is the user's code: whatever it raises or returns is told by the option's name."""
+    name = f"{template.__module__}:{getattr(template, '__qualname__', type(template).__name__)}"
+    where = f"option {option!r}: {name} at problem {problem.position}"
+    try:
+        text: object = template(problem)
+    except Exception as error:
+        raise ConfigurationError(f"{where} raised {type(error).__name__}: {_one_line(error)}; mend it") from error
+    if not isinstance(text, str):
+        raise ConfigurationError(f"{where} returned {type(text).__name__}, not a text; return a str")
+    return text
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _solution_text(problem: Problem) -> str:

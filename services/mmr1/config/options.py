@@ -52,7 +52,9 @@ class SamplingOptions(BaseModel):
     top_p: float = Field(1.0, gt=0, le=1.0, description="sampling; parity is exact at 1")
     max_prompt_length: int = Field(1024, gt=0, description="tokens, image tokens included")
     max_completion_length: int = Field(64, gt=0, description="tokens")
-    stop: Annotated[list[str], NoDecode] = Field(default_factory=list, description="strings that end a completion")
+    stop: Annotated[list[Annotated[str, Field(min_length=1)]], NoDecode] = Field(
+        default_factory=list, description="strings that end a completion"
+    )
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -69,7 +71,12 @@ class SamplingOptions(BaseModel):
 
 
 class OptimizerOptions(BaseModel):
-    num_steps: int = Field(gt=0, description="steps of the whole run: batches, each with its weight update")
+    num_steps: int = Field(
+        0, ge=0, description="steps of the whole run: batches, each with its weight update; 0 = as num_epochs says"
+    )
+    num_epochs: float | None = Field(
+        None, gt=0, description="instead of num_steps: passes over the training problems, rounded up to a step"
+    )
     learning_rate: float = Field(1e-6, gt=0, description="of AdamW, after warm-up")
     lr_scheduler: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="from the warm-up to the end of the run; linear and cosine end at 0"
@@ -259,6 +266,17 @@ class RunConfig(
     @model_validator(mode="after")
     def _batch_divides(self) -> RunConfig:
         self._require_division()
+        return self
+
+    @model_validator(mode="after")
+    def _has_one_length(self) -> RunConfig:
+        if not self.num_steps and self.num_epochs is None:
+            raise ValueError("num_steps or num_epochs is required; set one of them in the file or as an option")
+        if self.num_steps and self.num_epochs is not None:
+            raise ValueError(
+                f"num_steps {self.num_steps} and num_epochs {self.num_epochs:g} are both given; leave one of them out, "
+                "or set num_steps to 0"
+            )
         return self
 
     def for_world_size(self, world_size: int) -> RunConfig:

@@ -44,6 +44,11 @@ class SftConfig(RunConfig):
         return self.model_copy(update={"num_steps": math.ceil(self.num_epochs * num_problems / per_step)})
 
     @model_validator(mode="after")
+    def _has_one_length(self) -> SftConfig:
+        """A run's file may give one of them, and the command line the other; `for_problems` asks for one."""
+        return self
+
+    @model_validator(mode="after")
     def _batch_divides(self) -> SftConfig:
         """A sequence is no part of a group here: any batch will do."""
         return self

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from rich.console import Console
 
 from mmr1.config import RunConfig, save_config
+from mmr1.dataset import with_steps
 from mmr1.local.logs import MergedLog
 from mmr1.local.plan import CONFIG_NAME, Plan, plan
 from mmr1.local.ports import free_port
@@ -40,6 +41,7 @@ def run_stack(
         config = config.model_copy(update={"redis_port": free_port()})
     with run_lock(config.run_dir):
         check(config)
+        config = with_steps(config)
         services = plan(config)
         if clear is not None:
             clear()

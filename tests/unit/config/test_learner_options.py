@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mmr1.deepspeed_file import read_deepspeed_file
+from mmr1.deepspeed_file import OBJECTS, SCALARS, read_deepspeed_file
 from mmr1.errors import ConfigurationError
 from tests.models import small_config
 
@@ -76,6 +78,15 @@ def test_a_file_in_agreement_leaves_what_it_adds(tmp_path: Path) -> None:
         ({"optimizer": {"type": "Lamb"}}, "optimizer: AdamW follows learning_rate"),
         ({"scheduler": {"type": "WarmupLR"}}, "the schedule follows lr_scheduler and warmup_steps"),
         ({"zero_optimization": {"offload_param": {"device": "nvme"}}}, 'is "nvme" and the run\'s is "none"'),
+        ({"zero_optimization": 2}, "zero_optimization is 2; give an object of its keys"),
+        ({"bf16": True}, "bf16 is true; give an object of its keys"),
+        ({"zero_optimization": {"offload_param": None}}, r"zero_optimization.offload_param is null; give an object"),
+        ({"torch_autocast": {"enabled": True}}, "torch_autocast.enabled is true; the precision is dtype; remove it"),
+        ({"prescale_gradients": True}, "prescale_gradients is true; the run weighs its gradients itself; remove it"),
+        ({"gradient_predivide_factor": 2}, "gradient_predivide_factor is 2; the run weighs its gradients itself"),
+        ({"gradient_allreduce_op": "sum"}, 'gradient_allreduce_op is "sum"; the run weighs its gradients itself'),
+        ({"zero_optimisation": {}}, "zero_optimisation: DeepSpeed knows no such key; did you mean 'zero_optimization'"),
+        ({"qqq": 1}, "qqq: DeepSpeed knows no such key; remove it from the file"),
         ("[1]", "must be a JSON object"),
         ("{", "is not valid JSON"),
     ],
@@ -93,3 +104,14 @@ def test_all_conflicts_stand_in_one_line(tmp_path: Path) -> None:
         read_deepspeed_file(small_config(Path("model"), deepspeed_config_file=path))
     with pytest.raises(ConfigurationError, match="No such file or directory; give the path of a JSON file"):
         read_deepspeed_file(small_config(Path("model"), deepspeed_config_file=tmp_path / "none.json"))
+
+
+def test_deepspeed_reads_every_key_that_is_let_through() -> None:
+    """The list of its keys, against the words in its own source: a key that it drops must go from ours too."""
+    package = importlib.util.find_spec("deepspeed")
+    assert package is not None and package.submodule_search_locations
+    (folder,) = map(Path, package.submodule_search_locations)
+    files = [folder / "__init__.py", *folder.rglob("*config.py"), *folder.rglob("*constants.py")]
+    text = "\n".join(file.read_text() for file in files)
+    words = set(re.findall(r"""["'](\w+)["']""", text))
+    assert not (OBJECTS | SCALARS) - words

@@ -7,11 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from PIL import Image
+from rich.console import Console
 
-from mmr1.config import RunConfig
-from mmr1.dataset import DataOrder, Keys, eval_problems, load_problems, read_problems, train_problems
+from mmr1.config import RunConfig, load_config, save_config
+from mmr1.config.loading import load_options
+from mmr1.config.sft_options import SftConfig
+from mmr1.dataset import DataOrder, Keys, eval_problems, load_problems, read_problems, train_problems, with_steps
 from mmr1.errors import ConfigurationError
+from mmr1.local.stack import run_stack
+from mmr1_learner.train import main as learner
 
 
 @pytest.fixture
@@ -136,6 +142,62 @@ def test_run_configuration(root: Path) -> None:
     elsewhere = config(train_sample_size=2, eval_file=train).model_copy(update={"train_file": held, "eval_file": train})
     with pytest.raises(ConfigurationError, match=r"outside the image root.*set image_root"):
         eval_problems(elsewhere)
+
+
+@pytest.mark.parametrize(
+    ("options", "num_steps"),
+    [
+        ({"num_epochs": 2}, 5),  # 2 x 5 problems, 2 of them in a step
+        ({"num_epochs": 0.5}, 2),
+        ({"num_epochs": 2, "learner_processes": 3}, 2),
+        ({"num_epochs": 2, "train_sample_size": 3}, 3),
+        ({"num_steps": 7}, 7),
+    ],
+)
+def test_epochs_are_steps_where_the_data_is_known(root: Path, options: dict[str, Any], num_steps: int) -> None:
+    """What `mmr1 up` saves for its services holds the steps; the file that was given serves `mmr1 sft` too."""
+    train = write(root, json.dumps([row(solution=i) for i in range(5)]))
+    document = {"model": "m", "train_file": str(train), "per_device_batch_size": 16, **options}
+    (root / "run.yaml").write_text(yaml.safe_dump(document))
+    assert load_options(SftConfig, root / "run.yaml").num_epochs == options.get("num_epochs")
+    save_config(with_steps(load_config(root / "run.yaml")), root / "saved.yaml")
+    saved = load_config(root / "saved.yaml")
+    assert (saved.num_steps, saved.num_epochs) == (num_steps, None)
+    assert with_steps(saved) == saved
+
+
+@pytest.mark.parametrize("start", ["up", "rank"])
+def test_who_starts_a_run_turns_epochs_into_steps(root: Path, start: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`mmr1 up` before it plans its services, and a rank that a launcher starts with the user's own file."""
+    train = write(root, json.dumps([row(solution=i) for i in range(5)]))
+    document = {"model": "m", "train_file": str(train), "per_device_batch_size": 16, "num_epochs": 2}
+    (root / "run.yaml").write_text(yaml.safe_dump({**document, "run_dir": str(root / "run")}))
+    begun: list[RunConfig] = []
+
+    def begin(config: RunConfig) -> None:
+        begun.append(config)
+        raise ConfigurationError("far enough")
+
+    monkeypatch.setattr("mmr1.local.stack.check", lambda config: None)
+    monkeypatch.setattr("mmr1.local.stack.plan", begin)
+    monkeypatch.setattr("mmr1_learner.train.set_environment", begin)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(ConfigurationError, match="far enough"):
+        if start == "up":
+            run_stack(load_config(root / "run.yaml"), Console())
+        else:
+            learner(["--config", str(root / "run.yaml")])
+    assert [config.num_steps for config in begun] == [5 if start == "up" else 2]
+
+
+def test_a_run_has_one_length_and_fine_tuning_may_be_given_another(root: Path) -> None:
+    required = ["--model", "m", "--train_file", "t", "--per_device_batch_size", "8"]
+    with pytest.raises(ConfigurationError, match="num_steps or num_epochs is required; set one of them"):
+        load_config(None, required)
+    with pytest.raises(ConfigurationError, match=r"num_steps 3 and num_epochs 1\.5 are both given; leave one of them"):
+        load_config(None, [*required, "--num_steps", "3", "--num_epochs", "1.5"])
+    both = load_options(SftConfig, None, [*required, "--num_steps", "7", "--num_epochs", "1.5"])
+    assert both.for_problems(16, 1).num_steps == 3  # 1.5 x 16 / 8: epochs go before
 
 
 @pytest.mark.parametrize("num_problems", [1, 2, 3, 37, 64, 1000])

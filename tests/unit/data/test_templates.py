@@ -144,3 +144,28 @@ def test_where_a_template_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_templates_that_fail(source: str) -> None:
     with pytest.raises(ConfigurationError, match="chat template of m"):
         ChatTemplate(source, name="m").render([{"role": "user", "content": "x"}])
+
+
+def says_nothing(problem: Problem) -> None:
+    """Forgot its return."""
+
+
+def expects_a_number(problem: Problem) -> str:
+    return str(problem.solution["digits"])
+
+
+@pytest.mark.parametrize(
+    ("attribute", "reason"),
+    [
+        ("says_nothing", "returned NoneType, not a text; return a str"),
+        ("expects_a_number", "raised TypeError: 'int' object is not subscriptable; mend it"),
+    ],
+)
+@pytest.mark.parametrize("option", ["system_prompt_template", "question_template", "answer_template"])
+def test_a_callable_that_fails_is_named_with_its_option(option: str, attribute: str, reason: str) -> None:
+    own = Templates.from_config(config(**{option: f"{__name__}:{attribute}"}))
+    with pytest.raises(ConfigurationError) as raised:
+        render(problem(), own, ChatTemplate(PADS))
+        render_answer(problem(), own)
+    where = f"option {option!r}: {__name__}:{attribute} at problem {problem().position} "
+    assert str(raised.value) == where + reason

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from mmr1.dataset import DataOrder
 from mmr1.errors import ConfigurationError
+from mmr1.images import ImageStore
 from mmr1.records import FinishReason, Group, Problem, Prompt, PromptId
 from mmr1_learner.prompts import PromptFactory
 from tests.models import small_config
@@ -127,6 +129,50 @@ def test_what_is_cut_off_is_trained_on_when_nobody_masks_it(redis_url: str, tmp_
     learner = Run(redis_url, tmp_path).learner()
     cut_off(learner, 2)
     assert len(learner.collect()) == PER_STEP
+
+
+def first_attempts_have_no_score(prompt: Prompt) -> tuple[float | None, ...]:
+    return DIFFERENT if prompt.id.attempt else (None, None)
+
+
+def test_the_place_of_a_group_that_cannot_be_scored_is_sampled_anew(redis_url: str, tmp_path: Path) -> None:
+    run = Run(redis_url, tmp_path, dynamic_sampling=True)
+    learner = run.learner()
+    groups = learner.collect(rewards=first_attempts_have_no_score)
+    assert sorted(group.prompt.id for group in groups) == [PromptId("test", place, 1) for place in range(PER_STEP)]
+    learner.finish(rewards=first_attempts_have_no_score)
+    assert learner.queue.ledger().dropped == {"unscored": STEPS * PER_STEP}
+    assert places(run) == list(range(STEPS * PER_STEP))
+
+
+def test_the_place_of_a_group_whose_image_has_changed_is_sampled_anew(redis_url: str, tmp_path: Path) -> None:
+    run = Run(redis_url, tmp_path, dynamic_sampling=True)
+    learner = run.learner()
+    learner.source.feed()
+    run.serve()
+    Image.new("L", (56, 56)).save(tmp_path / "a.png")
+    run.prompts._image = ImageStore(tmp_path).ref("a.png")  # a factory looks at the file each time
+    assert len(learner.collect()) == PER_STEP
+    learner.finish()
+    assert set(learner.queue.ledger().dropped) == {"image"}
+
+
+def test_one_limit_holds_for_all_reasons_together(redis_url: str, tmp_path: Path) -> None:
+    """Place 0 never differs, place 1 is never scored; both are looked at anew as often as the step allows."""
+    run = Run(redis_url, tmp_path, dynamic_sampling=True, dynamic_sampling_limit=2)
+    learner = run.learner()
+    assert learner.collect(rewards=lambda prompt: (None, None) if prompt.id.position else EQUAL) == []
+    ledger = learner.queue.ledger()
+    assert ledger.balanced and sum(ledger.dropped.values()) == 2 * PER_STEP + PER_STEP
+    assert set(ledger.dropped) == {"no_variance", "unscored"}
+
+
+def test_the_place_of_answers_that_are_all_too_long_is_sampled_anew(redis_url: str, tmp_path: Path) -> None:
+    learner = Run(redis_url, tmp_path, dynamic_sampling=True, dynamic_sampling_limit=1, overlong="mask").learner()
+    cut_off(learner, 1)
+    assert learner.collect() == []
+    ledger = learner.queue.ledger()
+    assert ledger.balanced and ledger.dropped == {"overlong": 2 * PER_STEP}
 
 
 @pytest.mark.parametrize("dynamic_sampling", [False, True])

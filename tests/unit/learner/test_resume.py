@@ -22,9 +22,10 @@ from mmr1.errors import ConfigurationError, StaleWriterError
 from mmr1.images import ImageStore
 from mmr1.records import Group, PolicyVersion, Prompt, PromptId
 from mmr1.streams import PromptConsumer, RunForgottenError, RunQueue
-from mmr1_learner.checkpoint import Checkpoints, RunState, verify
+from mmr1_learner.checkpoint import Checkpoints, RunState, _from_json, verify
+from mmr1_learner.leader import Leader
 from mmr1_learner.plan import StepPlan
-from mmr1_learner.resume import reconcile
+from mmr1_learner.resume import check_prompts_per_step, reconcile
 from mmr1_learner.source import GroupSource
 from mmr1_learner.train import _take_steps
 from tests.conftest import make_group, make_prompt
@@ -294,6 +295,30 @@ def test_a_manifest_is_written_when_everything_it_names_is_on_the_disk(
     before, after = synced[: synced.index(f"{aside}/manifest.json")], synced[synced.index(f"{aside}/manifest.json") :]
     assert set(before) == {aside, f"{aside}/engine", f"{aside}/engine/shard.pt", f"{aside}/state.json"}
     assert after[1:] == [aside, "/checkpoints", ""]
+
+
+def test_what_a_learner_was_writing_when_it_was_cut_goes_with_the_next_checkpoint(run: Run) -> None:
+    learner = run.learner()
+    (run.checkpoints.start(1) / "half").write_bytes(b"weights")
+    for _ in range(2):
+        learner.collect()
+    learner.save()
+    assert [path.name for path in (run.folder / "checkpoints").iterdir()] == ["step-000002"]
+
+
+def test_a_run_that_goes_on_with_other_steps_is_refused_before_it_is_anybodys(run: Run) -> None:
+    """A place's step, and with it a linear temperature, follows from the prompts per step."""
+    leader = Leader.__new__(Leader)
+    leader._config = run.config
+    state = RunState(1, 1, PER_STEP, prompts_per_step=PER_STEP + 1)
+    with pytest.raises(ConfigurationError, match=r"written with 3 prompts per step, and the run now has 2 .*restore"):
+        leader.prepare(state)
+    check_prompts_per_step(run.config, replace(state, prompts_per_step=PER_STEP))
+    run.learner().save()
+    path = run.checkpoints.path(0) / "state.json"
+    older = json.loads(path.read_text())
+    del older["prompts_per_step"]
+    check_prompts_per_step(run.config, _from_json(older))
 
 
 @pytest.mark.parametrize("durable", [None, 2])
