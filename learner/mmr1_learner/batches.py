@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch
-
 from mmr1.config import RunConfig
 from mmr1.errors import ConfigurationError
 from mmr1.images import ImageError, ImageStore
@@ -19,14 +17,12 @@ from mmr1_learner.splitting import split
 
 
 class Batcher:
-    """Lays out one rank's forwards on its device, in the model's dtype."""
+    """Lays out one rank's forwards, in the host's memory: a step's pixels together may not fit on the device."""
 
-    def __init__(self, config: RunConfig, encoder: PromptEncoder, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, config: RunConfig, encoder: PromptEncoder) -> None:
         self._encoder = encoder
         self._store = ImageStore(config.resolved_image_root)
         self._hidden_size: int = encoder.config.get_text_config().hidden_size
-        self._device = device
-        self._dtype = dtype
 
     def encode(self, plan: StepPlan, forwards: Iterable[Forward]) -> dict[int, EncodedPrompt]:
         """The prompts of these forwards, each once, by the index of their group.
@@ -54,8 +50,7 @@ class Batcher:
             sampling = plan.groups[index].prompt.sampling
             row = Row(prompts[index], tuple(completions), sampling.temperature, sampling.forbidden_token_ids)
             rows += split(row, self._hidden_size)
-        batch = pack(rows, self._encoder.image_token_id, self._encoder.pad_token_id)
-        return batch.to(self._device, self._dtype)
+        return pack(rows, self._encoder.image_token_id, self._encoder.pad_token_id)
 
 
 def _completion(plan: StepPlan, sample: Sample) -> Completion:

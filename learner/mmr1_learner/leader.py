@@ -87,7 +87,7 @@ class Leader:
         self.files.rewind(state.step if state else -1)
         outputs.serve_metrics(self._config.host, self._config.learner_metrics_port)
         self.files.status("loading", "waiting for rollout servers")
-        self._sender.wait_for_servers(self._config.rollout_replicas, self._check_stop)
+        self._sender.wait_for_servers(self._config.rollout_replicas, self._tick)
         self.files.status("parity", "comparing log-probabilities with the rollout servers")
         self._send(self._parity_gate)
         if state is None and self._config.eval_at_start:
@@ -107,7 +107,7 @@ class Leader:
         assert self._source is not None
         self.files.status("training", f"step {step + 1} of {self._config.num_steps}")
         try:
-            self._check_stop()
+            self._tick()
             self._collected = self._source.collect(self.version, self._while_waiting)
         except StopRequestedError:
             return StepPlan(step, (), stop=True)
@@ -194,13 +194,13 @@ class Leader:
         self.files.write("ledger", self.queue.ledger().as_dict())
         self.files.status("done")
 
-    def close(self) -> None:
-        """Wait for nobody any more."""
+    def close(self, exit_code: int) -> None:
+        """Wait for nobody any more. The trackers hear whether the run has failed."""
         self._sender.close()
-        self._trackers.close()
+        self._trackers.close(exit_code)
 
     def _send(self, probe: Any) -> UpdateResult:
-        result = self._sender.update(self.version, probe, self._check_stop)
+        result = self._sender.update(self.version, probe, self._tick)
         self._state = replace(self._state, num_weight_updates=self._state.num_weight_updates + 1)
         self.files.write("weight_updates", {"count": self._state.num_weight_updates})
         outputs.WEIGHT_UPDATES.inc()
@@ -208,7 +208,7 @@ class Leader:
 
     def _parity_gate(self, client: RolloutClient) -> float:
         """The gate before the first step and after each resume: many prompts, and planted perturbations."""
-        status = self._sender.call(client.status, self._check_stop)
+        status = self._sender.call(client.status, self._tick)
         self._scorer.compare_preprocessing(status.server_id, status.preprocessing)
         groups = self._sample(client, self._config.parity_prompts)
         report = gate(self._scorer, self._policy, groups, self._config.bound(self._config.dtype))
@@ -230,7 +230,7 @@ class Leader:
     def _sample(self, client: RolloutClient, count: int) -> list[Group]:
         prompts = self._parity_prompts(count)
         return self._sender.call(
-            lambda: client.generate_many(prompts, timeout=_GENERATE_SECONDS, probe=True), self._check_stop
+            lambda: client.generate_many(prompts, timeout=_GENERATE_SECONDS, probe=True), self._tick
         )
 
     def _parity_prompts(self, count: int) -> list[Prompt]:
@@ -261,10 +261,10 @@ class Leader:
     def _evaluate(self, name: str, step: int) -> None:
         if self._evaluator is None:
             return
-        self._check_stop()
+        self._tick()
         self.files.status("evaluating", f"{name}: held-out problems")
         temperature = self._config.temperature_at(max(0, step - 1), self._config.num_steps)
-        for result in self._evaluator.run(self._sender.clients(), temperature, self._check_stop):
+        for result in self._evaluator.run(self._sender.clients(), temperature, self._tick):
             log.info("held-out", when=name, mode=result.mode, n=result.num_problems, accuracy=round(result.accuracy, 4))
             line = {
                 "name": name,
@@ -281,16 +281,18 @@ class Leader:
 
     def _while_waiting(self) -> None:
         """A rollout server that joined late, or missed an update, gets the current version before it serves."""
-        self._check_stop()
+        self._tick()
         if time.monotonic() - self._last_look < _LATE_SERVER_SECONDS:
             return
         self._last_look = time.monotonic()
-        behind = self._sender.behind(self.version, self._check_stop)
+        behind = self._sender.behind(self.version, self._tick)
         if behind:
             log.info("bringing rollout servers up to date", servers=[member.server_id for member in behind])
             self._send(self._probe)
 
-    def _check_stop(self) -> None:
+    def _tick(self) -> None:
+        """Called all the while that we wait for somebody: the other ranks wait for us, with a deadline."""
+        self._policy.keep_alive()
         if self._stop:
             raise StopRequestedError
 

@@ -8,6 +8,7 @@ takes all ranks too: the others listen between steps and join rank 0's forwards.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,7 +25,8 @@ from mmr1_learner.ranks import Ranks
 from mmr1_learner.rows import RowBatch
 from mmr1_learner.whole import bytes_of, change_whole, cut, gathered, is_partitioned, shape_of
 
-_WORD, _FORWARD, _SCALE, _RESTORE = b"w", b"f", b"s", b"r"
+_WORD, _FORWARD, _SCALE, _RESTORE, _ALIVE = b"w", b"f", b"s", b"r", b"a"
+_KEEP_ALIVE_SECONDS = 60.0  # far less than the deadline of a collective
 
 
 class Published:
@@ -39,6 +41,7 @@ class Published:
         self._copies = self._partitioned or has_adapters(policy)
         self._whole: dict[str, Tensor] = {}
         self._kept: Tensor | None = None  # of a parameter that is scaled for a while
+        self._last_alive = time.monotonic()
 
     def refresh(self) -> None:
         """Put the tensors together as they are now: called after every change, before anything is sent."""
@@ -137,8 +140,17 @@ class Published:
                 self.policy.train(was_training)
             elif kind == _SCALE:
                 self._scale(*json.loads(payload))
-            else:
+            elif kind == _RESTORE:
                 self._restore(payload.decode())
+
+    def keep_alive(self) -> None:
+        """Called often by rank 0 while it waits: `tell` on the others then never waits as long as a collective may.
+
+        Rank 0 waits for rollouts and servers without end; the others must fail only when it is dead.
+        """
+        if time.monotonic() - self._last_alive >= _KEEP_ALIVE_SECONDS:
+            self._ranks.share(_ALIVE)
+            self._last_alive = time.monotonic()
 
     def _scale(self, name: str, factor: float) -> None:
         parameter = self._parameter(name)

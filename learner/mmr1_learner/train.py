@@ -62,6 +62,7 @@ def train(config: RunConfig) -> None:
     published = Published(trainer.policy, ranks, config.weight_bucket_bytes)
     published.refresh()
     leader = Leader(config, ranks, published, encoder, checkpoints) if ranks.is_first else None
+    exit_code = 1
     try:
         if leader:
             leader.prepare(found[1] if found else None)
@@ -70,15 +71,16 @@ def train(config: RunConfig) -> None:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, signal.SIG_IGN)
         published.tell(_GO_ON if leader else None)
-        if not _take_steps(config, published, trainer, leader, checkpoints, start if start >= 0 else None):
-            return
-        if leader:
-            leader.finish()
-        export(config, published, encoder.processor, config.run_dir)
-        ranks.barrier()
+        if _take_steps(config, published, trainer, leader, checkpoints, start if start >= 0 else None):
+            if leader:
+                leader.finish()
+            published.tell(_GO_ON if leader else None)
+            export(config, published, encoder.processor, config.run_dir)
+            ranks.barrier()
+        exit_code = 0
     finally:
         if leader:
-            leader.close()
+            leader.close(exit_code)
 
 
 def _take_steps(
@@ -124,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, required=True, help="a run's YAML file")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher says it twice
     arguments, options = parser.parse_known_args(argv)
-    config = with_steps(_for_real_ranks(load_config(arguments.config, options)))
+    config = with_steps(load_config(arguments.config, [*options, "--learner_processes", _number_of_ranks()]))
     set_environment(config)
     rank = os.environ.get("RANK", "0")
     configure_logging(f"learner-{rank}")
@@ -142,19 +144,18 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _for_real_ranks(config: RunConfig) -> RunConfig:
+def _number_of_ranks() -> str:
     """A launcher may start other ranks than `learner_processes` says, here or on several machines; without one it is 1.
 
+    Known before the options are looked at, because the batch must divide over the ranks that are really there.
+
     Raises:
-        ConfigurationError: the batch does not divide over them, or WORLD_SIZE is no number.
+        ConfigurationError: WORLD_SIZE is no number.
     """
     given = os.environ.get("WORLD_SIZE", "1")
     if not given.isdigit() or given == "0":
         raise ConfigurationError(f"WORLD_SIZE is {given!r}; torchrun sets it to the number of ranks")
-    try:
-        return config.for_world_size(int(given))
-    except ValueError as error:
-        raise ConfigurationError(str(error)) from None
+    return given
 
 
 def set_environment(config: RunConfig) -> None:

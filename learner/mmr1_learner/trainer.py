@@ -37,7 +37,7 @@ class Trainer:
         self._config = config
         self._ranks = ranks
         torch.manual_seed(config.seed + ranks.rank)  # what adapters drop out is each rank's own
-        self._batcher = Batcher(config, encoder, ranks.device, policy.hf.dtype)
+        self._batcher = Batcher(config, encoder)
         self._reference = None if reference is None else Reference(config, reference, ranks)
         self.phases: dict[str, float] = defaultdict(float)  # seconds of the last step, by what they went into
         self.engine = make_engine(config, policy)
@@ -91,7 +91,8 @@ class Trainer:
         report: LossReport,
     ) -> float:
         """Forwards and backwards of one optimizer step. Returns the gradient's norm before clipping."""
-        for index, batch in enumerate(batches):
+        for index, packed in enumerate(batches):
+            batch = self._place(packed)
             self.engine.set_gradient_accumulation_boundary(index == len(batches) - 1)
             with self._timed("reference"):
                 reference = self._reference.projection(batch) if self._reference else None
@@ -134,8 +135,12 @@ class Trainer:
     def _old_logprobs(self, batches: list[list[RowBatch]]) -> dict[int, Sequence[Tensor] | None]:
         """lp_old of every token. None for the first update: the policy has not moved, so its own forward gives it."""
         with torch.no_grad(), self._timed("old_logprobs"):
-            later = [[self.policy(batch).logprobs for batch in update] for update in batches[1:]]
+            later = [[self.policy(self._place(batch)).logprobs for batch in update] for update in batches[1:]]
         return dict(enumerate([None, *later]))
+
+    def _place(self, batch: RowBatch) -> RowBatch:
+        """On the device, for one forward."""
+        return batch.to(self._ranks.device, self.policy.hf.dtype)
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:

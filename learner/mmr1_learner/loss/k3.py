@@ -11,12 +11,12 @@ from torch import Tensor
 from mmr1.config.objective import ObjectiveOptions
 from mmr1_learner.loss.batch import TokenBatch
 
-_LARGEST_LOG_RATIO = 20.0  # exp stays finite
+_SMALLEST_LOG_RATIO = -20.0  # so that exp(-d) stays finite, and its square in the gradient's norm too
 
 
 def k3(lp: Tensor, lr: Tensor) -> Tensor:
-    """[N] exp(-d) + d - 1 with d = lp - lr; never negative."""
-    difference = (lp - lr).clamp(-_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO)
+    """[N] exp(-d) + d - 1 with d = lp - lr; never negative. Below d = -20 it is what it is there, without gradient."""
+    difference = (lp - lr).clamp(min=_SMALLEST_LOG_RATIO)
     return torch.exp(-difference) + difference - 1
 
 

@@ -113,7 +113,7 @@ def scores(trainer: Trainer, published: Published, plan: StepPlan, config: RunCo
     """Rank 0's log-probabilities of one forward: as the weights are, with each tower perturbed, and after that."""
     (forward, *_), *_ = cut(plan, config.model_copy(update={"per_device_batch_size": 2}), 1)[0]
     batcher = trainer._batcher
-    batch = batcher.pack(plan, forward, batcher.encode(plan, [forward]))
+    batch = trainer._place(batcher.pack(plan, forward, batcher.encode(plan, [forward])))
     published.eval()
     found = {}
     with torch.no_grad():

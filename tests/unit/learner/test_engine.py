@@ -118,7 +118,8 @@ def results(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Resu
     return Results(folder, one, two, resumed)
 
 
-pytestmark = [pytest.mark.engine, pytest.mark.matrix, pytest.mark.timeout(1500)]  # of the fixture: some thirty scenarios on a busy machine
+# The fixture: some thirty scenarios on a busy machine.
+pytestmark = [pytest.mark.engine, pytest.mark.matrix, pytest.mark.timeout(1500)]
 
 STAGES = ["stage 0", "stage 1", "stage 2", "stage 3 step", "stage 2 offload", "stage 3 offload"]
 STAGES_ALONE = ["stage 1", "stage 2", "stage 3", "stage 1 offload", "stage 2 offload", "stage 3 offload"]

@@ -1,10 +1,13 @@
-"""Ranks that somebody else starts: torchrun on one machine, on two, and DeepSpeed's launcher."""
+"""Ranks that somebody else starts: the learner under torchrun and DeepSpeed's launcher, a step under two torchruns."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +15,11 @@ import pytest
 import torch
 import yaml
 
+from mmr1.config import RunConfig
 from mmr1.errors import ConfigurationError
 from mmr1_learner.plan import StepPlan
-from mmr1_learner.train import _for_real_ranks
+from mmr1_learner.train import main
 from tests.conftest import free_port
-from tests.models import small_config
 from tests.unit.learner.ranks_of_a_test import WORKER, environment, groups_with_images, run_ranks, wait_for
 
 OPTIONS = {"num_generations": 4, "per_device_batch_size": 2, "gradient_accumulation_steps": 4, "zero_stage": 2}
@@ -58,6 +61,60 @@ def run_file(folder: Path, **options: Any) -> Path:
     return path
 
 
+class _Tasks(BaseHTTPRequestHandler):
+    """A reward server as far as the learner asks it before a model loads."""
+
+    def do_GET(self) -> None:
+        schemas = {"solution_schema": {}, "params_schema": {}}
+        task = {"name": "counting", "summary": "", "formula": "", "floor": 0.0, **schemas}
+        body = json.dumps({"tasks": [task], "version": "1"}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.fixture
+def reward_url() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Tasks)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+def test_a_launcher_starts_a_run_whose_batch_divides_over_its_ranks_alone(
+    launcher: str, tmp_path: Path, reward_url: str
+) -> None:
+    """4 generations a rank, groups of 8: two ranks make a step, one would not. They get as far as the model."""
+    missing = tmp_path / "no_model"
+    missing.mkdir()
+    values = {"model": str(missing), "per_device_batch_size": 4, "num_generations": 8, "reward_url": reward_url}
+    config = run_file(tmp_path, **values)
+    port = str(free_port())
+    start = {
+        "torchrun": torchrun("--nproc-per-node", "2", "--master-port", port, "-m"),
+        "deepspeed": [
+            *(sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2"),
+            *("--hostfile", str(tmp_path / "none"), "--master_port", port, "--module"),
+        ],
+    }[launcher]
+    ended = subprocess.run(
+        [*start, "mmr1_learner.train", "--config", str(config)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    output = ended.stderr + ended.stdout
+    assert ended.returncode != 0
+    assert f"mmr1: error: model {missing}" in output and "does not divide" not in output
+
+
 def test_torchrun_starts_the_learner_and_hears_what_is_wrong(tmp_path: Path) -> None:
     """The command that the documentation gives; the batch does not divide over the ranks that are really there."""
     config = run_file(tmp_path, num_generations=3)
@@ -96,12 +153,23 @@ def test_deepspeeds_launcher_may_name_the_rank_on_the_command_line(tmp_path: Pat
     assert ended.returncode == 2 and "per_device_batch_size does not divide" in ended.stderr
 
 
-def test_the_number_of_ranks_is_what_the_launcher_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = small_config(Path("model"), per_device_batch_size=4, num_generations=4, learner_processes=2)
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert _for_real_ranks(config).generations_per_step == 4
+def test_the_number_of_ranks_is_what_the_launcher_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever `learner_processes` says, and before the batch is held against it."""
+    started: list[RunConfig] = []
+    monkeypatch.setattr("mmr1_learner.train.train", started.append)
+    monkeypatch.setattr("mmr1_learner.train.check_reward_names", lambda config: None)
+    file = run_file(tmp_path, per_device_batch_size=4, num_generations=8, learner_processes=1)
+    arguments = ["--config", str(file)]
+    monkeypatch.setenv("WORLD_SIZE", "6")
+    assert main([*arguments, "--learner_processes", "3"]) == 0
+    assert started[0].learner_processes == 6 and started[0].generations_per_step == 24
     monkeypatch.setenv("WORLD_SIZE", "3")
-    assert _for_real_ranks(config).generations_per_step == 12
+    with pytest.raises(ConfigurationError, match="3 learner processes x per_device_batch_size 4"):
+        main([*arguments, "--learner_processes", "2"])
+    monkeypatch.delenv("WORLD_SIZE")
+    with pytest.raises(ConfigurationError, match="1 learner processes x per_device_batch_size 4"):
+        main([*arguments, "--learner_processes", "2"])
     monkeypatch.setenv("WORLD_SIZE", "many")
     with pytest.raises(ConfigurationError, match="WORLD_SIZE is 'many'; torchrun sets it"):
-        _for_real_ranks(config)
+        main(arguments)
+    assert len(started) == 1

@@ -12,6 +12,7 @@ import torch
 
 from mmr1.config import RunConfig
 from mmr1_learner.loss import LossReport, group_advantages, means, token_stats
+from mmr1_learner.loss.k3 import k3
 from tests.models import small_config
 from tests.unit.learner.loss_problem import (
     ADVANTAGES,
@@ -52,6 +53,19 @@ def test_every_objective_equals_the_naive_one(
     torch.testing.assert_close(gradients, expected_gradients, rtol=1e-8, atol=1e-11)
     parts = [value for name, value in report.sums.items() if name.endswith("_loss")]
     assert len(parts) == 6 and sum(parts) == pytest.approx(loss.item()) == pytest.approx(report.sums["loss"])
+
+
+@pytest.mark.parametrize("difference", [-25.0, -20.5, -19.0, 0.0, 19.0, 21.0, 40.0, 200.0])
+def test_k3_is_cut_only_where_its_exponential_would_overflow(difference: float) -> None:
+    """In both precisions; a gradient must never point away from the reference, as that of `d` alone would below -20."""
+    held = max(difference, -20.0)
+    for dtype in (torch.float64, torch.float32):
+        lp = torch.tensor([difference - 3.0], dtype=dtype, requires_grad=True)
+        value = k3(lp, torch.tensor([-3.0], dtype=dtype))
+        value.backward()
+        gradient = 1 - math.exp(-difference) if held == difference else 0.0
+        assert lp.grad is not None and lp.grad.item() == pytest.approx(gradient, rel=1e-5)
+        assert value.item() == pytest.approx(math.exp(-held) + held - 1, rel=1e-5)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

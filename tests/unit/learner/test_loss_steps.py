@@ -6,6 +6,8 @@ DeepSpeed's engine is replaced by plain gradient descent, so that every gradient
 from __future__ import annotations
 
 import copy
+import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from mmr1_learner import trainer as trainer_file
 from mmr1_learner.model import Policy, PromptEncoder
 from mmr1_learner.plan import StepPlan
 from mmr1_learner.ranks import Ranks
+from mmr1_learner.rows import RowBatch
 from mmr1_learner.trainer import Trainer
 from tests.models import small_config, small_policy
 from tests.unit.learner.test_trainer import groups_with_images
@@ -38,6 +41,9 @@ class Descent:
 
     def set_gradient_accumulation_boundary(self, is_boundary: bool) -> None:
         pass
+
+    def zero_optimization_stage(self) -> int:
+        return 0
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()
@@ -64,6 +70,7 @@ class Setting:
 
     def __init__(self, model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(trainer_file, "make_engine", Descent)
+        monkeypatch.setattr(trainer_file, "TrainingState", lambda *_: None)  # DeepSpeed's, to be saved
         self.model, self.folder = model, folder
         self.groups: list[Group] = groups_with_images(folder, [56, 84, 56])
         self.policy, self.reference = small_policy(model), small_policy(model, seed=1)
@@ -101,6 +108,27 @@ def test_forwards_and_ranks_add_up_to_one_forward(objective: str, setting: Setti
     assert (whole - parts).norm() < 1e-4 * whole.norm()
     for name in (name for name in report if name.endswith("loss") or name == "num_tokens"):
         assert sum(other[name] for other in reports) == pytest.approx(report[name], rel=1e-4), name
+
+
+def test_one_forward_at_a_time_is_on_the_device(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step's pixels wait in the host's memory: of what was moved, the forward before may still be there."""
+    moved: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+    original = RowBatch.to
+
+    def to(batch: RowBatch, device: torch.device, dtype: torch.dtype) -> RowBatch:
+        there = original(batch, device, dtype)
+        calls = tuple(replace(call, images={k: v.clone() for k, v in call.images.items()}) for call in there.calls)
+        moved.extend(weakref.ref(call.images["pixel_values"]) for call in calls)
+        alive.append(sum(pixels() is not None for pixels in moved))
+        return replace(there, calls=calls)
+
+    monkeypatch.setattr(RowBatch, "to", to)
+    _, (report,) = setting.step(
+        per_device_batch_size=2, gradient_accumulation_steps=6, num_updates_per_batch=2, **ALL_TERMS
+    )
+    assert len(alive) == 9 and report["loss"] != 0  # six forwards, three of which are scored before
+    assert max(alive) <= 2
 
 
 def test_the_second_update_measures_from_where_the_batch_began(setting: Setting) -> None:

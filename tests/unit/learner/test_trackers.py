@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import structlog
 
 from mmr1.config.loading import load_config, save_config
 from mmr1.errors import ConfigurationError
@@ -71,6 +74,63 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (*EXPECTED, "num_generations", "mine"):
         assert name.encode() in content, name
     assert b"secret" not in content
+
+
+class StandInWandb:
+    """The module wandb, and its run. `broken` names what raises."""
+
+    def __init__(self, broken: str = "") -> None:
+        self.broken, self.calls = broken, list[Any]()
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*args: Any, **kwargs: Any) -> StandInWandb:
+            self.calls.append((name, args, kwargs))
+            if name == self.broken:
+                raise ConnectionError(f"no {name} today")
+            return self
+
+        return call
+
+    def named(self, name: str) -> list[Any]:
+        return [(args, kwargs) for called, args, kwargs in self.calls if called == name]
+
+
+def test_a_file_in_the_way_of_tensorboard_costs_one_warning(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    (tmp_path / "tensorboard").write_text("a file")
+    with structlog.testing.capture_logs() as lines:
+        trackers = Trackers(small_config(tmp_path, trackers=["tensorboard"]), RunFiles(tmp_path), tmp_path)
+        for step in (1, 2):
+            trackers.log(step, RECORD)
+        trackers.close()
+    assert [(line["tracker"], line["log_level"]) for line in lines] == [("tensorboard", "warning")]
+    assert "FileExistsError" in lines[0]["reason"]
+
+
+@pytest.mark.parametrize("broken", ["init", "define_metric", "log", "finish"])
+def test_wandb_may_fail_anywhere(broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb = StandInWandb(broken)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    with structlog.testing.capture_logs() as lines:
+        trackers = Trackers(small_config(tmp_path, trackers=["wandb"]), RunFiles(tmp_path), tmp_path)
+        for step in (1, 2):
+            trackers.log(step, RECORD)
+        trackers.close()
+    assert [line["reason"] for line in lines] == [f"ConnectionError('no {broken} today')"]
+    assert len(wandb.named(broken)) == 1 and len(wandb.named("finish")) == (broken == "finish")
+
+
+def test_wandb_is_given_steps_of_our_own_and_the_runs_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `step=` it would drop the steps that a resumed run takes again."""
+    wandb = StandInWandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    trackers = Trackers(small_config(tmp_path, trackers=["wandb"]), RunFiles(tmp_path), tmp_path)
+    for step in (3, 2):
+        trackers.log(step, RECORD)
+    trackers.close(exit_code=1)
+    assert (("*",), {"step_metric": "step"}) in wandb.named("define_metric")
+    assert wandb.named("log") == [(({**EXPECTED, "step": step},), {}) for step in (3, 2)]
+    assert wandb.named("finish") == [((), {"exit_code": 1})]
 
 
 def test_missing_packages_and_keys_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
