@@ -7,7 +7,6 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
-import torch
 from PIL import Image
 
 from mmr1.errors import ConfigurationError
@@ -35,7 +34,7 @@ def test_an_image_that_changes_before_a_rank_encodes_it_is_named_with_the_remedy
     prompt = replace(make_prompt(0), images=(ImageStore(tmp_path).ref("a.png"),))
     plan = StepPlan(0, (make_group(prompt, (1.0, 0.0)),))
     config = small_config(tmp_path, image_root=str(tmp_path))
-    batcher = Batcher(config, Mock(), torch.device("cpu"), torch.float32)
+    batcher = Batcher(config, Mock())
     forward = (Mock(spec=Sample, group=0),)
     assert set(batcher.encode(plan, [forward])) == {0}
     Image.new("L", (56, 56)).save(tmp_path / "a.png")
