@@ -23,9 +23,10 @@ from torch import Tensor
 
 from mmr1.config import RunConfig, save_config
 from mmr1.errors import ConfigurationError
+from mmr1.weight_plan import cut
 from mmr1_learner.model import Policy
 from mmr1_learner.plan import StepPlan
-from mmr1_learner.whole import bytes_of, cut, gathered
+from mmr1_learner.whole import bytes_of, gathered
 
 FORMAT = 1
 AS_ASKED = "as asked"

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from mmr1.records import TensorSpec
+from mmr1.weight_plan import cut
 from mmr1_learner.adapters import has_adapters, is_adapter, sources
 from mmr1_learner.batch_bytes import decode_batch, encode_batch
 from mmr1_learner.loss import TokenStats
 from mmr1_learner.model import Policy
 from mmr1_learner.ranks import Ranks
 from mmr1_learner.rows import RowBatch
-from mmr1_learner.whole import bytes_of, change_whole, cut, gathered, is_partitioned, shape_of
+from mmr1_learner.whole import bytes_of, change_whole, gathered, is_partitioned, shape_of
 
 _WORD, _FORWARD, _SCALE, _RESTORE, _ALIVE = b"w", b"f", b"s", b"r", b"a"
 _KEEP_ALIVE_SECONDS = 60.0  # far less than the deadline of a collective

@@ -29,9 +29,10 @@ from safetensors.torch import load, load_file, save, save_file
 from torch import Tensor, nn
 
 from mmr1.errors import ConfigurationError
+from mmr1.weight_plan import cut
 from mmr1_learner.model import Policy
 from mmr1_learner.ranks import Ranks
-from mmr1_learner.whole import change_whole, cut, gathered, is_partitioned, shape_of
+from mmr1_learner.whole import change_whole, gathered, is_partitioned, shape_of
 
 FORMAT = 1
 MASTER, MOMENTS = "master", ("exp_avg", "exp_avg_sq")

@@ -8,15 +8,12 @@ model and no optimizer.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
 
 import deepspeed
 import torch
 from torch import Tensor, nn
-
-_T = TypeVar("_T")
 
 
 def is_partitioned(parameter: Tensor) -> bool:
@@ -32,20 +29,6 @@ def shape_of(parameter: Tensor) -> tuple[int, ...]:
 def bytes_of(parameter: Tensor) -> int:
     """The size of the whole parameter, in bytes."""
     return math.prod(shape_of(parameter)) * parameter.element_size()
-
-
-def cut(items: Iterable[tuple[int, _T]], bucket_bytes: int) -> Iterator[list[_T]]:
-    """(size, item) in order, in runs of at most `bucket_bytes`; a larger item is a run of its own."""
-    current: list[_T] = []
-    held = 0
-    for size, item in items:
-        if current and held + size > bucket_bytes:
-            yield current
-            current, held = [], 0
-        current.append(item)
-        held += size
-    if current:
-        yield current
 
 
 @contextmanager

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 import xxhash
 
 from mmr1.records import TensorSpec
+
+_T = TypeVar("_T")
 
 ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int64": 8, "int32": 4, "uint8": 1, "bool": 1}
 
@@ -23,15 +26,19 @@ def tensor_bytes(spec: TensorSpec) -> int:
 
 def buckets(tensors: Iterable[TensorSpec], bucket_bytes: int) -> Iterator[list[TensorSpec]]:
     """Cut the manifest, in order, into runs of at most `bucket_bytes`; a larger tensor is a bucket of its own."""
-    current: list[TensorSpec] = []
-    size = 0
-    for spec in tensors:
-        num_bytes = tensor_bytes(spec)
-        if current and size + num_bytes > bucket_bytes:
+    return cut(((tensor_bytes(spec), spec) for spec in tensors), bucket_bytes)
+
+
+def cut(items: Iterable[tuple[int, _T]], bucket_bytes: int) -> Iterator[list[_T]]:
+    """(size, item) in order, in runs of at most `bucket_bytes`; a larger item is a run of its own."""
+    current: list[_T] = []
+    held = 0
+    for size, item in items:
+        if current and held + size > bucket_bytes:
             yield current
-            current, size = [], 0
-        current.append(spec)
-        size += num_bytes
+            current, held = [], 0
+        current.append(item)
+        held += size
     if current:
         yield current
 
