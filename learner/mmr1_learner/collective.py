@@ -75,15 +75,19 @@ class Collective:
         """
         options = BroadcastOptions()
         options.rootRank, options.rootTensor = 0, 0
+        group = self._group
+        if group is None:
+            raise WeightUpdateError("the transfer group was closed before the broadcast")
         try:
-            self._group.broadcast([buffer], options).wait(self._limit)
+            group.broadcast([buffer], options).wait(self._limit)
         except RuntimeError as error:
             raise WeightUpdateError(f"a receiver was lost during the broadcast: {_first_line(error)}") from error
 
     def close(self) -> None:
         """Leave, and end whatever still waits for the others, here and there."""
-        if self._group is not None:
-            self._group.abort()
+        group, self._group = self._group, None  # without a group its threads end, before the interpreter does
+        if group is not None:
+            group.abort()
         self._store = None
 
 

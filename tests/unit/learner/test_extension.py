@@ -15,7 +15,14 @@ import pytest
 from mmr1_learner.extension import load_alone
 from tests.conftest import free_port
 
-JOIN = "from mmr1_learner.ranks import join_ranks; join_ranks().barrier()"
+JOIN = """
+import atexit
+import torch.distributed
+from mmr1_learner.ranks import join_ranks
+
+atexit.register(lambda: print("in the group:", torch.distributed.is_initialized()))
+join_ranks().barrier()
+"""
 HOLD = """
 import os, sys
 os.open(sys.argv[1], os.O_CREAT | os.O_EXCL)
@@ -59,6 +66,8 @@ def test_two_ranks_start_together_although_a_killed_learner_has_left_its_lock(tm
     ranks = [python(JOIN, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in range(2)]
     try:
         assert [rank.wait(240) for rank in ranks] == [0, 0]
+        last = [rank.stdout.read().splitlines()[-1] for rank in ranks if rank.stdout]
+        assert last == ["in the group: False"] * 2, "a rank ended beside gloo's threads, which now and then aborts it"
     finally:
         for rank in ranks:
             rank.kill()
