@@ -20,10 +20,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-os.environ.setdefault("DS_ACCELERATOR", "cpu")
+if not Path("/dev/nvidia0").exists():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
@@ -76,15 +78,21 @@ DEMO = {  # examples/counting.yaml
 }
 
 
-def make_groups(folder: Path, num_groups: int) -> list[Group]:
-    """The demo's step: 112 x 112 images, answers of 4 tokens and now and then up to 12, random rewards."""
+def make_groups(
+    folder: Path,
+    num_groups: int,
+    side: int = 112,
+    length: Callable[[random.Random], int] = demo_length,
+    model: Path = MODEL,
+) -> list[Group]:
+    """By default the demo's step: 112 x 112 images, answers of 4 tokens and now and then up to 12, random rewards."""
     rng = random.Random(0)
-    store, chat_template = ImageStore(folder), ChatTemplate.load(MODEL)
+    store, chat_template = ImageStore(folder), ChatTemplate.load(model)
     version = PolicyVersion(1, 0)
-    sampling = Sampling(temperature=1.0, max_completion_length=12)
+    sampling = Sampling(temperature=1.0, max_completion_length=max(12, length(random.Random(0))))
     groups = []
     for position in range(num_groups):
-        pixels = np.random.default_rng(position).integers(0, 255, (112, 112, 3), dtype=np.uint8)
+        pixels = np.random.default_rng(position).integers(0, 255, (side, side, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{position}.png")
         problem = Problem(position, QUESTION, 3, (f"{position}.png",), "counting")
         prompt = Prompt(
@@ -100,12 +108,12 @@ def make_groups(folder: Path, num_groups: int) -> list[Group]:
         )
         rollouts = []
         for _ in range(NUM_GENERATIONS):
-            length = demo_length(rng)
+            size = length(rng)
             rollouts.append(
                 Rollout(
-                    token_ids=tuple(rng.choices(ORDINARY_TOKENS, k=length)),
-                    logprobs=(-5.0,) * length,
-                    spans=(VersionSpan(version, 0, length),),
+                    token_ids=tuple(rng.choices(ORDINARY_TOKENS, k=size)),
+                    logprobs=(-5.0,) * size,
+                    spans=(VersionSpan(version, 0, size),),
                     text="",
                     finish_reason=FinishReason.STOP,
                     score=Score(Outcome.OK, rng.random()),

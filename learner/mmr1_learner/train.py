@@ -43,7 +43,7 @@ def train(config: RunConfig) -> None:
     from mmr1_learner.leader import Leader
     from mmr1_learner.model import PromptEncoder, load_policy
     from mmr1_learner.published import Published
-    from mmr1_learner.ranks import join_ranks
+    from mmr1_learner.ranks import join_ranks, leave_ranks
     from mmr1_learner.reference import reference_of
     from mmr1_learner.trainer import Trainer
 
@@ -81,6 +81,7 @@ def train(config: RunConfig) -> None:
     finally:
         if leader:
             leader.close(exit_code)
+    leave_ranks()
 
 
 def _take_steps(

@@ -1,0 +1,256 @@
+"""The learner on a GPU: the same step as on a CPU, the loss's memory at a real vocabulary, and a step at the 3B shape.
+
+    python benchmarks/learner_gpu.py agree     # the small model's step at every ZeRO stage against the CPU's
+    python benchmarks/learner_gpu.py memory    # of the loss at hidden 2048, vocabulary 151,936, as completions grow
+    python benchmarks/learner_gpu.py shape     # Qwen2.5-VL-3B's shape with random weights: ms and GB a group
+
+`agree` starts a process of its own for each way. It measures no sampling, no weight update and no quality.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from learner_rows import MODEL, NUM_GENERATIONS, make_config, spread
+from learner_step import DEMO, free_port, make_groups
+from safetensors.torch import load_file
+from transformers import AutoProcessor, AutoTokenizer, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from mmr1.config import RunConfig
+from mmr1.records import Group, PolicyVersion
+from mmr1_learner.loss.token_stats import token_stats
+from mmr1_learner.model import PromptEncoder, load_policy
+from mmr1_learner.plan import StepPlan
+from mmr1_learner.ranks import join_ranks
+from mmr1_learner.trainer import Trainer
+
+WAYS = {  # name: where, dtype, ZeRO stage, ranks
+    "cpu float32": ("cpu", "float32", 0, 1),
+    "cuda float32 ZeRO-0": ("cuda", "float32", 0, 1),
+    "cuda float32 ZeRO-1": ("cuda", "float32", 1, 1),
+    "cuda float32 ZeRO-2": ("cuda", "float32", 2, 1),
+    "cuda float32 ZeRO-3": ("cuda", "float32", 3, 1),
+    "cuda bfloat16 ZeRO-2": ("cuda", "bfloat16", 2, 1),
+    "cuda bfloat16 ZeRO-3": ("cuda", "bfloat16", 3, 1),
+    "two GPUs float32 ZeRO-0": ("cuda", "float32", 0, 2),
+    "two GPUs float32 ZeRO-2": ("cuda", "float32", 2, 2),
+    "two GPUs float32 ZeRO-3": ("cuda", "float32", 3, 2),
+    "two GPUs bfloat16 ZeRO-3": ("cuda", "bfloat16", 3, 2),
+}
+# https://huggingface.co/Qwen/Qwen2.5-VL-3B-Instruct/blob/main/config.json
+TEXT_3B = {
+    "hidden_size": 2048,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 2,
+    "vocab_size": 151936,
+    "max_position_embeddings": 128000,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+    "tie_word_embeddings": True,
+}
+VISION_3B = {
+    "depth": 32,
+    "hidden_size": 1280,
+    "intermediate_size": 3420,
+    "num_heads": 16,
+    "out_hidden_size": 2048,
+    "fullatt_block_indexes": [7, 15, 23, 31],
+    "window_size": 112,
+}
+
+
+def make_trainer(model: Path, config: RunConfig) -> Trainer:
+    os.environ.setdefault("MASTER_PORT", str(free_port()))
+    ranks = join_ranks()
+    policy = load_policy(str(model), config)
+    if config.zero_stage < 3:
+        policy = policy.to(ranks.device)
+    return Trainer(config, ranks, policy, PromptEncoder(model, policy, config), None)
+
+
+def one_step(name: str, out: Path) -> None:
+    """The step of the small model on the demo's groups: what it reports, and where it leaves the parameters."""
+    _, dtype, stage, num_ranks = WAYS[name]
+    with tempfile.TemporaryDirectory() as folder:
+        groups = make_groups(Path(folder), 8)
+        one_batch = {**DEMO, "num_updates_per_batch": 1, "k3_weight": 0.0, "per_device_batch_size": 16}
+        config = make_config(Path(folder), **one_batch, dtype=dtype, zero_stage=stage, learner_processes=num_ranks)
+        trainer = make_trainer(MODEL, config)
+        report = trainer.step(StepPlan(0, tuple(groups), version=PolicyVersion(1, 0)))
+        trainer.state.save(out / "engine")
+    if os.environ.get("RANK", "0") == "0":
+        (out / "report.json").write_text(json.dumps(report))
+
+
+def agree() -> None:
+    """Every way starts at the same weights and trains on the same groups."""
+    with tempfile.TemporaryDirectory() as folder:
+        reports, gradients = {}, {}
+        for name, (where, _, _, num_ranks) in WAYS.items():
+            if num_ranks > max(1, torch.cuda.device_count()):
+                continue
+            out = Path(folder, name.replace(" ", "_"))
+            out.mkdir()
+            start_ranks(name, num_ranks, out, on_cpu=where == "cpu")
+            reports[name] = json.loads((out / "report.json").read_text())
+            gradients[name] = first_moments(out / "engine")
+        base, gradient = reports["cpu float32"], gradients["cpu float32"]
+        for name, report in reports.items():
+            off = sum(float((gradients[name][key] - whole).norm()) ** 2 for key, whole in gradient.items())
+            size = sum(float(whole.norm()) ** 2 for whole in gradient.values())
+            apart = {key: abs(report[key] / base[key] - 1) for key in ("entropy", "mismatch_kl", "grad_norm")}
+            print(
+                f"{name:<22} gradient off by {(off / size) ** 0.5:.1e} of its norm; "
+                + ", ".join(f"{key} {report[key]:.6f} (off by {value:.1e})" for key, value in apart.items()),
+                flush=True,
+            )
+
+
+def start_ranks(name: str, num_ranks: int, out: Path, on_cpu: bool) -> None:
+    hidden = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"} if on_cpu else {}
+    common = {**os.environ, **hidden, "WORLD_SIZE": str(num_ranks)}
+    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    command = [sys.executable, __file__, "one", "--way", name, "--out", str(out)]
+    ranks = [
+        subprocess.Popen(command, env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(num_ranks)
+    ]
+    try:
+        assert [rank.wait(150) for rank in ranks] == [0] * num_ranks, f"{name} failed"
+    finally:
+        for rank in ranks:
+            rank.kill()
+
+
+def first_moments(folder: Path) -> dict[str, torch.Tensor]:
+    """AdamW's means after one step: the clipped gradient times 1 - beta1, in float32 whatever the way."""
+    found: dict[str, torch.Tensor] = {}
+    for file in folder.glob("state-*.safetensors"):
+        found |= {name: tensor for name, tensor in load_file(file).items() if name.startswith("exp_avg/")}
+    assert found, f"no first moments in {folder}"
+    return found
+
+
+def memory() -> None:
+    """Peak of forward and backward beyond inputs, head and its gradient; the bound is a growth of 5 %."""
+    head = torch.randn(151936, 2048, device="cuda", dtype=torch.bfloat16).requires_grad_()
+    none = torch.zeros(0, dtype=torch.long, device="cuda")
+    first = 0
+    for num_tokens in (1024, 2048, 4096, 8192):
+        hidden = torch.randn(num_tokens, 2048, device="cuda", dtype=torch.bfloat16).requires_grad_()
+        targets = torch.randint(0, 151936, (num_tokens,), device="cuda")
+        temperatures = torch.ones(num_tokens, device="cuda")
+        head.grad = None
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before, began = torch.cuda.memory_allocated(), time.perf_counter()
+        stats = token_stats(hidden, head, targets, temperatures, none)
+        (stats.logprobs.sum() + 0.1 * stats.entropy.sum()).backward()
+        torch.cuda.synchronize()
+        peak = torch.cuda.max_memory_allocated() - before
+        first = first or peak
+        whole = num_tokens * 151936 * 4
+        print(
+            f"{num_tokens:>5} tokens: {peak / 1e9:.3f} GB ({peak / first:.3f} of 1,024 tokens'; one float32 tensor of "
+            f"all logits is {whole / 1e9:.2f} GB), {1e3 * (time.perf_counter() - began):.0f} ms",
+            flush=True,
+        )
+
+
+def make_shape(folder: Path) -> None:
+    """A model of the 3B shape with random weights, and the small model's tokenizer and processor."""
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    names = {"image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>"}
+    names |= {"vision_start_token_id": "<|vision_start|>", "vision_end_token_id": "<|vision_end|>"}
+    ids = {key: tokenizer.convert_tokens_to_ids(token) for key, token in names.items()}
+    config = Qwen2_5_VLConfig(
+        text_config=TEXT_3B, vision_config=VISION_3B, tie_word_embeddings=True, dtype="bfloat16", **ids
+    )
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device("cuda"):
+        model = Qwen2_5_VLForConditionalGeneration(config)
+    torch.set_default_dtype(torch.float32)
+    model.save_pretrained(folder)
+    del model
+    AutoProcessor.from_pretrained(MODEL).save_pretrained(folder)
+
+
+def shape(num_groups: int, repeats: int) -> None:
+    """A process for each way: DeepSpeed's engine does not let go of its tensors."""
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder, "model")
+        make_shape(model)
+        torch.cuda.empty_cache()
+        for per_forward, checkpointing in ((1, True), (1, False), (4, True)):
+            command = [sys.executable, __file__, "shape-one", "--out", folder, "--groups", str(num_groups)]
+            command += ["--repeats", str(repeats), "--per_forward", str(per_forward)]
+            subprocess.run([*command, *(["--checkpointing"] if checkpointing else [])], check=True, timeout=200)
+
+
+def shape_one(folder: Path, num_groups: int, repeats: int, per_forward: int, checkpointing: bool) -> None:
+    model = folder / "model"
+    groups = make_groups(folder, num_groups, side=896, length=lambda _: 64, model=model)
+    config = make_config(
+        folder,
+        num_generations=NUM_GENERATIONS,
+        max_completion_length=64,
+        model=str(model),
+        dtype="bfloat16",
+        zero_stage=2,
+        max_pixels=896 * 896,
+        gradient_checkpointing=checkpointing,
+        per_device_batch_size=NUM_GENERATIONS * per_forward,
+    )
+    measure(make_trainer(model, config), groups, repeats, f"{per_forward} a forward, {checkpointing=}")
+
+
+def measure(trainer: Trainer, groups: list[Group], repeats: int, title: str) -> None:
+    plan = StepPlan(0, tuple(groups), version=PolicyVersion(1, 0))
+    trainer.step(plan)
+    torch.cuda.reset_peak_memory_stats()
+    held, seconds, phases = torch.cuda.memory_allocated(), [], []
+    for step in range(repeats):
+        began = time.perf_counter()
+        report = trainer.step(replace(plan, step=step + 1))
+        torch.cuda.synchronize()
+        seconds.append((time.perf_counter() - began) / len(groups))
+        phases.append({name: round(value, 2) for name, value in trainer.phases.items()})
+    print(
+        f"{len(groups)} groups, {title}: {spread(seconds)} a group; peak {torch.cuda.max_memory_allocated() / 1e9:.1f} "
+        f"GB, of it {held / 1e9:.1f} held between steps; grad norm {report['grad_norm']:.3f}; {phases[-1]}",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["agree", "memory", "shape", "one", "shape-one"])
+    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--per_forward", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--checkpointing", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--groups", type=int, default=4, help="shape: in a step")
+    parser.add_argument("--repeats", type=int, default=5, help="shape: steps")
+    options = parser.parse_args()
+    if options.what == "one":
+        one_step(options.way, options.out)
+    elif options.what == "shape-one":
+        shape_one(options.out, options.groups, options.repeats, options.per_forward, options.checkpointing)
+    elif options.what == "shape":
+        shape(options.groups, options.repeats)
+    else:
+        {"agree": agree, "memory": memory}[options.what]()
+
+
+if __name__ == "__main__":
+    main()
