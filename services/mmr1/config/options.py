@@ -209,7 +209,7 @@ class StackOptions(BaseModel):
         9390, ge=1, le=65535, description="Prometheus; rollout servers follow from the next port on"
     )
     learner_master_port: int = Field(29390, ge=1, le=65535, description="where learner ranks meet")
-    max_restarts: int = Field(5, ge=0, description="restarts of one service before the run stops")
+    max_restarts: int = Field(5, ge=0, description="restarts of a service; ten minutes up start the count anew")
 
     @field_validator("host")
     @classmethod

@@ -19,6 +19,7 @@ from mmr1.local.readiness import Probe, wait_until
 
 FIRST_DELAY_SECONDS = 1.0
 LONGEST_DELAY_SECONDS = 30.0
+STEADY_SECONDS = 600.0  # a life that has lasted so long does not belong to the failures before it
 LATECOMER_SECONDS = 1.0  # in which the rank that caused a failure may still report after the rank that noticed it
 SURVIVOR_SECONDS = 3.0  # for the ranks that a failed one leaves behind: they wait for it in a collective
 SHOWN_LINES = 5
@@ -87,14 +88,17 @@ class Service:
 
         Raises:
             ConfigurationError: a process exited with code 2; the message is its own.
-            ServiceFailedError: it died more than `max_restarts` times.
+            ServiceFailedError: it died more than `max_restarts` times, each time within `STEADY_SECONDS`.
         """
         while True:
+            started = time.monotonic()
             cause = await self._one_life()
             if cause is None:
                 return
             if cause.code == CONFIGURATION_ERROR:
                 raise ConfigurationError(self._complaint(cause))
+            if time.monotonic() - started > STEADY_SECONDS:
+                self.num_restarts = 0
             if self.num_restarts >= self._max_restarts:
                 raise ServiceFailedError(
                     f"{self.spec.name} failed {self.num_restarts + 1} times (max_restarts {self._max_restarts}); "

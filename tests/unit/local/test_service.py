@@ -51,6 +51,15 @@ async def test_max_restarts_ends_it(program: Program, guard: Guard, log: MergedL
         await Service(spec, guard, log, max_restarts=2).run()
 
 
+async def test_a_life_that_lasted_begins_the_count_anew(
+    program: Program, guard: Guard, log: MergedLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two failures with one restart allowed: too many, unless the lives between them were long."""
+    monkeypatch.setattr(service_module, "STEADY_SECONDS", 0.0)
+    spec = ServiceSpec("learner", (program("learner", FAILS_UNTIL_THIRD_LIFE),), finishes=True)
+    await Service(spec, guard, log, max_restarts=1).run()
+
+
 async def test_a_signal_is_named(program: Program, guard: Guard, log: MergedLog) -> None:
     spec = ServiceSpec("reward", (program("reward", "import os; os.kill(os.getpid(), 9)"),))
     with pytest.raises(ServiceFailedError, match="reward was ended by signal 9"):
