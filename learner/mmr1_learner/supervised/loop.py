@@ -31,10 +31,13 @@ log = structlog.get_logger()
 def fine_tune(config: SftConfig) -> int:
     """Run to the last step, going on from the newest checkpoint. Returns 0, or the signal that stopped it + 128."""
     run = _Run(config, join_ranks())
+    exit_code = 1
     try:
-        return run.to_the_end()
+        code = run.to_the_end()
+        exit_code = 0  # one that was told to stop has not failed
+        return code
     finally:
-        run.close()
+        run.close(exit_code)
 
 
 class _Run:
@@ -60,10 +63,11 @@ class _Run:
         self._began = time.monotonic()
         self._trackers = Trackers(config, self._files, config.folder) if ranks.is_first else None
 
-    def close(self) -> None:
+    def close(self, exit_code: int) -> None:
+        """The trackers hear whether the run has failed."""
         self.tuner.close()
         if self._trackers:
-            self._trackers.close()
+            self._trackers.close(exit_code)
 
     def to_the_end(self) -> int:
         resumed = self._resume()
