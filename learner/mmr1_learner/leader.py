@@ -55,9 +55,9 @@ class Leader:
         self._policy = policy
         self._checkpoints = checkpoints
         self.files = outputs.RunFiles(config.run_dir)
-        self._problems = train_problems(config)
+        self._problems = train_problems(config, check_images=False)  # they were, before the model was loaded
         self._prompts = PromptFactory(config, self._problems, encoder.forbidden_token_ids)
-        held_out = eval_problems(config)
+        held_out = eval_problems(config, check_images=False)
         check_prompt_lengths(config, encoder, self._prompts, [*self._problems, *held_out])
         self._evaluator = Evaluator(config, self._prompts, held_out) if held_out else None
         self._scorer = Scorer(config, policy, encoder, ranks.device)

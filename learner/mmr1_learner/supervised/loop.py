@@ -48,9 +48,9 @@ class _Run:
         if config.zero_stage < 3:  # else it goes there in parts: whole it might not fit
             policy = policy.to(ranks.device)
         self._encoder = PromptEncoder(config.model, policy, config)
-        problems = train_problems(config)
+        problems = train_problems(config, check_images=False)  # the command has looked at them
         self._config = config = config.for_problems(len(problems), ranks.world_size)
-        held_out = eval_problems(config)
+        held_out = eval_problems(config, check_images=False)
         device, dtype = ranks.device, policy.hf.dtype
         examples = Examples(config, self._encoder, problems, device, dtype)
         self._held_out = Examples(config, self._encoder, held_out, device, dtype) if held_out else None
