@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if Path(arguments[0]) != saved:  # else `mmr1 sft` has written it, and other ranks may be reading it
                 save_config(config, saved)
         return _train(config)
-    with run_lock(config.folder):
+    with run_lock(config.folder, "mmr1 sft"):
         check(config)
         save_config(config, saved)
         if config.learner_processes == 1:

@@ -70,8 +70,8 @@ def port_in_use() -> None:
         require_free([Port(taken.getsockname()[1], "127.0.0.1", "reward_port", "the reward server")])
 
 
-def run_in_use() -> None:
-    with run_lock(Path("runs/demo")), run_lock(Path("runs/demo")):
+def in_use(folder: str, *holder: str) -> None:
+    with run_lock(Path(folder), *holder), run_lock(Path(folder)):
         pass
 
 
@@ -166,7 +166,8 @@ CASES: dict[str, Callable[[], object]] = {
     "port in use": port_in_use,
     "Redis down": lambda: check_redis("redis://127.0.0.1:1/0"),
     "reward server down": lambda: check_reward_server("http://127.0.0.1:1"),
-    "run in use": run_in_use,
+    "run in use": lambda: in_use("runs/demo"),
+    "fine-tuning in use": lambda: in_use("runs/demo/sft", "mmr1 sft"),
     "no run": lambda: build(Path("runs/dmeo")),
     "damaged checkpoint": damaged_checkpoint,
 }
