@@ -29,7 +29,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"lora_rank": 2, "lora_target_modules": ["lm_head"]}, "lm_head cannot have an adapter"),
     ({"lora_rank": 2, "lora_target_modules": ["qkv"], "freeze_vision_tower": True}, "all in the vision tower"),
     ({"question_template": "qwem"}, "unknown template 'qwem'; did you mean 'qwen'"),
-    ({"trackers": ["wandb"]}, "wandb has no key"),
+    ({"trackers": ["wandb"]}, "the package wandb is not installed"),
     ({"model": "no/such/model"}, "model 'no/such/model' does not exist"),
     ({"model": "weightless"}, "model 'weightless' has no weights"),
     ({"train_file": "none.json"}, "dataset none.json: No such file"),
@@ -48,9 +48,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("no_image.json").write_text(json.dumps([{"problem": "Which?", "solution": "a", "image": "none.png"}]))
     Path("weightless").mkdir()
     Path("weightless/config.json").write_text('{"model_type": "qwen2_5_vl"}')
-    for variable in ("RANK", "WORLD_SIZE", "WANDB_MODE", "WANDB_API_KEY"):
+    for variable in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("mmr1.tracker_names.find_spec", lambda _: None)
     return tmp_path
 
 
