@@ -21,6 +21,7 @@ from mmr1_learner.model import PromptEncoder, load_policy
 from mmr1_learner.prompt_lengths import check_prompt_lengths
 from mmr1_learner.published import Published
 from mmr1_learner.ranks import Ranks, join_ranks
+from mmr1_learner.schedules import say_other_length
 from mmr1_learner.supervised.examples import Examples
 from mmr1_learner.supervised.tuner import Tuner
 from mmr1_learner.trackers import Trackers
@@ -155,7 +156,7 @@ class _Run:
         first = self._ranks.is_first
         self.tuner.state.save((self._checkpoints.start(step) if first else self._checkpoints.aside(step)) / "engine")
         seconds = self._state.seconds + time.monotonic() - self._began
-        self._state = RunState(step, 0, position, seconds=seconds)
+        self._state = RunState(step, 0, position, seconds=seconds, num_steps=self._config.num_steps)
         self._began = time.monotonic()
         if first:
             self._checkpoints.finish(self._state, lambda: None)  # there is no other writer to be superseded by
@@ -170,6 +171,8 @@ class _Run:
             return False
         folder, self._state = found or (self._checkpoints.path(told[0]), RunState(told[0], 0, told[1]))
         self.tuner.state.load(folder / "engine")
+        if first:
+            say_other_length(self._config, self._state.num_steps, self._state.step, samples=False)
         log.info("going on", step=self._state.step)
         return True
 
