@@ -21,13 +21,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mmr1.config import RunConfig
-from mmr1.errors import ConfigurationError
+from mmr1.trained_layers import check_vision_tower, is_vision, layers_to_adapt
 
 _ADAPTER = "default"
 _BASE = ".base_layer."
 _DOWN, _UP = f"lora_A.{_ADAPTER}.weight", f"lora_B.{_ADAPTER}.weight"
-_HEAD = "lm_head"
-_VISION_TOWERS = ("visual", "vision_tower", "vision_model", "multi_modal_projector", "connector")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +56,10 @@ def choose_trainable(hf: nn.Module, config: RunConfig) -> None:
     Raises:
         ConfigurationError: the model has no vision tower that can be told apart, or no layer of the given names.
     """
-    vision = [name for name, _ in hf.named_parameters() if _is_vision(name)]
     if config.freeze_vision_tower:
-        if not vision:
-            raise ConfigurationError("freeze_vision_tower: this model's vision tower is not known by its name")
+        check_vision_tower(name for name, _ in hf.named_parameters())
         for name, parameter in hf.named_parameters():
-            parameter.requires_grad_(not _is_vision(name))
+            parameter.requires_grad_(not is_vision(name))
     if config.lora_rank:
         _add_adapters(hf, config)
 
@@ -83,27 +79,7 @@ def _add_adapters(hf: nn.Module, config: RunConfig) -> None:
 
 def _targets(hf: nn.Module, config: RunConfig) -> list[str]:
     """The full names of the linear layers whose last part is asked for."""
-    wanted = set(config.lora_target_modules)
-    if _HEAD in wanted:  # its weight is read by the loss itself, past any adapter
-        raise ConfigurationError(f"lora_target_modules: {_HEAD} cannot have an adapter; leave it out")
-    linear = [name for name, module in hf.named_modules() if isinstance(module, nn.Linear)]
-    found = [name for name in linear if name.rpartition(".")[2] in wanted]
-    missing = wanted - {name.rpartition(".")[2] for name in found}
-    if missing:
-        known = sorted({name.rpartition(".")[2] for name in linear})
-        raise ConfigurationError(
-            f"lora_target_modules: this model has no linear layer {', '.join(sorted(missing))}; "
-            f"it has {', '.join(known)}"
-        )
-    if config.freeze_vision_tower:
-        found = [name for name in found if not _is_vision(name)]
-    if not found:
-        raise ConfigurationError("lora_target_modules are all in the vision tower, and freeze_vision_tower is set")
-    return found
-
-
-def _is_vision(name: str) -> bool:
-    return any(part in _VISION_TOWERS for part in name.split("."))
+    return layers_to_adapt([name for name, module in hf.named_modules() if isinstance(module, nn.Linear)], config)
 
 
 def has_adapters(module: nn.Module) -> bool:

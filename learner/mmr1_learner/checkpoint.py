@@ -39,6 +39,7 @@ class RunState:
     seconds: float = 0.0  # of training so far
     num_weight_updates: int = 0
     prompts_per_step: int = 0  # 0: written before it was kept
+    num_steps: int = 0  # of the whole run, which schedules follow; 0: written before it was kept
 
 
 class Checkpoints:

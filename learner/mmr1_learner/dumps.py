@@ -2,8 +2,9 @@
 
 A dump holds what one rank computed one optimizer update from: the plan, the parameters before it, the reference's,
 lp_old where it is not the update's own, the random state and the configuration, and the loss of each group as it was
-found. Tensors are whole, in safetensors; the rest is JSON and YAML: nothing is pickled. Images are not copied; the plan
-names them by path and hash. `mmr1 replay` reads it. This file computes no loss.
+found. Tensors are whole, in safetensors; the rest is JSON and YAML: nothing is pickled. Where several ranks dump a
+step, the first of them has the model, which is the same for all. Images are not copied; the plan names them by path and
+hash. `mmr1 replay` reads it. This file computes no loss.
 """
 
 from __future__ import annotations
@@ -66,15 +67,27 @@ class Dump:
     found: Found
     rank: int
     world_size: int
+    model: str | None  # the folder beside this one in which the tensors lie; None: in this one
     versions: dict[str, str] = field(default_factory=dict)
 
     def parameters(self) -> dict[str, Tensor] | None:
         """By name; None where the run could not keep them (see `checkpoint` in dump.json)."""
-        return _load(self.folder, PARAMETERS)
+        return _load(self._model_folder(), PARAMETERS)
 
     def reference(self) -> dict[str, Tensor] | None:
         """By name; None where it is the policy with its adapters switched off, or there is none."""
-        return _load(self.folder, REFERENCE)
+        return _load(self._model_folder(), REFERENCE)
+
+    def _model_folder(self) -> Path:
+        if self.model is None:
+            return self.folder
+        beside = self.folder.absolute().parent / self.model
+        if not beside.is_dir():
+            raise ConfigurationError(
+                f"{self.folder}: its parameters lie in the dump {self.model} of another rank, which is not beside it; "
+                "copy that dump there"
+            )
+        return beside
 
 
 def folder_of(config: RunConfig, step: int, rank: int) -> Path:
@@ -120,11 +133,14 @@ def write_model(model: Policy, kind: str, aside: Path | None) -> None:
         raise failure
 
 
-def finish(aside: Path, config: RunConfig, update: Update, found: Found, rank: int, world_size: int) -> Path:
-    """Write down what came of it, and give the dump its name."""
+def finish(
+    aside: Path, config: RunConfig, update: Update, found: Found, rank: int, world_size: int, writer: int
+) -> Path:
+    """Write down what came of it, and give the dump its name. `writer` is the rank whose dump holds the model."""
     import deepspeed
     import transformers
 
+    folder = aside.with_name(aside.name.removesuffix(".writing"))
     versions = {
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -140,11 +156,11 @@ def finish(aside: Path, config: RunConfig, update: Update, found: Found, rank: i
         "update": update.index,
         "rank": rank,
         "world_size": world_size,
+        "model": None if writer == rank else f"{folder.name.rpartition('-')[0]}-{writer}",
         "checkpoint": _newest_checkpoint(config),
         "versions": versions,
     }
     (aside / DOCUMENT).write_text(json.dumps(document, indent=1))
-    folder = aside.with_name(aside.name.removesuffix(".writing"))
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(aside, folder)
     return folder
@@ -173,7 +189,8 @@ def read_dump(folder: Path) -> Dump:
             grad_norm=None if norm is None else float(norm),
         )
         update = _update(document["update"], state)
-        return Dump(folder, plan, update, found, document["rank"], document["world_size"], document["versions"])
+        rank, world_size, model = document["rank"], document["world_size"], document.get("model")
+        return Dump(folder, plan, update, found, rank, world_size, model, document["versions"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigurationError(
             f"{folder} is not a whole dump of a step ({type(error).__name__}: {error}); give a folder of RUN_DIR/dumps"

@@ -1,4 +1,4 @@
-"""DeepSpeed's engine around the policy: optimizer, configuration derived from the run's, learning-rate schedule.
+"""DeepSpeed's engine around the policy: optimizer, and configuration derived from the run's.
 
 It knows no loss and no plan; what a step does with the engine is the trainer's business. What lies in the engine's
 optimizer, by parameter, is known to training_state.py.
@@ -6,7 +6,6 @@ optimizer, by parameter, is known to training_state.py.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import deepspeed
@@ -61,18 +60,6 @@ def _cut(policy: Policy, derived: dict[str, Any]) -> None:
     device = get_accelerator().current_device_name()
     for buffer in policy.buffers():
         buffer.data = buffer.data.to(device)
-
-
-def learning_rate(config: RunConfig, step: int) -> float:
-    """The rate of optimizer step `step`, from 0: linear warm-up, then the schedule down to 0 at the run's end."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, config.num_steps - config.warmup_steps)
-    if config.lr_scheduler == "linear":
-        return config.learning_rate * (1 - progress)
-    if config.lr_scheduler == "cosine":
-        return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
-    return config.learning_rate
 
 
 def deepspeed_config(config: RunConfig) -> dict[str, Any]:

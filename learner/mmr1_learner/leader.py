@@ -33,6 +33,7 @@ from mmr1_learner.prompts import PromptFactory
 from mmr1_learner.published import Published
 from mmr1_learner.ranks import Ranks
 from mmr1_learner.resume import check_prompts_per_step, reconcile
+from mmr1_learner.schedules import say_other_length
 from mmr1_learner.source import Collected, GroupSource
 from mmr1_learner.step_records import completion_records, step_record
 from mmr1_learner.trackers import Trackers
@@ -55,9 +56,9 @@ class Leader:
         self._policy = policy
         self._checkpoints = checkpoints
         self.files = outputs.RunFiles(config.run_dir)
-        self._problems = train_problems(config)
+        self._problems = train_problems(config, check_images=False)  # they were, before the model was loaded
         self._prompts = PromptFactory(config, self._problems, encoder.forbidden_token_ids)
-        held_out = eval_problems(config)
+        held_out = eval_problems(config, check_images=False)
         check_prompt_lengths(config, encoder, self._prompts, [*self._problems, *held_out])
         self._evaluator = Evaluator(config, self._prompts, held_out) if held_out else None
         self._scorer = Scorer(config, policy, encoder, ranks.device)
@@ -80,6 +81,7 @@ class Leader:
         """Become the run's one learner, bring queue and servers to `state`, and prove that both engines agree."""
         if state is not None:
             check_prompts_per_step(self._config, state)
+            say_other_length(self._config, state.num_steps, state.step)
         incarnation = self._become_writer()
         self._state = state or self._state
         self.version = PolicyVersion(incarnation, self._state.version_number)
@@ -177,6 +179,7 @@ class Leader:
             ledger={**ledger, "trained": ledger["trained"] + len(contained)},
             seconds=self._state.seconds + time.monotonic() - self._started,
             prompts_per_step=self._config.prompts_per_step,
+            num_steps=self._config.num_steps,
         )
 
     def commit_checkpoint(self, state: RunState) -> None:

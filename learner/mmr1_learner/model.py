@@ -21,7 +21,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mmr1.config import RunConfig
 from mmr1.errors import ConfigurationError
-from mmr1.families import FAMILIES, Family, pixel_bounds
+from mmr1.families import FAMILIES, Family, pixel_bounds, require_known_layout
 from mmr1.records import TensorSpec
 from mmr1_learner.adapters import choose_trainable
 from mmr1_learner.loss.token_stats import Projection, TokenStats, token_stats
@@ -126,11 +126,7 @@ def _check_family(path: str, hf: Any, config: RunConfig) -> None:
             f"model {path} is a {family}, whose hidden states and output matrix are not where they are expected; "
             f"families known to work are {', '.join(FAMILIES)}"
         )
-    if config.zero_stage > 2:
-        raise ConfigurationError(
-            f"model {path} is a {family}, trained in padded rows, and the number of calls then differs between ranks; "
-            "set zero_stage to 2 or less"
-        )
+    require_known_layout(config, family)
     log.warning(
         "the learner does not know this family's layout: every completion is scored in a padded row of its own, which "
         "costs several times the work",

@@ -12,7 +12,7 @@ from functools import cache
 
 from mmr1.config import RunConfig
 from mmr1.errors import ConfigurationError
-from mmr1.images import ImageStore
+from mmr1.images import ImageError, ImageStore
 from mmr1.records import Problem, PromptId
 from mmr1_learner.model import PromptEncoder
 from mmr1_learner.prompts import PromptFactory
@@ -28,21 +28,30 @@ def check_prompt_lengths(
     """Encode the problems that have the largest images, the longest texts, and most of both.
 
     Raises:
-        ConfigurationError: one of them is longer than max_prompt_length.
+        ConfigurationError: one of them is longer than max_prompt_length, or an image is no longer what it was.
     """
     store = ImageStore(config.resolved_image_root)
-    for problem in _longest(problems, store):
-        prompt = prompts.make(PromptId(f"{config.run}/length", 0), problem, prompts.sampling(1.0, None), 1)
-        images = [store.open(image) for image in prompt.images]
-        length = len(encoder.encode(prompt.text, images).token_ids)
-        if length > config.max_prompt_length:
-            sizes = " and ".join(f"{image.width} x {image.height}" for image in images)
-            pictures = f" with an image of {sizes} pixels" if images else ""
-            remedy = " or lower max_pixels" if images else ""
-            raise ConfigurationError(
-                f"the prompt of {problem.problem[:40]!r}{pictures} has {length} tokens, above max_prompt_length "
-                f"{config.max_prompt_length}; raise it{remedy}"
-            )
+    try:
+        for problem in _longest(problems, store):
+            _check(config, encoder, prompts, problem, store)
+    except ImageError as error:
+        raise ConfigurationError(f"{error}; restore it, and the same command goes on") from None
+
+
+def _check(
+    config: RunConfig, encoder: PromptEncoder, prompts: PromptFactory, problem: Problem, store: ImageStore
+) -> None:
+    prompt = prompts.make(PromptId(f"{config.run}/length", 0), problem, prompts.sampling(1.0, None), 1)
+    images = [store.open(image) for image in prompt.images]
+    length = len(encoder.encode(prompt.text, images).token_ids)
+    if length > config.max_prompt_length:
+        sizes = " and ".join(f"{image.width} x {image.height}" for image in images)
+        pictures = f" with an image of {sizes} pixels" if images else ""
+        remedy = " or lower max_pixels" if images else ""
+        raise ConfigurationError(
+            f"the prompt of {problem.problem[:40]!r}{pictures} has {length} tokens, above max_prompt_length "
+            f"{config.max_prompt_length}; raise it{remedy}"
+        )
 
 
 def _longest(problems: Sequence[Problem], store: ImageStore) -> list[Problem]:

@@ -109,13 +109,14 @@ class StepWatch:
     def _write(self, whole: bool, writes: bool = True) -> Path | None:
         """Begin a dump. `whole`: the parameters are those that the update began with, and belong to it.
 
-        A rank that `writes` nothing gathers with the others.
+        They are the same on every rank: the first that writes a dump writes them. The others gather with it.
 
         Raises:
             OSError, SafetensorError: the disk does not take it; what must be gathered has been.
         """
         aside: Path | None = None
         failures: list[Exception] = []
+        self._writer = self._first_that(writes) if whole else self._ranks.rank
         try:
             aside = self._write_inputs() if writes else None
         except dumps.NOT_WRITTEN as error:
@@ -126,19 +127,24 @@ class StepWatch:
             if model is None or (kind == dumps.REFERENCE and model is self._policy):
                 continue
             try:
-                dumps.write_model(model, kind, None if failures else aside)
+                dumps.write_model(model, kind, aside if self._writer == self._ranks.rank and not failures else None)
             except dumps.NOT_WRITTEN as error:
                 failures.append(error)
         if failures:
             raise failures[0]
         return aside
 
+    def _first_that(self, writes: bool) -> int:
+        here, everybody = self._ranks.rank, range(self._ranks.world_size)
+        told = self._ranks.sum({str(rank): float(writes and rank == here) for rank in everybody})
+        return next(rank for rank in everybody if told[str(rank)])
+
     def _write_inputs(self) -> Path:
         return dumps.write_inputs(self._config, self._plan, self._update, self._ranks.rank)
 
     def _finish(self, aside: Path, found: Found) -> Path:
         ranks = self._ranks
-        return dumps.finish(aside, self._config, self._update, found, ranks.rank, ranks.world_size)
+        return dumps.finish(aside, self._config, self._update, found, ranks.rank, ranks.world_size, self._writer)
 
 
 def group_losses(forward: Forward, stats: TokenStats, tokens: TokenBatch, config: RunConfig) -> dict[int, Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -89,14 +90,15 @@ class _Wandb:
         files.write("trackers", known)
         options = config.model_dump(mode="json")
         del options["redis_url"]  # it may hold a password
-        self._run: Any = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", PROJECT),
-            name=config.run,
-            id=known["wandb"],
-            resume="allow",
-            dir=str(folder),
-            config=options,
-        )
+        with _no_arguments():
+            self._run: Any = wandb.init(
+                project=os.environ.get("WANDB_PROJECT", PROJECT),
+                name=config.run,
+                id=known["wandb"],
+                resume="allow",
+                dir=str(folder),
+                config=options,
+            )
         # Its own count of steps only grows, and what comes with a lower one it drops: a resumed run takes steps again.
         self._run.define_metric(STEP)
         self._run.define_metric("*", step_metric=STEP)
@@ -106,6 +108,17 @@ class _Wandb:
 
     def close(self, exit_code: int) -> None:
         self._run.finish(exit_code=exit_code)
+
+
+@contextmanager
+def _no_arguments() -> Iterator[None]:
+    """wandb keeps the command line, on which the Redis password may stand; the options are in the config already."""
+    words = sys.argv
+    sys.argv = words[:1]
+    try:
+        yield
+    finally:
+        sys.argv = words
 
 
 def numbers(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

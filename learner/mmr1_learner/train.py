@@ -20,9 +20,9 @@ from mmr1.config import RunConfig, load_config
 from mmr1.dataset import with_steps
 from mmr1.errors import ConfigurationError, StaleWriterError
 from mmr1.lifecycle import run_command
+from mmr1.preflight import check_data, check_training
 from mmr1.reward_names import check_reward_names
 from mmr1.telemetry import configure_logging
-from mmr1.tracker_names import check_trackers
 from mmr1_learner.errors import StopRequestedError
 
 if TYPE_CHECKING:  # they import torch
@@ -127,13 +127,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, required=True, help="a run's YAML file")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher says it twice
     arguments, options = parser.parse_known_args(argv)
-    config = with_steps(load_config(arguments.config, [*options, "--learner_processes", _number_of_ranks()]))
+    config = with_steps(load_config(arguments.config, [*options, "--learner_processes", number_of_ranks()]))
     set_environment(config)
     rank = os.environ.get("RANK", "0")
     configure_logging(f"learner-{rank}")
-    if rank == "0":
-        check_trackers(config.trackers)
-        check_reward_names(config)
+    if rank == "0":  # the others wait for it to join them, and their launcher ends them when it does not
+        check(config)
     try:
         train(config)
     except StaleWriterError as error:
@@ -145,7 +144,18 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _number_of_ranks() -> str:
+def check(config: RunConfig) -> None:
+    """What `mmr1 up` has found right before it started anything, for a learner that is started by hand.
+
+    Raises:
+        ConfigurationError: at the first thing that is wrong; no weights have been read.
+    """
+    check_training(config)
+    check_reward_names(config)
+    check_data(config)
+
+
+def number_of_ranks() -> str:
     """A launcher may start other ranks than `learner_processes` says, here or on several machines; without one it is 1.
 
     Known before the options are looked at, because the batch must divide over the ranks that are really there.

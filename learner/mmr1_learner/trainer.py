@@ -17,13 +17,14 @@ from torch import Tensor
 from mmr1.config import RunConfig
 from mmr1_learner.batches import Batcher
 from mmr1_learner.dumps import Update
-from mmr1_learner.engine import learning_rate, make_engine
+from mmr1_learner.engine import make_engine
 from mmr1_learner.loss import LossReport, TokenBatch, TokenStats, compute_loss, means
 from mmr1_learner.model import Policy, PromptEncoder
 from mmr1_learner.plan import Forward, StepPlan, cut
 from mmr1_learner.ranks import Ranks
 from mmr1_learner.reference import Reference
 from mmr1_learner.rows import RowBatch
+from mmr1_learner.schedules import learning_rate
 from mmr1_learner.step_watch import StepWatch
 from mmr1_learner.training_state import TrainingState
 

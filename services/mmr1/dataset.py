@@ -99,12 +99,12 @@ def load_problems(
     return problems
 
 
-def train_problems(config: RunConfig) -> list[Problem]:
+def train_problems(config: RunConfig, *, check_images: bool = True) -> list[Problem]:
     """The run's training problems, images checked. Raises ConfigurationError as `load_problems` does."""
-    return _load(config, config.train_file, sample_size=config.train_sample_size)
+    return _load(config, config.train_file, sample_size=config.train_sample_size, check_images=check_images)
 
 
-def eval_problems(config: RunConfig) -> list[Problem]:
+def eval_problems(config: RunConfig, *, check_images: bool = True) -> list[Problem]:
     """The first `eval_sample_size` held-out problems in file order; none without an `eval_file`.
 
     `Problem.images` are relative to the run's one image root, whichever folder the file lies in.
@@ -120,7 +120,7 @@ def eval_problems(config: RunConfig) -> list[Problem]:
             f"eval_file {config.eval_file} lies outside the image root {root}; set image_root to a folder that holds "
             "the images of both files (the paths in them are then relative to it)"
         )
-    return _load(config, config.eval_file, folder=folder)[: config.eval_sample_size]
+    return _load(config, config.eval_file, folder=folder, check_images=check_images)[: config.eval_sample_size]
 
 
 def with_steps(config: RunConfig) -> RunConfig:
@@ -131,7 +131,7 @@ def with_steps(config: RunConfig) -> RunConfig:
     """
     if config.num_epochs is None:
         return config
-    problems = _load(config, config.train_file, sample_size=config.train_sample_size, check_images=False)
+    problems = train_problems(config, check_images=False)
     num_steps = math.ceil(config.num_epochs * len(problems) / config.prompts_per_step)
     return config.model_copy(update={"num_steps": num_steps, "num_epochs": None})
 

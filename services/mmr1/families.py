@@ -67,3 +67,16 @@ def pixel_bounds(config: RunConfig, model_type: str) -> dict[str, int]:
             "change the size in the model's preprocessor_config.json if images must be smaller"
         )
     return given
+
+
+def require_known_layout(config: RunConfig, model_type: str) -> None:
+    """At ZeRO 3 every rank must call the model equally often, which padded rows do not.
+
+    Raises:
+        ConfigurationError: the family is not known, so its rows are padded, and the stage is 3.
+    """
+    if model_type not in FAMILIES and config.zero_stage > 2:
+        raise ConfigurationError(
+            f"model {config.model} is a {model_type}, trained in padded rows, and the number of calls then differs "
+            "between ranks; set zero_stage to 2 or less"
+        )

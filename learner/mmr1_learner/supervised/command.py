@@ -17,7 +17,6 @@ from rich.console import Console
 
 from mmr1.config.loading import load_options, option_help, save_config
 from mmr1.config.sft_options import SftConfig
-from mmr1.dataset import eval_problems, train_problems
 from mmr1.errors import ConfigurationError
 from mmr1.images import ImageError
 from mmr1.lifecycle import StopRequest, run_command
@@ -25,11 +24,9 @@ from mmr1.local.guard import Guard
 from mmr1.local.plan import child_environment, has_cuda
 from mmr1.local.process import ChildProcess
 from mmr1.local.run_lock import run_lock
-from mmr1.preflight import check_model, check_space
+from mmr1.preflight import check_data, check_space, check_training
 from mmr1.telemetry import configure_logging
-from mmr1.templates import Templates
-from mmr1.tracker_names import check_trackers
-from mmr1_learner.train import set_environment
+from mmr1_learner.train import number_of_ranks, set_environment
 
 USAGE = """\
 usage: mmr1 sft CONFIG [--option value ...]
@@ -57,15 +54,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if arguments[0].startswith("--"):
         raise ConfigurationError("mmr1 sft needs a configuration file first: mmr1 sft CONFIG [--option value ...]")
-    config = load_options(SftConfig, Path(arguments[0]), arguments[1:])
+    started = "RANK" in os.environ  # by a launcher, as one of the ranks that it counts
+    ranks = ["--learner_processes", number_of_ranks()] if started else []
+    config = load_options(SftConfig, Path(arguments[0]), [*arguments[1:], *ranks])
     saved = config.folder / "config.yaml"
-    if "RANK" in os.environ:
+    if started:
         if os.environ["RANK"] == "0":
             check(config)
             if Path(arguments[0]) != saved:  # else `mmr1 sft` has written it, and other ranks may be reading it
                 save_config(config, saved)
         return _train(config)
-    with run_lock(config.folder):
+    with run_lock(config.folder, "mmr1 sft"):
         check(config)
         save_config(config, saved)
         if config.learner_processes == 1:
@@ -81,11 +80,8 @@ def check(config: SftConfig) -> None:
     """
     config.for_problems(1, 1)  # are there steps at all?
     config.folder.mkdir(parents=True, exist_ok=True)
-    check_space(config, check_model(config.model))
-    Templates.from_config(config)
-    check_trackers(config.trackers)
-    train_problems(config)
-    eval_problems(config)
+    check_space(config, check_training(config))
+    check_data(config)
 
 
 def _train(config: SftConfig) -> int:

@@ -21,6 +21,7 @@ from mmr1_learner.model import PromptEncoder, load_policy
 from mmr1_learner.prompt_lengths import check_prompt_lengths
 from mmr1_learner.published import Published
 from mmr1_learner.ranks import Ranks, join_ranks
+from mmr1_learner.schedules import say_other_length
 from mmr1_learner.supervised.examples import Examples
 from mmr1_learner.supervised.tuner import Tuner
 from mmr1_learner.trackers import Trackers
@@ -31,10 +32,13 @@ log = structlog.get_logger()
 def fine_tune(config: SftConfig) -> int:
     """Run to the last step, going on from the newest checkpoint. Returns 0, or the signal that stopped it + 128."""
     run = _Run(config, join_ranks())
+    exit_code = 1
     try:
-        return run.to_the_end()
+        code = run.to_the_end()
+        exit_code = 0  # one that was told to stop has not failed
+        return code
     finally:
-        run.close()
+        run.close(exit_code)
 
 
 class _Run:
@@ -45,9 +49,9 @@ class _Run:
         if config.zero_stage < 3:  # else it goes there in parts: whole it might not fit
             policy = policy.to(ranks.device)
         self._encoder = PromptEncoder(config.model, policy, config)
-        problems = train_problems(config)
+        problems = train_problems(config, check_images=False)  # the command has looked at them
         self._config = config = config.for_problems(len(problems), ranks.world_size)
-        held_out = eval_problems(config)
+        held_out = eval_problems(config, check_images=False)
         device, dtype = ranks.device, policy.hf.dtype
         examples = Examples(config, self._encoder, problems, device, dtype)
         self._held_out = Examples(config, self._encoder, held_out, device, dtype) if held_out else None
@@ -60,10 +64,11 @@ class _Run:
         self._began = time.monotonic()
         self._trackers = Trackers(config, self._files, config.folder) if ranks.is_first else None
 
-    def close(self) -> None:
+    def close(self, exit_code: int) -> None:
+        """The trackers hear whether the run has failed."""
         self.tuner.close()
         if self._trackers:
-            self._trackers.close()
+            self._trackers.close(exit_code)
 
     def to_the_end(self) -> int:
         resumed = self._resume()
@@ -151,7 +156,7 @@ class _Run:
         first = self._ranks.is_first
         self.tuner.state.save((self._checkpoints.start(step) if first else self._checkpoints.aside(step)) / "engine")
         seconds = self._state.seconds + time.monotonic() - self._began
-        self._state = RunState(step, 0, position, seconds=seconds)
+        self._state = RunState(step, 0, position, seconds=seconds, num_steps=self._config.num_steps)
         self._began = time.monotonic()
         if first:
             self._checkpoints.finish(self._state, lambda: None)  # there is no other writer to be superseded by
@@ -166,6 +171,8 @@ class _Run:
             return False
         folder, self._state = found or (self._checkpoints.path(told[0]), RunState(told[0], 0, told[1]))
         self.tuner.state.load(folder / "engine")
+        if first:
+            say_other_length(self._config, self._state.num_steps, self._state.step, samples=False)
         log.info("going on", step=self._state.step)
         return True
 

@@ -19,12 +19,13 @@ from torch import Tensor
 
 from mmr1.config.sft_options import SftConfig
 from mmr1.dataset import DataOrder
-from mmr1_learner.engine import learning_rate, make_engine
+from mmr1_learner.engine import make_engine
 from mmr1_learner.errors import NonFiniteLossError
 from mmr1_learner.loss import TokenStats
 from mmr1_learner.model import Policy
 from mmr1_learner.ranks import Ranks
 from mmr1_learner.rows import RowBatch
+from mmr1_learner.schedules import learning_rate
 from mmr1_learner.supervised.examples import Examples
 from mmr1_learner.training_state import TrainingState
 

@@ -29,6 +29,7 @@ from mmr1.report import build
 from mmr1.reward_names import check_names_of_own_server
 from mmr1.templates import Templates
 from mmr1.tracker_names import check_trackers
+from mmr1.trained_layers import check_vision_tower, layers_to_adapt
 from mmr1_learner.checkpoint import Checkpoints
 from mmr1_learner.replay import main as replay
 
@@ -69,8 +70,8 @@ def port_in_use() -> None:
         require_free([Port(taken.getsockname()[1], "127.0.0.1", "reward_port", "the reward server")])
 
 
-def run_in_use() -> None:
-    with run_lock(Path("runs/demo")), run_lock(Path("runs/demo")):
+def in_use(folder: str, *holder: str) -> None:
+    with run_lock(Path(folder), *holder), run_lock(Path(folder)):
         pass
 
 
@@ -103,6 +104,11 @@ def deepspeed_file() -> None:
     read_deepspeed_file(config(zero_stage=2, deepspeed_config_file="ds.json"))
 
 
+def adapters(*names: str) -> None:
+    chosen = config(lora_rank=2, lora_target_modules=list(names))
+    layers_to_adapt(["layers.0.q_proj", "layers.0.o_proj"], chosen)
+
+
 def tracker_missing() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mmr1.tracker_names.find_spec", lambda _: None)
@@ -132,6 +138,9 @@ CASES: dict[str, Callable[[], object]] = {
     "overlong buffer": lambda: config(overlong_buffer=100),
     "offloading": lambda: config(zero_stage=2, offload_parameters=True),
     "DeepSpeed's file": deepspeed_file,
+    "no such layer": lambda: adapters("q_porj"),
+    "the output matrix": lambda: adapters("lm_head"),
+    "no vision tower": lambda: check_vision_tower(["layers.0.q_proj"]),
     "rewards": lambda: config(rewards=["counting=high"]),
     "unknown reward": lambda: check_names_of_own_server(config(rewards=["couting=1.0"])),
     "unknown template": lambda: Templates.from_config(config(question_template="r1")),
@@ -157,7 +166,8 @@ CASES: dict[str, Callable[[], object]] = {
     "port in use": port_in_use,
     "Redis down": lambda: check_redis("redis://127.0.0.1:1/0"),
     "reward server down": lambda: check_reward_server("http://127.0.0.1:1"),
-    "run in use": run_in_use,
+    "run in use": lambda: in_use("runs/demo"),
+    "fine-tuning in use": lambda: in_use("runs/demo/sft", "mmr1 sft"),
     "no run": lambda: build(Path("runs/dmeo")),
     "damaged checkpoint": damaged_checkpoint,
 }

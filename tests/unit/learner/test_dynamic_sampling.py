@@ -157,6 +157,56 @@ def test_the_place_of_a_group_whose_image_has_changed_is_sampled_anew(redis_url:
     assert set(learner.queue.ledger().dropped) == {"image"}
 
 
+def spoil(learner: Any, logprob: float, attempts: int) -> None:
+    """One log-probability of the last answer of every group is no number, in the first so many attempts at a place."""
+    read = learner.queue.read
+
+    def read_spoiled(count: int) -> list[Group]:
+        groups = []
+        for group in read(count):
+            *others, last = group.rollouts
+            spoiled = replace(last, logprobs=(*last.logprobs[:-1], logprob))
+            bad = group.prompt.id.attempt < attempts
+            groups.append(replace(group, rollouts=(*others, spoiled)) if bad else group)
+        return groups
+
+    learner.queue.read = read_spoiled
+
+
+@pytest.mark.parametrize("logprob", [float("nan"), float("-inf")])
+def test_the_place_of_a_group_without_finite_log_probabilities_is_sampled_anew(
+    logprob: float, redis_url: str, tmp_path: Path
+) -> None:
+    run = Run(redis_url, tmp_path, dynamic_sampling=True)
+    learner = run.learner()
+    spoil(learner, logprob, attempts=1)
+    groups = learner.collect()
+    assert sorted(group.prompt.id for group in groups) == [PromptId("test", place, 1) for place in range(PER_STEP)]
+    learner.finish()
+    ledger = learner.queue.ledger()
+    assert ledger.dropped == {"not_finite": STEPS * PER_STEP} and ledger.fed == 2 * STEPS * PER_STEP
+    assert places(run) == list(range(STEPS * PER_STEP))
+
+
+@pytest.mark.parametrize("dynamic_sampling", [False, True])
+def test_a_sampler_that_never_gives_finite_log_probabilities_ends_the_run_by_name(
+    dynamic_sampling: bool, redis_url: str, tmp_path: Path
+) -> None:
+    """Sampled anew up to the limit of each step, and after three steps without a group it is the sampler's fault."""
+    run = Run(redis_url, tmp_path, dynamic_sampling=dynamic_sampling, dynamic_sampling_limit=2)
+    learner = run.learner()
+    spoil(learner, float("nan"), attempts=100)
+    for _ in range(2):
+        assert learner.collect() == []
+    with pytest.raises(
+        ConfigurationError, match=r"no group of 3 steps came with finite log-probabilities: the rollout"
+    ):
+        learner.collect()
+    looked_at = PER_STEP * (1 + 2 * dynamic_sampling)
+    ledger = learner.queue.ledger()
+    assert ledger.balanced and ledger.dropped == {"not_finite": 3 * looked_at}
+
+
 def test_one_limit_holds_for_all_reasons_together(redis_url: str, tmp_path: Path) -> None:
     """Place 0 never differs, place 1 is never scored; both are looked at anew as often as the step allows."""
     run = Run(redis_url, tmp_path, dynamic_sampling=True, dynamic_sampling_limit=2)

@@ -60,3 +60,29 @@ def test_the_one_long_text_is_found(
     problems[17] = problem("How many? " * 100)
     with pytest.raises(ConfigurationError, match=r"the prompt of 'How many\? .*' has \d+ tokens.*; raise it$"):
         check(encoder, small_model, tmp_path, problems)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "small.png: does not exist below"),
+        (b"no image", r"small.png: has no readable header"),
+        ("cut", r"small.png: is cut short \(\d+ bytes\); restore the complete file"),
+    ],
+)
+def test_an_image_that_has_gone_bad_since_it_was_checked_is_named(
+    content: bytes | str | None,
+    reason: str,
+    encoder: PromptEncoder,
+    small_model: Path,
+    tmp_path: Path,
+    problems: list[Problem],
+) -> None:
+    """After the check of the whole dataset, and before anything is sampled."""
+    path = tmp_path / "small.png"
+    whole = path.read_bytes()
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else whole[: len(whole) // 2])
+    with pytest.raises(ConfigurationError, match=f"image {reason}.*; restore it, and the same command goes on"):
+        check(encoder, small_model, tmp_path, problems)

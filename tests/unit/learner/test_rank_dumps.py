@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from mmr1.errors import ConfigurationError
 from mmr1_learner.dumps import read_dump
 from mmr1_learner.plan import StepPlan
 from tests.conftest import free_port
@@ -80,6 +82,22 @@ def test_a_gradient_that_is_no_number_leaves_the_parameters_where_they_were(ran:
         parameters, reference = read_dump(dump).parameters(), read_dump(dump).reference()
         assert parameters and reference and parameters.keys() == reference.keys()
         assert all(parameters[key].equal(reference[key]) for key in reference)
+
+
+@pytest.mark.engine
+@pytest.mark.matrix
+@pytest.mark.parametrize("name", ["lora", "gradient 2", "gradient 3"])
+def test_the_model_is_written_once(ran: Ran, name: str, tmp_path: Path) -> None:
+    """By the first rank that dumps; the others' dumps say where it is, and what is missing when it is not there."""
+    folder, _ = ran
+    first, second = dumps(folder, name)
+    assert list(first.glob("parameters-*")) and not list(second.glob("parameters-*")) + list(second.glob("reference-*"))
+    ours, theirs = read_dump(first).parameters(), read_dump(second).parameters()
+    assert ours and theirs and all(ours[key].equal(theirs[key]) for key in ours)
+    alone = tmp_path / second.name
+    shutil.copytree(second, alone)
+    with pytest.raises(ConfigurationError, match=rf"{alone}: its parameters lie in the dump {first.name} of another"):
+        read_dump(alone).parameters()
 
 
 @pytest.mark.engine

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import select
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -54,10 +56,15 @@ def test_tensorboard(tmp_path: Path) -> None:
 
 
 def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything stays in the run's folder; a restart goes on with the same id, and no password leaves."""
-    pytest.importorskip("wandb")
+    """Everything stays in the run's folder; a restart goes on with the same id; no password, and nobody is called."""
+    nobody = socket.create_server(("127.0.0.1", 0))
+    for name in ("WANDB_BASE_URL", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{nobody.getsockname()[1]}")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setattr(sys, "argv", ["learner", "--redis_url", "redis://:secret@127.0.0.1:1/0"])
     config = small_config(tmp_path, trackers=["wandb"], redis_url="redis://:secret@127.0.0.1:1/0", run="mine")
     check_trackers(config.trackers)
     ids = set()
@@ -68,9 +75,11 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         trackers.close()
         ids.add(files.read("trackers", {})["wandb"])
     assert len(ids) == 1
+    assert not select.select([nobody], [], [], 0)[0], "wandb has tried to reach a server"
+    nobody.close()
     written = sorted((tmp_path / "wandb").glob(f"offline-run-*-{ids.pop()}/run-*.wandb"))
     assert written
-    content = b"".join(path.read_bytes() for path in written)
+    content = b"".join(path.read_bytes() for path in (tmp_path / "wandb").rglob("*") if path.is_file())
     for name in (*EXPECTED, "num_generations", "mine"):
         assert name.encode() in content, name
     assert b"secret" not in content

@@ -1,0 +1,124 @@
+"""A mistake is one line before weights are read, also where a person or a launcher starts it, and in `mmr1 sft`."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+
+from mmr1.errors import ConfigurationError
+from mmr1.families import FAMILIES
+from mmr1.model_folder import check_folder_for
+from mmr1.trained_layers import layers_to_adapt
+from mmr1_learner import train as by_hand
+from mmr1_learner.model import load_policy
+from mmr1_learner.supervised import command
+from tests.family_models import build
+from tests.models import small_config
+from tests.unit.learner.test_supervised import write_config, write_data
+
+MISTAKES: list[tuple[dict[str, Any], str]] = [
+    ({"deepspeed_config_file": "none.json"}, "deepspeed_config_file none.json: No such file"),
+    ({"deepspeed_config_file": "ds.json"}, "zero_optimization.stage is 3 and the run's is 0; set zero_stage"),
+    ({"lora_rank": 2, "lora_target_modules": ["q_porj"]}, "no linear layer q_porj; it has .*q_proj"),
+    ({"lora_rank": 2, "lora_target_modules": ["embed_tokens"]}, "no linear layer embed_tokens; it has"),
+    ({"lora_rank": 2, "lora_target_modules": ["lm_head"]}, "lm_head cannot have an adapter"),
+    ({"lora_rank": 2, "lora_target_modules": ["qkv"], "freeze_vision_tower": True}, "all in the vision tower"),
+    ({"question_template": "qwem"}, "unknown template 'qwem'; did you mean 'qwen'"),
+    ({"trackers": ["wandb"]}, "the package wandb is not installed"),
+    ({"model": "no/such/model"}, "model 'no/such/model' does not exist"),
+    ({"model": "weightless"}, "model 'weightless' has no weights"),
+    ({"train_file": "none.json"}, "dataset none.json: No such file"),
+    ({"image_key": "picture"}, "key 'picture' is missing"),
+    ({"eval_file": "eval_without.json"}, "eval_without.json:1: key 'solution' is missing"),
+    ({"train_file": "no_image.json"}, "no_image.json:1: key 'image': image none.png: does not exist"),
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a good dataset and what the mistakes name."""
+    monkeypatch.chdir(write_data(tmp_path))
+    Path("ds.json").write_text('{"zero_optimization": {"stage": 3}}')
+    Path("eval_without.json").write_text(json.dumps([{"problem": "Which?", "image": "0.png"}]))
+    Path("no_image.json").write_text(json.dumps([{"problem": "Which?", "solution": "a", "image": "none.png"}]))
+    Path("weightless").mkdir()
+    Path("weightless/config.json").write_text('{"model_type": "qwen2_5_vl"}')
+    for variable in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr("mmr1.tracker_names.find_spec", lambda _: None)
+    return tmp_path
+
+
+def start_learner(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("set_environment", "configure_logging", "check_reward_names"):
+        monkeypatch.setattr(by_hand, name, lambda _: None)
+    monkeypatch.setattr(by_hand, "train", lambda _: pytest.fail("weights would be read"))
+    by_hand.main(["--config", "sft.yaml"])
+
+
+def start_sft(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "_train", lambda _: pytest.fail("weights would be read"))
+    command.main(["sft.yaml"])
+
+
+def start_rank_of_sft(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    start_sft(folder, monkeypatch)
+
+
+@pytest.mark.parametrize("start", [start_learner, start_sft, start_rank_of_sft])
+@pytest.mark.parametrize(("options", "reason"), MISTAKES)
+def test_a_mistake_is_named_before_weights_are_read(
+    start: Any, options: dict[str, Any], reason: str, small_model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_config(folder, small_model, folder, **{"num_steps": 1, "per_device_batch_size": 8, **options})
+    started = time.monotonic()
+    with pytest.raises(ConfigurationError, match=reason) as caught:
+        start(folder, monkeypatch)
+    assert "\n" not in str(caught.value) and time.monotonic() - started < 2
+
+
+def test_ranks_of_a_launcher_count_for_the_batch_of_deepspeeds_file(
+    small_model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`learner_processes` says 1; two ranks are there, and the file is held against them."""
+    started: list[Any] = []
+    monkeypatch.setattr(command, "_train", lambda config: started.append(config) or 0)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    Path("ds.json").write_text('{"train_batch_size": 8}')
+    write_config(folder, small_model, folder, num_steps=1, deepspeed_config_file="ds.json")
+    assert command.main(["sft.yaml"]) == 0 and started[0].learner_processes == 2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_names_in_a_folder_say_what_the_loaded_model_would(family: str, tmp_path: Path) -> None:
+    """Every linear layer's name is accepted from the headers alone, and no other is."""
+    build(family, tmp_path)
+    plain = small_config(tmp_path)
+    linear = [n for n, module in load_policy(str(tmp_path), plain).hf.named_modules() if isinstance(module, nn.Linear)]
+    ends = sorted({name.rpartition(".")[2] for name in linear} - {"lm_head"})
+    config = small_config(tmp_path, lora_rank=2, lora_target_modules=ends, freeze_vision_tower=True)
+    check_folder_for(config, tmp_path)
+    with pytest.raises(ConfigurationError) as from_headers:
+        check_folder_for(config.model_copy(update={"lora_target_modules": ["none"]}), tmp_path)
+    with pytest.raises(ConfigurationError) as from_modules:
+        layers_to_adapt(linear, config.model_copy(update={"lora_target_modules": ["none"]}))
+    assert str(from_headers.value) == str(from_modules.value)
+
+
+def test_pixel_bounds_and_the_stage_of_a_family(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llava"}')
+    with pytest.raises(ConfigurationError, match="the processor of a llava has no bounds of pixels; leave it out"):
+        check_folder_for(small_config(tmp_path, max_pixels=50176), tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "other_vl"}')
+    with pytest.raises(
+        ConfigurationError, match=r"a other_vl, trained in padded rows, .*; set zero_stage to 2 or less"
+    ):
+        check_folder_for(small_config(tmp_path, zero_stage=3), tmp_path)
