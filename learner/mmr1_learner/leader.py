@@ -83,7 +83,8 @@ class Leader:
         incarnation = self._become_writer()
         self._state = state or self._state
         self.version = PolicyVersion(incarnation, self._state.version_number)
-        self._source = GroupSource(self._config, self.queue, self._prompts, reconcile(self.queue, state, self._prompts))
+        next_position = reconcile(self.queue, state, self._prompts)
+        self._source = GroupSource(self._config, self.queue, self._prompts, next_position, dict(self._state.lineage))
         self.files.rewind(state.step if state else -1)
         outputs.serve_metrics(self._config.host, self._config.learner_metrics_port)
         self.files.status("loading", "waiting for rollout servers")
@@ -177,6 +178,7 @@ class Leader:
             ledger={**ledger, "trained": ledger["trained"] + len(contained)},
             seconds=self._state.seconds + time.monotonic() - self._started,
             prompts_per_step=self._config.prompts_per_step,
+            lineage=tuple({**dict(self._state.lineage), self.version.incarnation: self.version.number}.items()),
         )
 
     def commit_checkpoint(self, state: RunState) -> None:
