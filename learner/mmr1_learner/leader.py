@@ -145,15 +145,16 @@ class Leader:
         self.files.append("metrics", [record])
         self._trackers.log(record["step"], record)
         self.files.append("completions", completion_records(self._config, plan, lags))
-        ledger = self.queue.ledger()
-        outputs.export(record, ledger)
+        outputs.export(record)
+        accounts = self.queue.accounts()
+        outputs.export_accounts(accounts)
         log.info(
             "step",
             step=plan.step + 1,
             version=str(self.version),
             reward=round(record["reward_mean"] or 0.0, 3),
             groups=len(plan.groups),
-            pending=ledger.pending,
+            pending=accounts.ledger.pending,
             seconds=round(record["seconds"], 2),
         )
         done = plan.step + 1
@@ -287,6 +288,7 @@ class Leader:
         if time.monotonic() - self._last_look < _LATE_SERVER_SECONDS:
             return
         self._last_look = time.monotonic()
+        outputs.export_accounts(self.queue.accounts())
         behind = self._sender.behind(self.version, self._tick)
         if behind:
             log.info("bringing rollout servers up to date", servers=[member.server_id for member in behind])

@@ -16,6 +16,7 @@ from redis.exceptions import ResponseError
 
 from mmr1.errors import ConfigurationError
 from mmr1.records import Group, PolicyVersion, Prompt, PromptId
+from mmr1.streams.accounts import Accounts, accounts_from
 from mmr1.streams.ledger import Ledger, ledger_from_accounts
 from mmr1.streams.scripts import Scripts, refusal
 from mmr1.wire import decode_group, encode_prompt
@@ -120,6 +121,9 @@ class RunQueue:
 
     def ledger(self) -> Ledger:
         return ledger_from_accounts(self._scripts.call("accounts"))
+
+    def accounts(self) -> Accounts:
+        return accounts_from(self._scripts.call("inspect"))
 
     def pending_ids(self) -> set[PromptId]:
         """Every id that is fed, ready or applied."""

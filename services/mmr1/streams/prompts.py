@@ -86,7 +86,12 @@ class PromptConsumer:
         """Hand the scored group to the learner. False: another server holds the prompt now; discard the group."""
         return bool(
             await self._scripts.call(
-                "publish", self._server_id, delivery.entry_id, str(group.prompt.id), encode_group(group)
+                "publish",
+                self._server_id,
+                delivery.entry_id,
+                str(group.prompt.id),
+                encode_group(group),
+                str(group.oldest_version),
             )
         )
 
@@ -101,6 +106,11 @@ class PromptConsumer:
                 "bury", self._server_id, delivery.entry_id, str(delivery.prompt.id), reason, detail
             )
         )
+
+    async def note_error(self, delivery: Delivery, detail: str) -> bool:
+        """This holder is about to die of `detail`: what is told if the prompt has to be buried. Keeps the claim."""
+        id_ = str(delivery.prompt.id)
+        return bool(await self._scripts.call("note_error", self._server_id, delivery.entry_id, id_, detail))
 
     async def heartbeat(self, deliveries: Sequence[Delivery]) -> set[str]:
         """Keep holding these. Returns the entry ids that are still ours."""

@@ -14,7 +14,7 @@ from redis.exceptions import ResponseError
 
 from mmr1.errors import StaleWriterError
 
-_KEYS = ("prompts", "groups", "ledger", "items", "applied", "leases", "writer", "graveyard")
+_KEYS = ("prompts", "groups", "ledger", "items", "applied", "leases", "writer", "graveyard", "versions", "errors")
 
 
 class RunForgottenError(Exception):

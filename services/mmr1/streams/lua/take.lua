@@ -21,7 +21,10 @@ for _, pending in ipairs(idle) do
       local fields = claimed[2]
       local crashes = tonumber(field(fields, 'crashes')) + pending[4]
       if crashes >= tonumber(ARGV[7]) then
-        bury(entry, field(fields, 'id'), 'max_deliveries', 'its holder died ' .. crashes .. ' times', field(fields, 'payload'))
+        local id = field(fields, 'id')
+        local said = redis.call('HGET', errors, id) or 'it left no word'
+        local detail = 'its holder died ' .. crashes .. ' times, the last was ' .. pending[2] .. ': ' .. said
+        bury(entry, id, 'max_deliveries', detail, field(fields, 'payload'))
       else
         table.insert(taken, {entry, field(fields, 'payload'), crashes + 1})
       end
