@@ -32,11 +32,11 @@ class Scripts:
 
     def __init__(self, redis: Any, run: str) -> None:
         self._redis = redis
-        self._keys = [f"mmr1:{{{run}}}:{name}" for name in _KEYS]
+        self._keys = [f"mmr1:{{{run}}}:{name}".encode() for name in _KEYS]  # bytes: not encoded again for each call
         self._registered: dict[str, Any] = {}
 
     def key(self, name: str) -> str:
-        return self._keys[_KEYS.index(name)]
+        return self._keys[_KEYS.index(name)].decode()
 
     def call(self, name: str, *arguments: str | bytes | int | float) -> Any:
         """Run one script. With an asyncio client the result is awaited by the caller."""
