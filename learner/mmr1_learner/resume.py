@@ -45,8 +45,7 @@ def reconcile(queue: RunQueue, state: RunState | None, prompts: PromptFactory) -
         newest[id_.position] = max(id_.attempt, newest.get(id_.position, 0))
     # A place of which a later attempt is on its way already has been fed again since the checkpoint.
     missing = [id_ for id_ in state.outstanding if id_ not in pending and newest.get(id_.position, -1) < id_.attempt]
-    for id_ in missing:
-        queue.feed(prompts.training(id_), force=True)
+    queue.feed_again(map(prompts.training, missing))
     # Fed before the checkpoint, and neither outstanding nor contained then: Redis has forgotten how it ended. A later
     # attempt of an outstanding one was fed after the checkpoint, when that one was dropped: it is the place's own.
     known = {id_.position: id_.attempt for id_ in state.outstanding}
