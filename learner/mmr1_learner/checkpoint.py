@@ -40,6 +40,7 @@ class RunState:
     num_weight_updates: int = 0
     prompts_per_step: int = 0  # 0: written before it was kept
     num_steps: int = 0  # of the whole run, which schedules follow; 0: written before it was kept
+    lineage: tuple[tuple[int, int], ...] = ()  # what led here: each incarnation and the last version number it reached
 
 
 class Checkpoints:
@@ -166,7 +167,8 @@ def _to_json(state: RunState) -> dict[str, Any]:
 
 def _from_json(document: dict[str, Any]) -> RunState:
     ids = {name: tuple(PromptId(*id_) for id_ in document[name]) for name in ("contained", "outstanding")}
-    return RunState(**{**document, **ids})
+    lineage = tuple((incarnation, number) for incarnation, number in document.get("lineage", ()))
+    return RunState(**{**document, **ids, "lineage": lineage})
 
 
 def _hash(path: Path) -> str:

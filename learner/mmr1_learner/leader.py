@@ -85,7 +85,8 @@ class Leader:
         incarnation = self._become_writer()
         self._state = state or self._state
         self.version = PolicyVersion(incarnation, self._state.version_number)
-        self._source = GroupSource(self._config, self.queue, self._prompts, reconcile(self.queue, state, self._prompts))
+        next_position = reconcile(self.queue, state, self._prompts)
+        self._source = GroupSource(self._config, self.queue, self._prompts, next_position, dict(self._state.lineage))
         self.files.rewind(state.step if state else -1)
         outputs.serve_metrics(self._config.host, self._config.learner_metrics_port)
         self.files.status("loading", "waiting for rollout servers")
@@ -146,15 +147,16 @@ class Leader:
         self.files.append("metrics", [record])
         self._trackers.log(record["step"], record)
         self.files.append("completions", completion_records(self._config, plan, lags))
-        ledger = self.queue.ledger()
-        outputs.export(record, ledger)
+        outputs.export(record)
+        accounts = self.queue.accounts()
+        outputs.export_accounts(accounts)
         log.info(
             "step",
             step=plan.step + 1,
             version=str(self.version),
             reward=round(record["reward_mean"] or 0.0, 3),
             groups=len(plan.groups),
-            pending=ledger.pending,
+            pending=accounts.ledger.pending,
             seconds=round(record["seconds"], 2),
         )
         done = plan.step + 1
@@ -180,6 +182,7 @@ class Leader:
             seconds=self._state.seconds + time.monotonic() - self._started,
             prompts_per_step=self._config.prompts_per_step,
             num_steps=self._config.num_steps,
+            lineage=tuple({**dict(self._state.lineage), self.version.incarnation: self.version.number}.items()),
         )
 
     def commit_checkpoint(self, state: RunState) -> None:
@@ -288,6 +291,7 @@ class Leader:
         if time.monotonic() - self._last_look < _LATE_SERVER_SECONDS:
             return
         self._last_look = time.monotonic()
+        outputs.export_accounts(self.queue.accounts())
         behind = self._sender.behind(self.version, self._tick)
         if behind:
             log.info("bringing rollout servers up to date", servers=[member.server_id for member in behind])

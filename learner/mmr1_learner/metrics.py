@@ -14,7 +14,7 @@ from typing import Any
 
 from prometheus_client import Counter, Gauge, start_http_server
 
-from mmr1.streams import Ledger
+from mmr1.streams import Accounts
 
 GAUGES = {
     name: Gauge(f"mmr1_learner_{name}", text)
@@ -35,6 +35,10 @@ GAUGES = {
     }.items()
 }
 LEDGER = Gauge("mmr1_ledger_groups", "groups by state", ["state"])
+LEDGER_REASONS = Gauge("mmr1_ledger_reasons", "groups that were dropped or are dead, by reason", ["state", "reason"])
+LEDGER_PENDING = Gauge("mmr1_ledger_pending", "pending groups by station: prompts, ready, applied", ["station"])
+LEDGER_READY = Gauge("mmr1_ledger_ready_by_version", "ready and applied groups, by version", ["version"])
+LEDGER_OLDEST = Gauge("mmr1_ledger_oldest_seconds", "how long the oldest entry waits; 0 when there is none", ["stream"])
 LEDGER_BALANCED = Gauge("mmr1_ledger_balanced", "1 while fed = trained + dropped + dead + pending")
 WEIGHT_UPDATES = Counter("mmr1_learner_weight_updates_total", "committed weight updates")
 
@@ -86,11 +90,16 @@ def serve_metrics(host: str, port: int) -> None:
     start_http_server(port, addr=host)
 
 
-def export(metrics: dict[str, Any], ledger: Ledger) -> None:
-    """Set the gauges."""
+def export(metrics: dict[str, Any]) -> None:
+    """Set the gauges of a step."""
     for name, gauge in GAUGES.items():
         if metrics.get(name) is not None:
             gauge.set(metrics[name])
+
+
+def export_accounts(accounts: Accounts) -> None:
+    """Set the gauges of the queue. Versions that have no group waiting have no gauge: a run has too many of them."""
+    ledger = accounts.ledger
     for state, count in (
         ("fed", ledger.fed),
         ("trained", ledger.trained),
@@ -99,6 +108,17 @@ def export(metrics: dict[str, Any], ledger: Ledger) -> None:
         ("pending", ledger.pending),
     ):
         LEDGER.labels(state).set(count)
+    for state, reasons in (("dropped", ledger.dropped), ("dead", ledger.dead)):
+        for reason, count in reasons.items():
+            LEDGER_REASONS.labels(state, reason).set(count)
+    for station, count in accounts.as_dict()["pending_by_state"].items():
+        LEDGER_PENDING.labels(station).set(count)
+    LEDGER_READY.clear()
+    for version, counts in accounts.by_version.items():
+        if counts["ready"]:
+            LEDGER_READY.labels(str(version)).set(counts["ready"])
+    LEDGER_OLDEST.labels("prompts").set(accounts.oldest_prompt_seconds or 0.0)
+    LEDGER_OLDEST.labels("groups").set(accounts.oldest_group_seconds or 0.0)
     LEDGER_BALANCED.set(ledger.balanced)
 
 

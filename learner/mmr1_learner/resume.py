@@ -10,7 +10,6 @@ import structlog
 
 from mmr1.config import RunConfig
 from mmr1.errors import ConfigurationError
-from mmr1.records import PromptId
 from mmr1.streams import RunQueue
 from mmr1_learner.checkpoint import RunState, ledger_at
 from mmr1_learner.prompts import PromptFactory
@@ -41,9 +40,12 @@ def reconcile(queue: RunQueue, state: RunState | None, prompts: PromptFactory) -
     restored = queue.restore(ledger_at(state))
     acknowledged = queue.acknowledge(list(state.contained))
     pending = queue.pending_ids()
-    missing = [id_ for id_ in state.outstanding if id_ not in pending and not _superseded(id_, pending)]
-    for id_ in missing:
-        queue.feed(prompts.training(id_), force=True)
+    newest: dict[int, int] = {}  # attempt on its way, by place
+    for id_ in pending:
+        newest[id_.position] = max(id_.attempt, newest.get(id_.position, 0))
+    # A place of which a later attempt is on its way already has been fed again since the checkpoint.
+    missing = [id_ for id_ in state.outstanding if id_ not in pending and newest.get(id_.position, -1) < id_.attempt]
+    queue.feed_again(map(prompts.training, missing))
     # Fed before the checkpoint, and neither outstanding nor contained then: Redis has forgotten how it ended. A later
     # attempt of an outstanding one was fed after the checkpoint, when that one was dropped: it is the place's own.
     known = {id_.position: id_.attempt for id_ in state.outstanding}
@@ -63,8 +65,3 @@ def reconcile(queue: RunQueue, state: RunState | None, prompts: PromptFactory) -
         redis_was_empty=restored,
     )
     return max(state.next_position, queue.ledger().next_position)
-
-
-def _superseded(id_: PromptId, pending: set[PromptId]) -> bool:
-    """Whether a later attempt at the same place is on its way already."""
-    return any(other.position == id_.position and other.attempt > id_.attempt for other in pending)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import structlog
@@ -35,6 +35,7 @@ NO_VARIANCE = "no_variance"
 OVERLONG = "overlong"
 NOT_FINITE = "not_finite"
 STALE = "stale"
+ORPHAN = "orphan"
 UNSCORED = "unscored"
 
 
@@ -46,7 +47,7 @@ class Collected:
     lags: list[int] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
     num_refilled: int = 0  # of the dropped, those whose places were fed again
-    num_resampled: int = 0  # of those, what dynamic_sampling_limit counts: all but the stale
+    num_resampled: int = 0  # of those, what dynamic_sampling_limit counts: all but the stale and the orphans
     num_dead: int = 0
     wait_seconds: float = 0.0
 
@@ -70,10 +71,33 @@ def policy_lag(group: Group, version: PolicyVersion) -> int:
     return abs(version.number - group.oldest_version.number)
 
 
-class GroupSource:
-    """Feeds and collects for one learner."""
+def is_orphan(group: Group, version: PolicyVersion, lineage: Mapping[int, int]) -> bool:
+    """Whether a version that never led to the learner's parameters sampled part of this group.
 
-    def __init__(self, config: RunConfig, queue: RunQueue, prompts: PromptFactory, next_position: int = 0) -> None:
+    After a crash the parameters are those of a checkpoint; what an earlier incarnation made of them since is lost.
+    `lineage` has the last number of each incarnation on the way. One that left no checkpoint began with what the one
+    before it on the way had left, or with the model's own weights: number 0.
+    """
+
+    def kept(incarnation: int) -> int:
+        return max((number for earlier, number in lineage.items() if earlier <= incarnation), default=0)
+
+    versions = {span.version for rollout in group.rollouts for span in rollout.spans}
+    others = (sampled for sampled in versions if sampled.incarnation != version.incarnation)
+    return any(sampled.number > kept(sampled.incarnation) for sampled in others)
+
+
+class GroupSource:
+    """Feeds and collects for one learner. `lineage`: see `is_orphan`."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        queue: RunQueue,
+        prompts: PromptFactory,
+        next_position: int = 0,
+        lineage: Mapping[int, int] | None = None,
+    ) -> None:
         self._config = config
         self._queue = queue
         self._prompts = prompts
@@ -86,19 +110,26 @@ class GroupSource:
         self._fruitless: Counter[str] = Counter()  # steps in a row that ended without a group, by reason
         self.last_unscored = ""  # what the reward server said of the last group that could not be scored
         self._store = ImageStore(config.resolved_image_root)
+        self._lineage = lineage or {}
+        self._orphans: deque[Group] = deque()  # to be fed again: still ready in Redis until there is room
 
     def prompt_id(self, position: int, attempt: int = 0) -> PromptId:
         return PromptId(self._config.run, position, attempt)
 
-    def feed(self) -> Ledger:
-        """Top the queue up to the bound. Returns the accounts as they were before; decisions rest on them alone."""
+    def feed(self, collected: Collected | None = None) -> Ledger:
+        """Top the queue up to the bound. Returns the accounts as they were before; decisions rest on them alone.
+
+        Orphans come first, for they are earlier in the data order. A crash may have left many steps' worth of them, so
+        they are not all fed at once: what is sampled long before its step is stale when that step comes.
+        """
         ledger = self._queue.ledger()
         bound = (self._config.max_off_policy_steps + 1) * self._config.prompts_per_step
-        for _ in range(max(0, bound - ledger.unapplied)):
-            if self.next_position >= self._end:
-                break
-            self._queue.feed(self._prompts.training(self.prompt_id(self.next_position)))
-            self.next_position += 1
+        for _ in range(max(0, bound - (ledger.unapplied - len(self._orphans)))):
+            if self._orphans:
+                self._drop(self._orphans.popleft(), ORPHAN, collected or Collected(), refill=True)
+            elif self.next_position < self._end:
+                self._queue.feed(self._prompts.training(self.prompt_id(self.next_position)))
+                self.next_position += 1
         return ledger
 
     def collect(self, version: PolicyVersion, tick: Callable[[], None]) -> Collected:
@@ -111,7 +142,7 @@ class GroupSource:
         pause = _SHORTEST_PAUSE_SECONDS
         while True:
             position = self.next_position
-            ledger = self.feed()
+            ledger = self.feed(collected)
             self._note_dead(ledger, collected)
             wanted = self._config.prompts_per_step - collected.num_closed
             if wanted <= 0:
@@ -139,8 +170,10 @@ class GroupSource:
 
     def _sort(self, group: Group, version: PolicyVersion, collected: Collected) -> None:
         """Into the step, or out of the run with a reason."""
-        lag = policy_lag(group, version)
-        if lag > self._config.max_off_policy_steps and group.oldest_version.incarnation == version.incarnation:
+        lag, orphan = policy_lag(group, version), is_orphan(group, version, self._lineage)
+        if orphan and self._config.orphan_groups == "refeed":
+            self._orphans.append(group)
+        elif lag > self._config.max_off_policy_steps and not orphan:
             self._drop(group, STALE, collected, refill=True)
         elif reason := self._useless(group):
             resampled = collected.num_resampled < self._resampling_limit
@@ -199,7 +232,7 @@ class GroupSource:
         dropped = collected.dropped
         # These end the run by their own names, after some steps.
         others = dropped[OVERLONG] + dropped[NOT_FINITE] + dropped[UNSCORED]
-        limit_reached = dropped.total() - dropped[STALE] > self._resampling_limit > 0
+        limit_reached = dropped.total() - dropped[STALE] - dropped[ORPHAN] > self._resampling_limit > 0
         if not collected.groups and limit_reached and dropped[NO_VARIANCE] and not others:
             raise ConfigurationError(
                 f"dynamic_sampling: {dropped[NO_VARIANCE]} groups in a row had equal rewards; the problems "

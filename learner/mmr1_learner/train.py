@@ -23,6 +23,7 @@ from mmr1.lifecycle import run_command
 from mmr1.preflight import check_data, check_training
 from mmr1.reward_names import check_reward_names
 from mmr1.telemetry import configure_logging
+from mmr1.wire import SchemaVersionError
 from mmr1_learner.errors import StopRequestedError
 
 if TYPE_CHECKING:  # they import torch
@@ -138,6 +139,8 @@ def main(argv: list[str] | None = None) -> int:
     except StaleWriterError as error:
         # Restarting would take the run back from the learner that has taken it over.
         raise ConfigurationError(f"another learner has taken over run {config.run!r}: {error}") from None
+    except SchemaVersionError as error:
+        raise ConfigurationError(str(error)) from None
     except StopRequestedError:
         log.info("stopped while waiting; the newest checkpoint is where the run goes on")
         return 128 + signal.SIGTERM

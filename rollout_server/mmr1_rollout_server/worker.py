@@ -188,6 +188,7 @@ class PromptWorker:
         except EngineDiedError as error:
             # Not given back: this prompt may be what killed the engine. Whoever claims it counts this death.
             _log.error("engine_died", prompt=str(delivery.prompt.id), reason=str(error))
+            await self._quietly(self._consumer.note_error(delivery, str(error)))
         finally:
             self._held.pop(delivery.entry_id, None)
 

@@ -7,14 +7,13 @@ through the entry-point group `mmr1.commands` (name -> function(argv) -> exit co
 from __future__ import annotations
 
 import importlib
-import json
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 
 from mmr1.errors import ConfigurationError
-from mmr1.lifecycle import CommandParser, run_command
+from mmr1.lifecycle import run_command
 
 Command = Callable[[list[str]], int]
 
@@ -29,6 +28,7 @@ BUILT_IN = {
 }
 ELSEWHERE = {
     "data": "mmr1.data_cli",
+    "ledger": "mmr1.ledger_cli",
     "report": "mmr1.report",
     "doctor": "mmr1.doctor",
     "demo": "mmr1.demo",
@@ -58,8 +58,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(name: str) -> Command:
     if name == "up":
         return _up
-    if name == "ledger":
-        return _ledger
     if name in ELSEWHERE:
         command: Command = importlib.import_module(ELSEWHERE[name]).main
         return command
@@ -90,25 +88,6 @@ def _up(argv: list[str]) -> int:
     from mmr1.local.stack import run_stack
 
     return run_stack(config, Console())
-
-
-def _ledger(argv: list[str]) -> int:
-    parser = CommandParser(
-        prog="mmr1 ledger", description="Print a run's accounts; exit code 1 when they do not balance."
-    )
-    parser.add_argument("run", help="the run's name (its `run` option)")
-    parser.add_argument("--redis-url", default="redis://127.0.0.1:6390/0")
-    arguments = parser.parse_args(argv)
-    from redis import Redis
-
-    from mmr1.preflight import check_redis
-    from mmr1.streams import read_ledger
-
-    check_redis(arguments.redis_url)
-    with Redis.from_url(arguments.redis_url) as redis:
-        ledger = read_ledger(redis, arguments.run)
-    print(json.dumps(ledger.as_dict(), indent=2))
-    return 0 if ledger.balanced else 1
 
 
 def _help() -> str:

@@ -13,7 +13,14 @@ import grpc
 
 from mmr1.errors import WeightUpdateError
 from mmr1.records import SCHEMA_VERSION, Group, PolicyVersion, Prompt, TensorSpec
-from mmr1.wire import group_from_message, prompt_to_message, version_from_message, version_to_message
+from mmr1.wire import (
+    SchemaVersionError,
+    check_schema,
+    group_from_message,
+    prompt_to_message,
+    version_from_message,
+    version_to_message,
+)
 from mmr1.wire.v1 import rollout_pb2 as pb
 from mmr1.wire.v1.rollout_pb2_grpc import RolloutServiceStub
 
@@ -67,7 +74,18 @@ class RolloutClient:
         self._channel.close()
 
     def status(self, timeout: float = 10.0) -> ServerStatus:
-        reply = self._stub.GetStatus(pb.GetStatusRequest(schema_version=SCHEMA_VERSION), timeout=timeout)
+        """What the server is and does.
+
+        Raises:
+            SchemaVersionError: it refuses our schema version, or we refuse its.
+        """
+        try:
+            reply = self._stub.GetStatus(pb.GetStatusRequest(schema_version=SCHEMA_VERSION), timeout=timeout)
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.FAILED_PRECONDITION:  # GetStatus is refused for nothing else
+                raise SchemaVersionError(f"rollout server at {self.address}: {error.details()}") from None
+            raise
+        check_schema(reply.schema_version, f"rollout server at {self.address}")
         return ServerStatus(
             server_id=reply.server_id,
             state=pb.ServerState.Name(reply.state).removeprefix("SERVER_STATE_").lower(),

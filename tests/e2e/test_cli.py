@@ -58,10 +58,14 @@ def test_mistakes_are_one_line_and_exit_code_2(arguments: list[str], words: str)
     assert result.stderr.startswith("mmr1: error: ") and words in result.stderr
 
 
-def test_ledger_of_a_run_that_redis_does_not_know(redis_url: str) -> None:
+def test_the_ledger_of_a_run_that_redis_does_not_know_is_one_line(redis_url: str) -> None:
     result = mmr1("ledger", "nobody", "--redis-url", redis_url)
-    assert result.returncode == 0
-    assert '"balanced": true' in result.stdout
+    assert result.returncode == 2 and not result.stdout
+    [line] = result.stderr.splitlines()
+    assert line == (
+        f"mmr1: error: run 'nobody' is not in the Redis at {redis_url}; it holds none; give the run's name and "
+        "--redis-url"
+    )
 
 
 def test_the_demo_needs_the_repository(tmp_path: Path) -> None:

@@ -65,6 +65,11 @@ class ObjectiveOptions(BaseModel):
     sequence_mask_bound: float = Field(
         1.0, gt=0, description="sequence_mask: mean |log importance weight| above which a completion is masked"
     )
+    orphan_groups: Literal["reuse", "refeed"] = Field(
+        "reuse",
+        description="groups that versions lost in a crash have sampled: trained with the importance ratio of their "
+        "recorded log-probabilities (reuse), or dropped and sampled anew (refeed)",
+    )
     overlong: Literal["none", "mask", "shape"] = Field(
         "none",
         description="completions cut off at max_completion_length take no part (mask), or the last overlong_buffer "

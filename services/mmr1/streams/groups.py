@@ -9,16 +9,20 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from redis import Redis
 from redis.exceptions import ResponseError
 
 from mmr1.errors import ConfigurationError
-from mmr1.records import Group, PolicyVersion, Prompt, PromptId
+from mmr1.records import SCHEMA_VERSION, Group, PolicyVersion, Prompt, PromptId
+from mmr1.streams.accounts import Accounts, accounts_from
 from mmr1.streams.ledger import Ledger, ledger_from_accounts
 from mmr1.streams.scripts import Scripts, refusal
 from mmr1.wire import decode_group, encode_prompt
+
+_FED_AT_ONCE = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +62,7 @@ class RunQueue:
                 if not str(error).startswith("BUSYGROUP"):
                     raise
         try:
-            self.incarnation = int(self._scripts.call("become_writer", run_id, last_incarnation))
+            self.incarnation = int(self._scripts.call("become_writer", run_id, last_incarnation, SCHEMA_VERSION))
         except ResponseError as error:
             if str(error).startswith("FOREIGN"):
                 raise ConfigurationError(
@@ -73,8 +77,28 @@ class RunQueue:
         id_ = prompt.id
         return bool(self._write("feed", str(id_), id_.position, id_.attempt, encode_prompt(prompt), int(force)))
 
+    def feed_again(self, prompts: Iterable[Prompt]) -> None:
+        """Queue places again that Redis has forgotten, many in one exchange."""
+        remaining = iter(prompts)
+        while chunk := list(islice(remaining, _FED_AT_ONCE)):
+            with self._redis.pipeline(transaction=False) as pipeline:
+                for prompt in chunk:
+                    id_ = prompt.id
+                    arguments = (self.incarnation, str(id_), id_.position, id_.attempt, encode_prompt(prompt), 1)
+                    self._scripts.call("feed", *arguments, client=pipeline)
+                for reply in pipeline.execute(raise_on_error=False):
+                    if isinstance(reply, ResponseError):
+                        raise refusal(reply) or reply
+                    if isinstance(reply, Exception):
+                        raise reply
+
     def read(self, count: int) -> list[Group]:
-        """Up to `count` scored groups, without waiting. After a restart, those of the earlier life come first."""
+        """Up to `count` scored groups, without waiting. After a restart, those of the earlier life come first.
+
+        Raises:
+            SchemaVersionError: one was written by a build that is too old or too new. All stay pending, for a learner
+                that understands them.
+        """
         groups: list[Group] = []
         while self._replayed is not None and len(groups) < count:
             entries = self._write("read_groups", count - len(groups), self._replayed)
@@ -120,6 +144,9 @@ class RunQueue:
 
     def ledger(self) -> Ledger:
         return ledger_from_accounts(self._scripts.call("accounts"))
+
+    def accounts(self) -> Accounts:
+        return accounts_from(self._scripts.call("inspect"))
 
     def pending_ids(self) -> set[PromptId]:
         """Every id that is fed, ready or applied."""

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from mmr1.records import Group, PolicyVersion, Prompt
+from mmr1.records import SCHEMA_VERSION, Group, PolicyVersion, Prompt
 from mmr1.streams.scripts import Scripts
-from mmr1.wire import SchemaVersionError, decode_prompt, encode_group
+from mmr1.wire import SchemaVersionError, decode_prompt, encode_group, schema_refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,10 @@ class PromptConsumer:
         """Up to `count` prompts, those of dead holders first; none without a lease or when too stale.
 
         `working_on`: entries that this process holds, so that late heartbeats do not hand it its own.
+
+        Raises:
+            SchemaVersionError: the learner would not understand this build's groups, or this build not its prompts.
+                Whatever was taken has been given back.
         """
         reply = await self._scripts.call(
             "take",
@@ -68,25 +72,33 @@ class PromptConsumer:
             max_lag,
             self._claim_idle_ms,
             self._max_deliveries,
+            SCHEMA_VERSION,
             *working_on,
         )
+        if reply[0] == b"schema":
+            raise schema_refusal(int(reply[1]), "the learner of this run")
         if reply[0] != b"ok":
             return []
-        deliveries = []
-        for entry_id, payload, num_deliveries in reply[1]:
-            try:
-                prompt = decode_prompt(payload)
-            except SchemaVersionError:
+        try:
+            return [
+                Delivery(entry_id.decode(), decode_prompt(payload), num_deliveries)
+                for entry_id, payload, num_deliveries in reply[1]
+            ]
+        except SchemaVersionError:
+            for entry_id, _, _ in reply[1]:  # those too that could be read: nobody has died
                 await self._scripts.call("give_back", self._server_id, entry_id)
-                raise
-            deliveries.append(Delivery(entry_id.decode(), prompt, num_deliveries))
-        return deliveries
+            raise
 
     async def publish(self, delivery: Delivery, group: Group) -> bool:
         """Hand the scored group to the learner. False: another server holds the prompt now; discard the group."""
         return bool(
             await self._scripts.call(
-                "publish", self._server_id, delivery.entry_id, str(group.prompt.id), encode_group(group)
+                "publish",
+                self._server_id,
+                delivery.entry_id,
+                str(group.prompt.id),
+                encode_group(group),
+                str(group.oldest_version),
             )
         )
 
@@ -101,6 +113,11 @@ class PromptConsumer:
                 "bury", self._server_id, delivery.entry_id, str(delivery.prompt.id), reason, detail
             )
         )
+
+    async def note_error(self, delivery: Delivery, detail: str) -> bool:
+        """This holder is about to die of `detail`: what is told if the prompt has to be buried. Keeps the claim."""
+        id_ = str(delivery.prompt.id)
+        return bool(await self._scripts.call("note_error", self._server_id, delivery.entry_id, id_, detail))
 
     async def heartbeat(self, deliveries: Sequence[Delivery]) -> set[str]:
         """Keep holding these. Returns the entry ids that are still ours."""

@@ -14,7 +14,7 @@ from redis.exceptions import ResponseError
 
 from mmr1.errors import StaleWriterError
 
-_KEYS = ("prompts", "groups", "ledger", "items", "applied", "leases", "writer", "graveyard")
+_KEYS = ("prompts", "groups", "ledger", "items", "applied", "leases", "writer", "graveyard", "versions", "errors")
 
 
 class RunForgottenError(Exception):
@@ -32,18 +32,18 @@ class Scripts:
 
     def __init__(self, redis: Any, run: str) -> None:
         self._redis = redis
-        self._keys = [f"mmr1:{{{run}}}:{name}" for name in _KEYS]
+        self._keys = [f"mmr1:{{{run}}}:{name}".encode() for name in _KEYS]  # bytes: not encoded again for each call
         self._registered: dict[str, Any] = {}
 
     def key(self, name: str) -> str:
-        return self._keys[_KEYS.index(name)]
+        return self._keys[_KEYS.index(name)].decode()
 
-    def call(self, name: str, *arguments: str | bytes | int | float) -> Any:
-        """Run one script. With an asyncio client the result is awaited by the caller."""
+    def call(self, name: str, *arguments: str | bytes | int | float, client: Any = None) -> Any:
+        """Run one script. With an asyncio client the result is awaited by the caller; `client`: a pipeline instead."""
         script = self._registered.get(name)
         if script is None:
             script = self._registered[name] = self._redis.register_script(_source(name))
-        return script(keys=self._keys, args=list(arguments))
+        return script(keys=self._keys, args=list(arguments), client=client)
 
 
 def refusal(error: ResponseError) -> StaleWriterError | RunForgottenError | None:

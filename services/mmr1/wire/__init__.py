@@ -12,7 +12,7 @@ from mmr1.wire.convert import (
     version_from_message,
     version_to_message,
 )
-from mmr1.wire.schema import SchemaVersionError, check_schema
+from mmr1.wire.schema import SchemaVersionError, check_schema, schema_refusal
 
 __all__ = [
     "SchemaVersionError",
@@ -25,6 +25,7 @@ __all__ = [
     "group_to_message",
     "prompt_from_message",
     "prompt_to_message",
+    "schema_refusal",
     "version_from_message",
     "version_to_message",
 ]

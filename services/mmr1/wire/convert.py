@@ -79,15 +79,17 @@ def prompt_from_message(message: pb.Prompt) -> Prompt:
 
 
 def group_to_message(group: Group) -> pb.Group:
-    return pb.Group(
+    message = pb.Group(
         schema_version=SCHEMA_VERSION,
         prompt=prompt_to_message(group.prompt),
         prompt_token_ids=group.prompt_token_ids,
-        rollouts=[_rollout_to_message(rollout) for rollout in group.rollouts],
         server_id=group.server_id,
         generate_seconds=group.generate_seconds,
         score_seconds=group.score_seconds,
     )
+    for rollout in group.rollouts:
+        _add_rollout(message, rollout)
+    return message
 
 
 def group_from_message(message: pb.Group) -> Group:
@@ -143,18 +145,18 @@ def _sampling_from_message(message: pb.Sampling) -> Sampling:
     )
 
 
-def _rollout_to_message(rollout: Rollout) -> pb.Rollout:
-    return pb.Rollout(
+def _add_rollout(message: pb.Group, rollout: Rollout) -> None:
+    """Filled where it stands: handed over as a message of its own it would be copied, and it is most of the bytes."""
+    added = message.rollouts.add(
         token_ids=rollout.token_ids,
         logprobs=rollout.logprobs,
-        spans=[
-            pb.VersionSpan(version=version_to_message(span.version), begin=span.begin, end=span.end)
-            for span in rollout.spans
-        ],
         text=rollout.text,
         finish_reason=_FINISH_REASONS[rollout.finish_reason],
-        score=None if rollout.score is None else _score_to_message(rollout.score),
     )
+    for span in rollout.spans:
+        added.spans.add(version=version_to_message(span.version), begin=span.begin, end=span.end)
+    if rollout.score is not None:
+        added.score.CopyFrom(_score_to_message(rollout.score))
 
 
 def _rollout_from_message(message: pb.Rollout) -> Rollout:

@@ -14,7 +14,12 @@ class SchemaVersionError(Exception):
 def check_schema(version: int, what: str) -> None:
     """Raise SchemaVersionError unless `version` is this build's or one older."""
     if not OLDEST_SCHEMA_VERSION <= version <= SCHEMA_VERSION:
-        raise SchemaVersionError(
-            f"{what} has schema version {version}, this build speaks {OLDEST_SCHEMA_VERSION} to {SCHEMA_VERSION}; "
-            "run the same release of MMR1 everywhere"
-        )
+        raise schema_refusal(version, what)
+
+
+def schema_refusal(version: int, what: str) -> SchemaVersionError:
+    """For `what`, which speaks `version`."""
+    return SchemaVersionError(
+        f"{what} has schema version {version}, this build speaks {OLDEST_SCHEMA_VERSION} to {SCHEMA_VERSION}; "
+        "run the same release of MMR1 everywhere"
+    )

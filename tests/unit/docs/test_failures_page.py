@@ -7,13 +7,14 @@ import re
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 from PIL import Image
 
-from mmr1 import templates_cli
+from mmr1 import ledger_cli, templates_cli
 from mmr1.config import RunConfig, load_config
 from mmr1.config.loading import load_options
 from mmr1.config.sft_options import SftConfig
@@ -73,6 +74,14 @@ def port_in_use() -> None:
 def in_use(folder: str, *holder: str) -> None:
     with run_lock(Path(folder), *holder), run_lock(Path(folder)):
         pass
+
+
+def unknown_run() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ledger_cli, "check_redis", lambda _: None)
+        patch.setattr(ledger_cli, "read_accounts", lambda *_: SimpleNamespace(known=False))
+        patch.setattr(ledger_cli, "run_names", lambda _: [])
+        ledger_cli.main(["counting"])
 
 
 def damaged_checkpoint() -> None:
@@ -165,6 +174,7 @@ CASES: dict[str, Callable[[], object]] = {
     "address": lambda: config(host="::1"),
     "port in use": port_in_use,
     "Redis down": lambda: check_redis("redis://127.0.0.1:1/0"),
+    "no such run": unknown_run,
     "reward server down": lambda: check_reward_server("http://127.0.0.1:1"),
     "run in use": lambda: in_use("runs/demo"),
     "fine-tuning in use": lambda: in_use("runs/demo/sft", "mmr1 sft"),

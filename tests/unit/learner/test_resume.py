@@ -97,7 +97,9 @@ class Learner:
         self.step = state.step if state else 0
         self.version = PolicyVersion(incarnation, self.step)
         self.queue.commit_version(self.version)
-        self.source = GroupSource(run.config, self.queue, run.prompts, reconcile(self.queue, state, run.prompts))
+        self.lineage = dict(state.lineage) if state else {}
+        next_position = reconcile(self.queue, state, run.prompts)
+        self.source = GroupSource(run.config, self.queue, run.prompts, next_position, self.lineage)
         self.unsaved: list[PromptId] = []
 
     def collect(self, **serve: Any) -> list[Group]:
@@ -119,6 +121,7 @@ class Learner:
             contained,
             tuple(sorted(pending - set(contained))),
             accounts,
+            lineage=tuple({**self.lineage, self.version.incarnation: self.version.number}.items()),
         )
         self.run.checkpoints.start(self.step)
         self.run.checkpoints.finish(state, self.queue.ensure_current)

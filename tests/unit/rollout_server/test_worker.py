@@ -299,6 +299,7 @@ async def test_what_runs_when_the_engine_dies_counts_as_a_death(bench: Bench) ->
     await bench.serve()
     async with working(bench):
         await asyncio.sleep(0.3)
+    assert bench.sync.hgetall("mmr1:{test}:errors") == {b"0/0": b"gone"}, "what is told if it has to be buried"
     await asyncio.sleep(0.5)
     other, version = bench.consumer("rollout-1"), PolicyVersion(bench.incarnation, 1)
     await other.register("x", "serves", version, 10.0)

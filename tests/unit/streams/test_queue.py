@@ -12,6 +12,7 @@ import redis.asyncio
 from mmr1.errors import StaleWriterError
 from mmr1.records import PolicyVersion
 from mmr1.streams import Ledger, PromptConsumer, RunQueue, read_ledger
+from mmr1.streams.accounts import read_dead
 from tests.conftest import make_group, make_prompt
 
 V0 = PolicyVersion(1, 0)
@@ -152,6 +153,26 @@ def test_a_prompt_whose_holders_keep_dying_is_dead_and_giving_back_counts_nothin
 
     with_consumers(redis_url, serve, "a", "b", claim_idle_seconds=0.03, max_deliveries=2)
     check(queue, dead={"max_deliveries": 1}, pending=0)
+
+
+def test_a_buried_prompt_tells_who_held_it_last_and_what_that_one_said(queue: RunQueue, redis_url: str) -> None:
+    queue.feed(make_prompt(0))
+    queue.feed(make_prompt(1))
+
+    async def serve(a: PromptConsumer, b: PromptConsumer) -> None:
+        spoke, _ = await a.take(2, V0, 1)
+        assert await a.note_error(spoke, "CUDA error: out of memory")
+        assert not await b.note_error(spoke, "it is not mine")
+        await asyncio.sleep(0.04)
+        assert await b.take(2, V0, 1) == []
+
+    with_consumers(redis_url, serve, "a", "b", claim_idle_seconds=0.03, max_deliveries=1)
+    client = redis.Redis.from_url(redis_url)
+    assert [dead.detail for dead in read_dead(client, "test")] == [
+        "its holder died 1 times, the last was a: CUDA error: out of memory",
+        "its holder died 1 times, the last was a: it left no word",
+    ]
+    assert not client.exists("mmr1:{test}:errors"), "nothing stays of what is over"
 
 
 def test_dropping_feeds_the_next_attempt_in_one_step(queue: RunQueue, redis_url: str) -> None:

@@ -1,6 +1,6 @@
 -- Shared by every script. All keys of a run share one hash tag, so one script may touch them all.
-local prompts, groups, ledger, items, applied, leases, writer, graveyard =
-  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8]
+local prompts, groups, ledger, items, applied, leases, writer, graveyard, versions, errors =
+  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
 
 local function now()
   local t = redis.call('TIME')
@@ -42,7 +42,7 @@ local function field(fields, name)
   end
 end
 
--- items[id] is 'p<entry>' while the prompt waits or runs and 'g<entry>' once its group is ready.
+-- items[id] is 'p<entry>' while the prompt waits or runs and 'g<entry> <version>' once its group is ready.
 local function feed(id, payload, crashes)
   local entry = redis.call('XADD', prompts, '*', 'id', id, 'payload', payload, 'crashes', crashes)
   redis.call('HSET', items, id, 'p' .. entry)
@@ -52,6 +52,31 @@ end
 local function forget(id)
   redis.call('HDEL', items, id)
   redis.call('SREM', applied, id)
+  redis.call('HDEL', errors, id)
+end
+
+-- Groups by the version that sampled them: ready, trained, dropped. The ledger's own counters do not rest on these.
+local function count_version(state, version, change)
+  if version == '' then return end
+  local name = state .. ':' .. version
+  if redis.call('HINCRBY', versions, name, change) == 0 then redis.call('HDEL', versions, name) end
+end
+
+-- Takes a pending id out, wherever it is, and counts what became of it. False: it is not pending.
+local function settle(id, state, counter)
+  local where = redis.call('HGET', items, id)
+  if not where then return false end
+  local kind, entry, version = string.match(where, '^(.)(%S+) ?(%S*)$')
+  if kind == 'g' then
+    remove(groups, 'learner', entry)
+    count_version('ready', version, -1)
+    count_version(state, version, 1)
+  else
+    remove(prompts, 'rollout', entry)
+  end
+  forget(id)
+  redis.call('HINCRBY', ledger, counter, 1)
+  return true
 end
 
 local function bury(entry, id, reason, detail, payload)
