@@ -1,6 +1,7 @@
 """The trained model as plain folders: what transformers and vLLM load, and the adapters alone where there are some.
 
-Knows files; what the tensors are is known to published.py. A folder appears as a whole, or stays what it was.
+Knows files; what the tensors are is known to published.py. A folder appears as a whole; the one that it replaces is
+there until then, under its own name or, for a moment, as NAME.replaced.
 """
 
 from __future__ import annotations
@@ -46,5 +47,12 @@ def _start(folder: Path) -> Path:
 def _finish(aside: Path, folder: Path) -> None:
     for weights in aside.glob("*.safetensors"):
         weights.chmod(0o644)  # safetensors makes it private; a container's user must read it
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(aside, folder)
+    for file in aside.iterdir():
+        with file.open("rb") as written:
+            os.fsync(written.fileno())
+    replaced = folder.with_name(f"{folder.name}.replaced")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if folder.exists():
+        folder.rename(replaced)
+    aside.rename(folder)
+    shutil.rmtree(replaced, ignore_errors=True)

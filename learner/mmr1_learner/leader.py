@@ -195,10 +195,11 @@ class Leader:
 
     def finish(self) -> None:
         """After the last step: the closing evaluation and the final accounts."""
-        if self._config.eval_at_end and not self.files.has("evaluations", name="after"):
-            self._evaluate("after", self._config.num_steps)
+        last = self._config.num_steps
+        # A run that was longer than before has an earlier end, measured then.
+        if self._config.eval_at_end and not self.files.has("evaluations", name="after", step=last):
+            self._evaluate("after", last)
         self.files.write("ledger", self.queue.ledger().as_dict())
-        self.files.status("done")
 
     def close(self, exit_code: int) -> None:
         """Wait for nobody any more. The trackers hear whether the run has failed."""

@@ -126,6 +126,11 @@ def _check_family(path: str, hf: Any, config: RunConfig) -> None:
             f"model {path} is a {family}, whose hidden states and output matrix are not where they are expected; "
             f"families known to work are {', '.join(FAMILIES)}"
         )
+    if getattr(hf.config, "image_token_id", None) is None:
+        raise ConfigurationError(
+            f"model {path} is a {family}, whose configuration names no image_token_id, so images cannot be found in "
+            f"its prompts; families known to work are {', '.join(FAMILIES)}"
+        )
     require_known_layout(config, family)
     log.warning(
         "the learner does not know this family's layout: every completion is scored in a padded row of its own, which "

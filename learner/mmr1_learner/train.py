@@ -78,6 +78,8 @@ def train(config: RunConfig) -> None:
             published.tell(_GO_ON if leader else None)
             export(config, published, encoder.processor, config.run_dir)
             ranks.barrier()
+            if leader:
+                leader.files.status("done")
         exit_code = 0
     finally:
         if leader:

@@ -82,7 +82,7 @@ class Trainer:
                 self.watch.begin(plan, update, old, self.policy)
                 norms.append(self._optimize(batches[update], old, updates[update], report))
         totals = self._ranks.sum(report.sums)
-        return {**means(totals), "grad_norm": max(norms), "learning_rate": rate}
+        return {**means(totals, len(norms)), "grad_norm": max(norms), "learning_rate": rate}
 
     def _optimize(
         self,

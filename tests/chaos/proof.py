@@ -50,7 +50,7 @@ def prove(diary: list[dict[str, Any]], ledger: dict[str, Any]) -> Proof:
     twice = tuple(position for position, count in positions.items() if count > 1)
     # As many trained by the accounts as by the diary, or one of them is wrong.
     missing = abs(ledger["trained"] - positions.total())
-    lost = max(0, untrained - closed) + missing + ledger["pending"]
+    lost = max(untrained - closed, missing, ledger["pending"])
     return Proof(len(steps), positions.total(), twice, lost, spoiled_versions(diary))
 
 

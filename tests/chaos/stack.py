@@ -30,6 +30,8 @@ from tests.conftest import REPOSITORY, free_port, free_ports
 AGENT = Path(__file__).resolve().parent / "agent"
 PROMPTS_PER_STEP = 4
 REACH_SECONDS = 240.0  # for a phase to be reached: a killed rollout server loads for a minute on two busy cores
+START_SECONDS = 480.0  # two engines load, on two cores that others may use too
+AWAKE_SECONDS = 2.0
 STEP_SECONDS = 240.0  # after a fault, without a step: it hangs
 PROGRAMS = {
     "learner": "mmr1_learner.train",
@@ -94,7 +96,7 @@ class Stack:
         self._process = subprocess.Popen(
             command, stdout=self._log, stderr=subprocess.STDOUT, cwd=REPOSITORY, env=environment
         )
-        self._wait_for_step(began)
+        self._wait_for_step(began, START_SECONDS)
 
     def inflict(self, fault: Fault) -> float:
         """Strike, let a frozen one go on in time, and wait for the next optimizer step. Returns the seconds to it."""
@@ -103,7 +105,11 @@ class Stack:
             timer = threading.Timer(fault.frozen_seconds, _send, (struck["pid"], signal.SIGCONT))
             self._frozen[struck["pid"]] = timer
             timer.start()
-        return self._wait_for_step(struck["time"])
+        seconds = self._wait_for_step(struck["time"])
+        if fault.frozen_seconds:  # what wakes up has its say before anything else happens
+            timer.join()
+            self._wait_for_step(time.time() + AWAKE_SECONDS)
+        return seconds
 
     def stop(self) -> int:
         """SIGTERM, as a person would; the exit code."""
@@ -169,15 +175,15 @@ class Stack:
             time.sleep(0.05)
         raise HungError(f"no {victim} is running\n{self.said}")
 
-    def _wait_for_step(self, after: float) -> float:
-        deadline = time.monotonic() + STEP_SECONDS
+    def _wait_for_step(self, after: float, limit: float = STEP_SECONDS) -> float:
+        deadline = time.monotonic() + limit
         while True:
             later = [entry["time"] for entry in self.diary if "step" in entry and entry["time"] > after]
             if later:
                 return float(later[0] - after)
             self._check_alive()
             if time.monotonic() > deadline:
-                raise HungError(f"no optimizer step in {STEP_SECONDS:.0f} s\n{self.said}")
+                raise HungError(f"no optimizer step in {limit:.0f} s\n{self.said}")
             time.sleep(0.05)
 
     def _check_alive(self) -> None:

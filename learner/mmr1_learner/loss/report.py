@@ -41,16 +41,19 @@ class LossReport:
             self.add(name, value)
 
 
-def means(totals: dict[str, float]) -> dict[str, float]:
-    """Per-token means of what was summed over tokens; losses are sums already. NaN: there was nothing to measure.
+def means(totals: dict[str, float], num_updates: int = 1) -> dict[str, float]:
+    """Per-token means of what was summed over tokens, and losses' means over updates. NaN: nothing to measure.
 
     A term that is not in the loss has no loss of its own; the four divergences are there whenever a reference is.
+
+    Args:
+        num_updates: optimizer steps that the sums are of. Within one, a loss is a sum already.
     """
     tokens = max(1.0, totals["num_tokens"])
     on_policy = totals["on_policy_tokens"]
     return {
-        "loss": totals["loss"],
-        **{f"{term}_loss": totals.get(f"{term}_loss", math.nan) for term in TERMS},
+        "loss": totals["loss"] / num_updates,
+        **{f"{term}_loss": totals.get(f"{term}_loss", math.nan) / num_updates for term in TERMS},
         "num_tokens": totals["num_tokens"],
         "entropy": totals["entropy"] / tokens,
         **{name: totals.get(name, math.nan) / tokens for name in ("kl_k1", "kl_k3", "kl_kimikl", "kl_kimifull")},

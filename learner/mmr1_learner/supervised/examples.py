@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from mmr1.config.sft_options import SftConfig
 from mmr1.errors import ConfigurationError
 from mmr1.images import ImageStore
@@ -35,12 +33,9 @@ class Examples:
         config: SftConfig,
         encoder: PromptEncoder,
         problems: Sequence[Problem],
-        device: torch.device,
-        dtype: torch.dtype,
     ) -> None:
         self._encoder = encoder
         self._problems = problems
-        self._device, self._dtype = device, dtype
         self._store = ImageStore(config.resolved_image_root)
         self._run = config.run
         # The sampler is kept from placeholder tokens. An answer may hold them as text, and is scored as it stands.
@@ -60,7 +55,7 @@ class Examples:
         return f"row {problem.position} ({problem.problem[:40]!r})"
 
     def pack(self, indices: Sequence[int], weights: Sequence[float]) -> RowBatch:
-        """One forward: a row for each index, whose answer's tokens each weigh `weights[i]` (0: a dummy).
+        """One forward, in the host's memory: a row for each index, whose tokens each weigh `weights[i]` (0: a dummy).
 
         Raises:
             ImageError: an image is not what it was when the run began.
@@ -74,8 +69,7 @@ class Examples:
             answer = self._answers[index]
             completion = Completion(answer, (0.0,) * len(answer), advantage=0.0, weight=weight)
             rows.append(Row(encoded, (completion,), TEMPERATURE))
-        batch = pack(rows, self._encoder.image_token_id, self._encoder.pad_token_id)
-        return batch.to(self._device, self._dtype)
+        return pack(rows, self._encoder.image_token_id, self._encoder.pad_token_id)
 
 
 def encode_answers(

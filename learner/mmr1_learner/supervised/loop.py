@@ -52,9 +52,8 @@ class _Run:
         problems = train_problems(config, check_images=False)  # the command has looked at them
         self._config = config = config.for_problems(len(problems), ranks.world_size)
         held_out = eval_problems(config, check_images=False)
-        device, dtype = ranks.device, policy.hf.dtype
-        examples = Examples(config, self._encoder, problems, device, dtype)
-        self._held_out = Examples(config, self._encoder, held_out, device, dtype) if held_out else None
+        examples = Examples(config, self._encoder, problems)
+        self._held_out = Examples(config, self._encoder, held_out) if held_out else None
         if ranks.is_first:
             check_prompt_lengths(config, self._encoder, examples.prompts, [*problems, *held_out])
         self.tuner = Tuner(config, ranks, policy, examples)
@@ -81,7 +80,7 @@ class _Run:
         if code:
             self._status("stopped", f"after step {self._state.step}; the same command goes on")
             return code
-        if self._config.eval_at_end and not self._is_evaluated("after"):
+        if self._config.eval_at_end and not self._is_evaluated("after", self._config.num_steps):
             self._evaluate("after", self._config.num_steps)
         published = Published(self.tuner.policy, self._ranks, self._config.weight_bucket_bytes)
         published.refresh()
@@ -147,9 +146,9 @@ class _Run:
             self._trackers.log(step, {"held_out": found})
             log.info("held-out", when=name, **{key: round(value, 4) for key, value in found.items()})
 
-    def _is_evaluated(self, name: str) -> bool:
+    def _is_evaluated(self, name: str, step: int) -> bool:
         """As rank 0's files say, for all."""
-        known = bytes([self._files.has("evaluations", name=name)]) if self._ranks.is_first else None
+        known = bytes([self._files.has("evaluations", name=name, step=step)]) if self._ranks.is_first else None
         return bool(self._ranks.share(known)[0])
 
     def _save(self, step: int, position: int) -> None:

@@ -76,7 +76,7 @@ class Tuner:
         total = 0.0
         for index, future in enumerate(waiting):
             with self._timed("encode"):
-                batch = future.result()
+                batch = self._place(future.result())
             self.engine.set_gradient_accumulation_boundary(index == len(waiting) - 1)
             with self._timed("forward"):
                 stats: TokenStats = self.engine(batch)
@@ -110,7 +110,8 @@ class Tuner:
             live = range(start, min(start + per_forward, len(examples)))
             # A rank that comes up short runs a dummy: with parameters in shares, every forward is a collective.
             # By the one thread that tokenises and cuts images: a tokenizer cannot be used by two at once.
-            batch = self._packing.submit(examples.pack, live or (0,), [1.0] * len(live) or (0.0,)).result()
+            packed = self._packing.submit(examples.pack, live or (0,), [1.0] * len(live) or (0.0,)).result()
+            batch = self._place(packed)
             logprobs = self.policy(batch).logprobs * batch.weights
             answers = torch.zeros(batch.num_sequences, device=logprobs.device)
             answers.index_add_(0, batch.sequences, logprobs)
@@ -123,6 +124,10 @@ class Tuner:
             "loss": totals["loss"] / totals["num_tokens"],
             "answer_probability": totals["probability"] / len(examples),
         }
+
+    def _place(self, batch: RowBatch) -> RowBatch:
+        """On the device, for one forward: a step's pixels together may not fit there."""
+        return batch.to(self._ranks.device, self.policy.hf.dtype)
 
     def _refuse_no_number(self, step: int, loss: float, forward: Forward) -> None:
         """All ranks leave together: the others would wait in a collective for the one that left."""

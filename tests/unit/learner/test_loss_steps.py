@@ -78,7 +78,7 @@ class Setting:
     def step(self, world_size: int = 1, **options: Any) -> tuple[list[Tensor], list[dict[str, float]]]:
         """The gradients of each update, as DeepSpeed would average them, and every rank's report."""
         config = small_config(
-            self.model, image_root=str(self.folder), learning_rate=0.05, learner_processes=world_size, **options
+            self.model, image_root=str(self.folder), learner_processes=world_size, **{"learning_rate": 0.05, **options}
         )
         gradients, reports = [], []
         for rank in range(world_size):
@@ -108,6 +108,16 @@ def test_forwards_and_ranks_add_up_to_one_forward(objective: str, setting: Setti
     assert (whole - parts).norm() < 1e-4 * whole.norm()
     for name in (name for name in report if name.endswith("loss") or name == "num_tokens"):
         assert sum(other[name] for other in reports) == pytest.approx(report[name], rel=1e-4), name
+
+
+def test_a_loss_is_the_mean_over_updates_and_the_norm_their_largest(setting: Setting) -> None:
+    """Two halves of six answers, the policy all but still: their losses' mean is the loss of all twelve at once."""
+    options = {"kl": [], "importance_correction": "none", "learning_rate": 1e-12, "aggregation": "constant"}
+    _, (whole,) = setting.step(per_device_batch_size=12, **options)
+    gradients, (halves,) = setting.step(per_device_batch_size=12, num_updates_per_batch=2, **options)
+    assert whole["loss"] != 0 and halves["loss"] == pytest.approx(whole["loss"], rel=1e-4)
+    assert halves["policy_loss"] == pytest.approx(halves["loss"])
+    assert halves["grad_norm"] == pytest.approx(max(float(gradient.norm()) for gradient in gradients), rel=1e-4)
 
 
 def test_one_forward_at_a_time_is_on_the_device(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,7 +105,7 @@ def test_loss_is_the_cross_entropy_of_the_answers(small_model: Path, data: Path,
     policy = load_policy(config.model, config)
     encoder = PromptEncoder(config.model, policy, config)
     problems = train_problems(config)
-    examples = Examples(config, encoder, problems, torch.device("cpu"), torch.float32)
+    examples = Examples(config, encoder, problems)
     num_tokens = sum(examples.num_tokens(index) for index in range(4))
     batch = examples.pack(range(4), [1 / num_tokens] * 4)
     loss = answer_loss(policy(batch).logprobs, batch.weights)
@@ -253,7 +253,7 @@ def test_answers_that_are_too_long(small_model: Path, data: Path, tmp_path: Path
     policy = load_policy(config.model, config)
     encoder = PromptEncoder(config.model, policy, config)
     with pytest.raises(ConfigurationError, match=r"of row 2 has 6 tokens .* above max_completion_length 5"):
-        Examples(config, encoder, train_problems(config), torch.device("cpu"), torch.float32)
+        Examples(config, encoder, train_problems(config))
 
 
 def test_epochs_and_batches(small_model: Path, data: Path, tmp_path: Path) -> None:
