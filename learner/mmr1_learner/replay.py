@@ -6,6 +6,7 @@ no other rank's part. Nothing is written and nothing is kept. torch is imported 
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import sys
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, options = parser.parse_known_args(argv)
     if not (arguments.dump / "config.yaml").exists():
         raise ConfigurationError(f"{arguments.dump} is no dump of a step; give a folder of RUN_DIR/dumps")
+    _refuse_fine_tuning(arguments.dump)
     config = load_config(arguments.dump / "config.yaml", options)
     set_environment(config)
     os.environ.setdefault("MASTER_PORT", "0")  # of a process alone: any free one
@@ -55,6 +57,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_images(config, dump.plan)
     found, gradients = replay(config, dump)
     return report(Console(), config, dump, found, gradients)
+
+
+def _refuse_fine_tuning(dump: Path) -> None:
+    """It has examples and no groups, and needs no replay: its steps follow from the checkpoint."""
+    try:
+        kind = json.loads((dump / "dump.json").read_text()).get("kind")
+    except (OSError, ValueError, AttributeError):
+        return  # what is wrong with it is said when it is read
+    if kind == "fine_tuning":
+        raise ConfigurationError(
+            f"{dump} is of a step of `mmr1 sft`; `mmr1 sft {dump / 'config.yaml'}` goes from the newest checkpoint to "
+            "that step again"
+        )
 
 
 def report(console: Console, config: RunConfig, dump: Dump, found: Found, gradients: dict[str, float]) -> int:

@@ -8,6 +8,7 @@ no optimizer and no loss.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from mmr1.config.sft_options import SftConfig
 from mmr1.errors import ConfigurationError
@@ -49,10 +50,16 @@ class Examples:
         """Tokens of one answer, the one that ends it included."""
         return len(self._answers[index])
 
-    def describe(self, index: int) -> str:
-        """One problem, for a message."""
+    def record(self, index: int) -> dict[str, Any]:
+        """One problem, for a dump."""
         problem = self._problems[index]
-        return f"row {problem.position} ({problem.problem[:40]!r})"
+        return {
+            "row": problem.position,
+            "problem": problem.problem,
+            "solution": problem.solution,
+            "images": list(problem.images),
+            "num_tokens": self.num_tokens(index),
+        }
 
     def pack(self, indices: Sequence[int], weights: Sequence[float]) -> RowBatch:
         """One forward, in the host's memory: a row for each index, whose tokens each weigh `weights[i]` (0: a dummy).

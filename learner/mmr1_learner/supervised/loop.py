@@ -15,6 +15,7 @@ import structlog
 from mmr1.config.sft_options import SftConfig
 from mmr1.dataset import eval_problems, train_problems
 from mmr1_learner.checkpoint import Checkpoints, RunState
+from mmr1_learner.errors import NonFiniteLossError
 from mmr1_learner.export import export
 from mmr1_learner.metrics import RunFiles
 from mmr1_learner.model import PromptEncoder, load_policy
@@ -22,6 +23,7 @@ from mmr1_learner.prompt_lengths import check_prompt_lengths
 from mmr1_learner.published import Published
 from mmr1_learner.ranks import Ranks, join_ranks
 from mmr1_learner.schedules import say_other_length
+from mmr1_learner.supervised.dump import FoundStep, write_dump
 from mmr1_learner.supervised.examples import Examples
 from mmr1_learner.supervised.tuner import Tuner
 from mmr1_learner.trackers import Trackers
@@ -102,7 +104,10 @@ class _Run:
                 return code
             self._status("training", f"step {step + 1} of {config.num_steps}")
             started = time.monotonic()
-            report = self.tuner.step(step, position)
+            try:
+                report = self.tuner.step(step, position)
+            except NonFiniteLossError as error:
+                raise NonFiniteLossError(self._dumped(str(error), step, position)) from None
             step, position = step + 1, position + per_step
             self._record(step, report, time.monotonic() - started)
             if config.eval_every and step % config.eval_every == 0 and step < config.num_steps:
@@ -111,6 +116,21 @@ class _Run:
                 self._save(step, position)
                 durable = step
         return 0
+
+    def _dumped(self, message: str, step: int, position: int) -> str:
+        """Write down what was found here. Nobody leaves before all have: the first to end ends the others."""
+        ranks = self._ranks
+        if self.tuner.at_fault:
+            reason = message.partition(": ")[2]
+            checkpoint = self._checkpoints.path(self._state.step) if self._state.step else None
+            try:
+                found = FoundStep(step + 1, position, reason, self.tuner.seen)
+                folder = write_dump(self._config, found, ranks.rank, ranks.world_size, checkpoint)
+                message = f"{message}; {folder} lists its examples with their losses"
+            except OSError as error:  # a full disk must not hide what happened
+                message = f"{message}; it could not be dumped: {error}"
+        ranks.barrier()
+        return message
 
     def _told_to_stop(self) -> int:
         """Rank 0's word, for all: one that went by itself would leave the others in a collective."""

@@ -26,6 +26,7 @@ from mmr1_learner.model import Policy
 from mmr1_learner.ranks import Ranks
 from mmr1_learner.rows import RowBatch
 from mmr1_learner.schedules import learning_rate
+from mmr1_learner.supervised.dump import Seen
 from mmr1_learner.supervised.examples import Examples
 from mmr1_learner.training_state import TrainingState
 
@@ -43,6 +44,8 @@ class Tuner:
         self._packing = ThreadPoolExecutor(1)  # images are opened and cut while the model computes
         self._ahead: tuple[int, list[Future[RowBatch]]] | None = None
         self.phases: dict[str, float] = defaultdict(float)
+        self.seen: list[Seen] = []  # what this rank has scored of the step under way
+        self.at_fault = False  # the loss that is not finite, or a gradient, which is everybody's, was found here
         self.engine = make_engine(config, policy)
         self.state = TrainingState(self.engine, ranks)
 
@@ -63,9 +66,11 @@ class Tuner:
         """Optimizer step `step`, from 0, on the sequences from `position` of the data order.
 
         Raises:
-            NonFiniteLossError: the loss or the gradient is; nothing this rank holds is to be kept.
+            NonFiniteLossError: the loss or the gradient is; nothing this rank holds is to be kept. All ranks raise it
+                at the same place; `seen` and `at_fault` say what was found here.
         """
         self.phases.clear()
+        self.seen.clear()
         torch.manual_seed(hash((self._config.seed, step, self._ranks.rank)))  # a resumed run drops what this one drops
         rate = learning_rate(self._config, step)
         for group in self.engine.optimizer.param_groups:
@@ -81,9 +86,9 @@ class Tuner:
             with self._timed("forward"):
                 stats: TokenStats = self.engine(batch)
                 loss = answer_loss(stats.logprobs, batch.weights)
-            value = loss.item()
-            self._refuse_no_number(step, value, forwards[index])
-            total += value
+            total += loss.item()
+            self._see(forwards[index], stats.logprobs, batch)
+            self._refuse_no_number(step, total)
             with self._timed("backward"):
                 # DeepSpeed averages over ranks; the weights already divide by the tokens of all ranks.
                 self.engine.backward(loss * self._ranks.world_size)
@@ -129,13 +134,20 @@ class Tuner:
         """On the device, for one forward: a step's pixels together may not fit there."""
         return batch.to(self._ranks.device, self.policy.hf.dtype)
 
-    def _refuse_no_number(self, step: int, loss: float, forward: Forward) -> None:
+    def _see(self, forward: Forward, logprobs: Tensor, batch: RowBatch) -> None:
+        losses = torch.zeros(batch.num_sequences, device=logprobs.device)
+        losses.index_add_(0, batch.sequences, -(logprobs.detach() * batch.weights))
+        examples = self._examples
+        self.seen += [Seen(examples.record(i), loss) for i, loss in zip(forward, losses.tolist(), strict=True)]
+
+    def _refuse_no_number(self, step: int, loss: float) -> None:
         """All ranks leave together: the others would wait in a collective for the one that left."""
-        finite = math.isfinite(loss)
-        if self._ranks.any(not finite):
-            rows = ", ".join(self._examples.describe(place) for place in forward)
-            who = f"loss {loss} from {rows}" if not finite else "the loss of another rank is not finite"
-            raise NonFiniteLossError(f"step {step}: {who}")
+        self.at_fault = not math.isfinite(loss)
+        if self._ranks.any(self.at_fault):
+            bad = [seen.example for seen in self.seen if not math.isfinite(seen.loss)]
+            rows = ", ".join(f"row {example['row']} ({example['problem'][:40]!r})" for example in bad)
+            who = f"loss {loss} from {rows}" if self.at_fault else "the loss of another rank is not finite"
+            raise NonFiniteLossError(f"step {step + 1}: {who}")
 
     def _optimize(self, step: int) -> float:
         """DeepSpeed's step. Returns the gradient's norm before clipping."""
@@ -147,7 +159,8 @@ class Tuner:
             self.engine.step()
         norm = float(self.engine.get_global_grad_norm() or 0.0) if unpartitioned is None else unpartitioned
         if not math.isfinite(norm):
-            raise NonFiniteLossError(f"step {step}: gradient norm {norm}")
+            self.at_fault = True
+            raise NonFiniteLossError(f"step {step + 1}: gradient norm {norm}")
         return norm
 
     def _forwards(self, position: int) -> list[Forward]:

@@ -40,19 +40,19 @@ def curves(run: RunFiles) -> list[Chart]:
         return []
     charts = [
         _reward(steps, metrics),
-        _parts(steps, metrics, "components", "Reward by component", "Mean of each, before weights", stacked=False),
-        *(_plain(steps, metrics, *row) for row in PLAIN),
-        _parts(
+        parts_of(steps, metrics, "components", "Reward by component", "Mean of each, before weights", stacked=False),
+        *(plain(steps, metrics, *row) for row in PLAIN),
+        parts_of(
             steps, metrics, "outcomes", "Outcomes of scoring", "Completions; only ok and invalid_output have a reward"
         ),
-        _parts(steps, metrics, "phases", "Seconds by phase", "Where the step's wall time went", unit=" s"),
-        _parts(steps, metrics, "dropped", "Groups dropped", "By reason; their prompts are fed again"),
-        *(_plain(steps, metrics, *row) for row in MECHANICS),
+        parts_of(steps, metrics, "phases", "Seconds by phase", "Where the step's wall time went", unit=" s"),
+        parts_of(steps, metrics, "dropped", "Groups dropped", "By reason; their prompts are fed again"),
+        *(plain(steps, metrics, *row) for row in MECHANICS),
     ]
     return [chart for chart in charts if not chart.empty]
 
 
-def _plain(
+def plain(
     steps: list[float], metrics: list[Record], title: str, note: str, fields: list[tuple[str, str]], colour: int
 ) -> Chart:
     lines = [Line(name, _field(metrics, key)) for name, key in fields]
@@ -67,7 +67,7 @@ def _reward(steps: list[float], metrics: list[Record]) -> Chart:
     return Chart("Reward", note, steps, [Line("reward", mean, low, high)])
 
 
-def _parts(
+def parts_of(
     steps: list[float], metrics: list[Record], key: str, title: str, note: str, stacked: bool = True, unit: str = ""
 ) -> Chart:
     """A chart of a field that maps names to numbers, as seconds by phase. In a stack an absent name counts as 0."""

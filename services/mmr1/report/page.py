@@ -14,6 +14,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from mmr1.report import fine_tuning
 from mmr1.report.charts import Chart, colour, readout, svg
 from mmr1.report.curves import curves
 from mmr1.report.result import MODES, RunResult, interval
@@ -24,7 +25,27 @@ from mmr1.report.table import minutes, percent
 
 
 def page(run: RunFiles, result: RunResult, samples: list[Sample]) -> str:
-    """The whole page as text."""
+    """The whole page of a run as text."""
+    return _render(
+        "report.html",
+        run,
+        curves(run),
+        result=result,
+        heldout=_heldout(result),
+        reasons={name: run.ledger[name] for name in ("dropped", "dead") if isinstance(run.ledger.get(name), dict)},
+        samples=samples,
+        num_rows=sum(len(sample.rows) for sample in samples),
+        steps=sorted({sample.step for sample in samples}),
+        outcomes=Counter(row.outcome for sample in samples for row in sample.rows),
+    )
+
+
+def fine_tuning_page(run: RunFiles, result: dict[str, Any]) -> str:
+    """The whole page of what `mmr1 sft` has left as text; `result` is what result.json holds."""
+    return _render("fine_tuning.html", run, fine_tuning.curves(run), result=result)
+
+
+def _render(template: str, run: RunFiles, charts: list[Chart], **more: Any) -> str:
     environment = Environment(
         loader=PackageLoader("mmr1.report", ""),
         autoescape=True,
@@ -33,26 +54,19 @@ def page(run: RunFiles, result: RunResult, samples: list[Sample]) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(percent=percent, minutes=minutes, short=short)
-    charts = curves(run)
     script = _own("report.js")
-    return environment.get_template("report.html").render(
+    return environment.get_template(template).render(
         css=Markup(_own("report.css")),
         js=Markup(script),
         js_sha256=_fingerprint(script),
         name=str(run.config.get("run") or run.folder.name),
         model=str(run.config.get("model") or ""),
-        result=result,
-        heldout=_heldout(result),
-        reasons={name: run.ledger[name] for name in ("dropped", "dead") if isinstance(run.ledger.get(name), dict)},
         planned=max((m["num_steps"] for m in run.metrics if isinstance(m.get("num_steps"), int)), default=None),
         problems=run.problems,
         charts=[_drawn(chart) for chart in charts],
         readouts=[readout(chart) for chart in charts],
-        samples=samples,
-        num_rows=sum(len(sample.rows) for sample in samples),
-        steps=sorted({sample.step for sample in samples}),
-        outcomes=Counter(row.outcome for sample in samples for row in sample.rows),
         config=run.config,
+        **more,
     )
 
 

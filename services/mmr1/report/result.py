@@ -88,12 +88,12 @@ def summarise(run: RunFiles) -> RunResult:
         task=run.config.get("task") or next((str(task) for task in tasks if task), None),
         seed=int(seed) if isinstance(seed, int) else None,
         steps=len(run.metrics),
-        seconds=_seconds(run),
+        seconds=seconds_of(run),
         heldout=_heldout(run.evaluations),
         parity={key: _worst(run.parity, key) for key in ("max_abs_dlogp", "mean_abs_dlogp")},
         weight_updates=_weight_updates(run),
         ledger={name: total(run.ledger.get(name)) for name in ("fed", "trained", "dropped", "dead", "pending")},
-        versions=_versions(run),
+        versions=versions_of(run),
     )
 
 
@@ -125,7 +125,7 @@ def _heldout(evaluations: list[Record]) -> Heldout:
     return Heldout(n=min(sizes) if sizes else None, before=accuracies("before"), after=accuracies("after"))
 
 
-def _seconds(run: RunFiles) -> float | None:
+def seconds_of(run: RunFiles) -> float | None:
     """From the begin of the first step to the end of the last, restarts in between included, and the evaluations."""
     ends = [end for record in run.all_metrics if (end := number(record, "time")) is not None]
     if not ends:
@@ -146,7 +146,7 @@ def _worst(parity: list[Record], key: str) -> float | None:
     return max((value for record in parity if (value := number(record, key)) is not None), default=None)
 
 
-def _versions(run: RunFiles) -> dict[str, str]:
+def versions_of(run: RunFiles) -> dict[str, str]:
     """What is installed here; but when the report of a finished run is made anew, what was recorded with the run.
 
     A run writes its config.yaml when it starts, so a result.json that is younger belongs to this run.

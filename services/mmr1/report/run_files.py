@@ -15,10 +15,12 @@ from typing import Any
 
 import yaml
 
+from mmr1.config.sft_options import FOLDER
 from mmr1.errors import ConfigurationError
 
 Record = dict[str, Any]
 FILES = ("config.yaml", "metrics.jsonl", "evaluations.jsonl", "completions.jsonl", "ledger.json", "parity.json")
+FINE_TUNING_FILES = ("config.yaml", "metrics.jsonl")  # of what `mmr1 sft` leaves; it evaluates only if asked to
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class RunFiles:
     parity: list[Record]
     num_weight_updates: int | None
     problems: list[str]
+    is_fine_tuning: bool = False  # what `mmr1 sft` has left, and no run of reinforcement
 
     def completions(self) -> Iterator[Record]:
         """The lines of completions.jsonl, in order, one at a time."""
@@ -66,11 +69,14 @@ def read_run(folder: Path) -> RunFiles:
             f"run folder {folder} does not exist; give the run_dir of a run, for example runs/demo"
         )
     if not any((folder / name).exists() for name in FILES):
-        raise ConfigurationError(
-            f"{folder} is not a run's folder (none of {', '.join(FILES)} is there); give a run_dir"
-        )
-    problems = [f"{name} is missing" for name in FILES if not (folder / name).exists()]
-    lines = _all_lines(folder / "metrics.jsonl", problems)
+        inside = folder / FOLDER
+        remedy = f"give {inside}, which `mmr1 sft` has left" if inside.is_dir() else "give a run_dir"
+        raise ConfigurationError(f"{folder} is not a run's folder (none of {', '.join(FILES)} is there); {remedy}")
+    damaged: list[str] = []
+    lines = _all_lines(folder / "metrics.jsonl", damaged)
+    is_fine_tuning = _is_fine_tuning(folder, lines)
+    expected = FINE_TUNING_FILES if is_fine_tuning else FILES
+    problems = [f"{name} is missing" for name in expected if not (folder / name).exists()] + damaged
     all_metrics = [record for record in lines if isinstance(record.get("step"), int)]
     by_step = {record["step"]: record for record in all_metrics}
     ledger = _document(folder / "ledger.json", problems)
@@ -86,7 +92,15 @@ def read_run(folder: Path) -> RunFiles:
         parity=[record for record in parity if isinstance(record, dict)] if isinstance(parity, list) else [],
         num_weight_updates=updates["count"] if isinstance(updates, dict) and "count" in updates else None,
         problems=problems,
+        is_fine_tuning=is_fine_tuning,
     )
+
+
+def _is_fine_tuning(folder: Path, lines: list[Record]) -> bool:
+    """By the name of its folder while no step has been taken, else by its lines: a run's have a reward, or a null."""
+    if not lines:
+        return folder.resolve().name == FOLDER
+    return all("reward_mean" not in line for line in lines) and any("loss" in line for line in lines)
 
 
 def number(record: Record, key: str) -> float | None:

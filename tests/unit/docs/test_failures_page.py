@@ -118,6 +118,14 @@ def adapters(*names: str) -> None:
     layers_to_adapt(["layers.0.q_proj", "layers.0.o_proj"], chosen)
 
 
+def dump_of_fine_tuning() -> None:
+    folder = Path("runs/warm/sft/dumps/step-000003-rank-0")
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("")
+    (folder / "dump.json").write_text('{"format": 1, "kind": "fine_tuning"}')
+    replay([str(folder)])
+
+
 def tracker_missing() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mmr1.tracker_names.find_spec", lambda _: None)
@@ -158,6 +166,7 @@ CASES: dict[str, Callable[[], object]] = {
     "steps of sft": lambda: load_options(SftConfig, None, SFT).for_problems(1, 1),
     "misspelt template": lambda: templates_cli.main(["pr1_orc"]),
     "no dump": lambda: replay(["runs/demo/dumps"]),
+    "dump of fine-tuning": dump_of_fine_tuning,
     "dataset missing": lambda: train_problems(config(train_file="data/trian.json")),
     "not JSON": lambda: dataset(row("a.png"), '{"problem": "How many', row("a.png")),
     "misspelt key": lambda: dataset(row("a.png"), without("solution")[:-1] + ', "solutoin": 3}'),

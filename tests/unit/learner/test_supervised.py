@@ -28,6 +28,7 @@ from mmr1.config.sft_options import SftConfig
 from mmr1.dataset import train_problems
 from mmr1.errors import ConfigurationError
 from mmr1.preflight import check_model
+from mmr1.report import main as report
 from mmr1_learner import replay
 from mmr1_learner.checkpoint import Checkpoints
 from mmr1_learner.model import PromptEncoder, load_policy
@@ -142,6 +143,10 @@ def test_a_model_learns_to_answer(learned: Path, data: Path) -> None:
     assert before["loss"] == pytest.approx(metrics[0]["loss"], rel=1e-5), "the held-out file is the training file"
     assert after["loss"] < 0.05 and before["answer_probability"] < 0.01 and after["answer_probability"] > 0.8
     assert json.loads((learned / "status.json").read_text())["phase"] == "done"
+
+    assert report([str(learned)]) == 0
+    reported = json.loads((learned / "result.json").read_text())
+    assert reported["heldout"]["after"]["loss"] == after["loss"] and reported["steps"] == 60
 
     assert check_model(str(learned / "model")) == learned / "model"
     model = AutoModelForImageTextToText.from_pretrained(learned / "model").eval()

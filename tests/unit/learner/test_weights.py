@@ -25,7 +25,7 @@ from torch.distributed import BroadcastOptions, PrefixStore, ProcessGroupGloo, T
 
 from mmr1.errors import WeightUpdateError
 from mmr1.local.plan import plan
-from mmr1.records import PolicyVersion, TensorSpec
+from mmr1.records import SCHEMA_VERSION, PolicyVersion, TensorSpec
 from mmr1.rollout_client import RolloutClient
 from mmr1.streams import PromptConsumer, RunQueue
 from mmr1.weight_plan import buckets, fingerprint, tensor_bytes
@@ -66,7 +66,7 @@ class Server(RolloutServiceServicer):
         lease(url, name, self.address)
 
     def GetStatus(self, request: Any, context: Any) -> pb.GetStatusResponse:
-        return pb.GetStatusResponse(state="SERVER_STATE_ACCEPTS_WEIGHTS")
+        return pb.GetStatusResponse(schema_version=SCHEMA_VERSION, state="SERVER_STATE_ACCEPTS_WEIGHTS")
 
     def InitWeightTransfer(self, request: Any, context: Any) -> pb.InitWeightTransferResponse:
         self.calls.append("Init")
