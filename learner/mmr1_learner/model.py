@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from mmr1.adapter_limits import check_adapter_family
 from mmr1.config import RunConfig
 from mmr1.errors import ConfigurationError
 from mmr1.families import FAMILIES, Family, pixel_bounds, require_known_layout
@@ -119,6 +120,7 @@ def load_policy(path: str, config: RunConfig) -> Policy:
 def _check_family(path: str, hf: Any, config: RunConfig) -> None:
     """Say how rows of this model will be laid out, or that they cannot be."""
     family = hf.config.model_type
+    check_adapter_family(config, family)
     if family in FAMILIES:
         return
     if not hasattr(hf, "model") or hf.get_output_embeddings() is None:

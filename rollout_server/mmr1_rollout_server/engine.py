@@ -20,16 +20,18 @@ from PIL import Image
 from vllm import AsyncEngineArgs, SamplingParams
 from vllm.config import WeightTransferConfig
 from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
+from vllm.lora.request import LoRARequest
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.transformers_utils.processor import cached_processor_from_config
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
+from mmr1.adapter_limits import engine_rank
 from mmr1.config import RunConfig
 from mmr1.errors import ConfigurationError, WeightUpdateError
 from mmr1.preprocessing import fingerprint
-from mmr1.records import FinishReason, Group, PolicyVersion, Prompt, Rollout, Sampling, VersionSpan
+from mmr1.records import FinishReason, Group, PolicyVersion, Prompt, Rollout, Sampling, TensorSpec, VersionSpan
 from mmr1_rollout_server.errors import EngineDiedError, PromptError
 from mmr1_rollout_server.transfer import TransferPlan, WriteReport
 
@@ -54,6 +56,7 @@ class Engine:
         self._max_prompt_length = config.max_prompt_length
         self._mm_processor_kwargs = mm_processor_kwargs(config)
         self._request_numbers = itertools.count()
+        self._adapter: LoRARequest | None = None  # of the version that the engine holds
 
     @classmethod
     def load(cls, config: RunConfig, server_id: str) -> Engine:
@@ -112,7 +115,8 @@ class Engine:
         request_id = f"{self._server_id}-{next(self._request_numbers)}"
         try:
             params = sampling_params(sampling, num_generations)
-            async for output in self._llm.generate(request, params, request_id):  # noqa: B007 - the last one is kept
+            asked = self._llm.generate(request, params, request_id, lora_request=self._adapter)
+            async for output in asked:  # noqa: B007 - the last one is kept
                 pass
         except EngineDeadError as error:
             raise EngineDiedError("the engine died while sampling") from error
@@ -128,15 +132,20 @@ class Engine:
 
     async def init_transfer(self, plan: TransferPlan, deadline_seconds: float) -> None:
         info = {
-            **{name: value for name, value in asdict(plan).items() if name != "tensors"},
-            "tensors": [[spec.name, spec.dtype, list(spec.shape)] for spec in plan.tensors],
+            **{name: value for name, value in asdict(plan).items() if name not in ("tensors", "adapter")},
+            "tensors": _listed(plan.tensors),
             "deadline_seconds": deadline_seconds,
         }
+        if plan.adapter:
+            rank, alpha = plan.adapter.rank, plan.adapter.alpha
+            info["adapter"] = {"rank": rank, "alpha": alpha, "tensors": _listed(plan.adapter.tensors)}
         await _engine_call(
             "joining the transfer group", self._llm.init_weight_transfer_engine(WeightTransferInitRequest(info))
         )
 
-    async def start_update(self) -> None:
+    async def start_update(self, *, adapter_only: bool = False) -> None:
+        announcing = self._llm.collective_rpc("mmr1_announce", args=(adapter_only,))
+        await _engine_call("announcing the update", announcing)
         await _engine_call("starting the update", self._llm.start_weight_update())
 
     async def receive_update(self, deadline_seconds: float) -> list[tuple[str, int]]:
@@ -147,7 +156,9 @@ class Engine:
 
     async def finish_update(self) -> WriteReport:
         await _engine_call("finishing the update", self._llm.finish_weight_update())
+        await _engine_call("placing the adapters", self._llm.collective_rpc("mmr1_place_adapter"))
         report = await self._report()
+        self._adapter = adapter_request(report["adapter_id"])
         # vLLM resets none of these itself. The encoder's outputs are keyed by the image alone: weights do not enter.
         await _engine_call("resetting the multimodal cache", self._llm.reset_mm_cache())
         await _engine_call("resetting the encoder cache", self._llm.reset_encoder_cache())
@@ -193,7 +204,39 @@ def engine_arguments(config: RunConfig, server_id: str) -> AsyncEngineArgs:
         weight_transfer_config=WeightTransferConfig(backend=WEIGHT_TRANSFER_BACKEND),
         disable_log_stats=True,
         **options,
+        **adapter_options(config, on_cpu=on_cpu),
     )
+
+
+def adapter_options(config: RunConfig, *, on_cpu: bool) -> dict[str, Any]:
+    """vLLM's options for a run whose updates are of adapters: one slot, as large as they are, on their layers alone.
+
+    Raises:
+        ConfigurationError: vLLM has no kernel for them.
+    """
+    if not config.sends_adapters:
+        return {}
+    if config.dtype != "bfloat16" and not on_cpu:
+        raise ConfigurationError(
+            f"lora_updates adapter: vLLM's kernels for adapters on a GPU take bfloat16, and dtype is {config.dtype}; "
+            "set dtype to bfloat16, or leave lora_updates at merged"
+        )
+    return {
+        "enable_lora": True,
+        "max_lora_rank": engine_rank(config.lora_rank),
+        "max_loras": 1,
+        "max_cpu_loras": 1,
+        "lora_target_modules": list(config.lora_target_modules),
+    }
+
+
+def adapter_request(adapter_id: int) -> LoRARequest | None:
+    """What a request says to be sampled with the adapter of that id. Id and name are new for each update.
+
+    vLLM's prefix cache goes by the name. The worker holds the adapter: were it lost, the path would make the request
+    fail instead of having it sampled without.
+    """
+    return LoRARequest(f"adapter-{adapter_id}", adapter_id, "/received-not-read") if adapter_id else None
 
 
 def mm_processor_kwargs(config: RunConfig) -> dict[str, Any]:
@@ -228,6 +271,10 @@ def rollout(completion: CompletionOutput, version: PolicyVersion) -> Rollout:
         text=completion.text,
         finish_reason=FinishReason(completion.finish_reason),
     )
+
+
+def _listed(tensors: Sequence[TensorSpec]) -> list[list[Any]]:
+    return [[spec.name, spec.dtype, list(spec.shape)] for spec in tensors]
 
 
 async def _engine_call(doing: str, call: Awaitable[Any]) -> Any:

@@ -7,7 +7,7 @@ from redis.asyncio import Redis
 from mmr1.config import RunConfig
 from mmr1.errors import ConfigurationError
 from mmr1.local.ports import Port, require_free
-from mmr1.preflight import check_model
+from mmr1.model_folder import check_folder_for, check_model
 
 
 def check(config: RunConfig, server_id: str, port: int, metrics_port: int) -> None:
@@ -18,7 +18,9 @@ def check(config: RunConfig, server_id: str, port: int, metrics_port: int) -> No
     Raises:
         ConfigurationError: the first thing that is wrong, and the remedy.
     """
-    check_model(config.model)
+    folder = check_model(config.model)
+    if folder is not None:
+        check_folder_for(config, folder)
     if not config.resolved_image_root.is_dir():
         raise ConfigurationError(f"image_root {config.resolved_image_root} is not a folder; set image_root")
     try:

@@ -31,7 +31,8 @@ from mmr1.wire.v1.rollout_pb2_grpc import add_RolloutServiceServicer_to_server
 from mmr1_rollout_server.metrics import Metrics
 from mmr1_rollout_server.scoring import Scorer
 from mmr1_rollout_server.servicer import RolloutServicer
-from mmr1_rollout_server.weights import Policy, State
+from mmr1_rollout_server.states import State
+from mmr1_rollout_server.weights import Policy
 from mmr1_rollout_server.worker import PromptWorker
 
 if TYPE_CHECKING:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -16,7 +17,7 @@ from grpc.aio import ServicerContext
 from mmr1.config import RunConfig
 from mmr1.errors import WeightUpdateError
 from mmr1.images import ImageError, ImageStore
-from mmr1.records import SCHEMA_VERSION, TensorSpec
+from mmr1.records import SCHEMA_VERSION, AdapterSpec, TensorSpec
 from mmr1.wire import (
     SchemaVersionError,
     check_schema,
@@ -35,8 +36,9 @@ from mmr1_rollout_server.errors import (
     VerbRefusedError,
 )
 from mmr1_rollout_server.metrics import Metrics
+from mmr1_rollout_server.states import State
 from mmr1_rollout_server.transfer import TransferPlan
-from mmr1_rollout_server.weights import Policy, State
+from mmr1_rollout_server.weights import Policy
 
 if TYPE_CHECKING:
     from mmr1_rollout_server.engine import Engine  # imports vllm
@@ -132,8 +134,11 @@ class RolloutServicer(RolloutServiceServicer):
             store_prefix=request.store_prefix,
             rank=request.rank,
             world_size=request.world_size,
-            tensors=tuple(TensorSpec(spec.name, spec.dtype, tuple(spec.shape)) for spec in request.tensors),
+            tensors=_specs(request.tensors),
             bucket_bytes=request.bucket_bytes,
+            adapter=AdapterSpec(request.adapter.rank, request.adapter.alpha, _specs(request.adapter.tensors))
+            if request.HasField("adapter")
+            else None,
         )
         await self._verb(
             context,
@@ -147,6 +152,13 @@ class RolloutServicer(RolloutServiceServicer):
         self, request: pb.StartWeightUpdateRequest, context: ServicerContext
     ) -> pb.StartWeightUpdateResponse:
         waited = await self._update_verb(context, request, "StartWeightUpdate", self._policy.start)
+        return pb.StartWeightUpdateResponse(waited_seconds=waited)
+
+    async def StartAdapterUpdate(
+        self, request: pb.StartWeightUpdateRequest, context: ServicerContext
+    ) -> pb.StartWeightUpdateResponse:
+        start = functools.partial(self._policy.start, adapter_only=True)
+        waited = await self._update_verb(context, request, "StartAdapterUpdate", start)
         return pb.StartWeightUpdateResponse(waited_seconds=waited)
 
     async def UpdateWeights(
@@ -216,3 +228,7 @@ def _package_versions() -> dict[str, str]:
         with contextlib.suppress(PackageNotFoundError):
             versions[package] = version(package)
     return versions
+
+
+def _specs(tensors: Iterable[pb.TensorSpec]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(spec.name, spec.dtype, tuple(spec.shape)) for spec in tensors)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from mmr1.records import TensorSpec
+from mmr1.records import AdapterSpec, TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +20,13 @@ class TransferPlan:
     world_size: int
     tensors: tuple[TensorSpec, ...]
     bucket_bytes: int
+    adapter: AdapterSpec | None = None  # whose tensors follow; `tensors` are then the base model's
 
 
 @dataclass(frozen=True, slots=True)
 class WriteReport:
-    """What an update wrote. `unwritten` names the engine's parameters that still hold old values."""
+    """What an update wrote. `unwritten` names the engine's parameters that still hold old values, and tensors of an
+    adapter that the engine has no place for."""
 
     num_parameters: int
     unwritten: tuple[str, ...]
@@ -41,11 +43,11 @@ class WeightReceiver(Protocol):
     async def init_transfer(self, plan: TransferPlan, deadline_seconds: float) -> None:
         """Join the group that `plan` describes, leaving an earlier one."""
 
-    async def start_update(self) -> None:
-        """Make the model ready to be overwritten. Nothing may be running."""
+    async def start_update(self, *, adapter_only: bool = False) -> None:
+        """Make the model, or its adapters alone, ready to be overwritten. Nothing may be running."""
 
     async def receive_update(self, deadline_seconds: float) -> list[tuple[str, int]]:
-        """Take every tensor of the plan; returns (name, fingerprint) in order of arrival."""
+        """Take every tensor of the plan, or of its adapter; returns (name, fingerprint) in order of arrival."""
 
     async def finish_update(self) -> WriteReport:
         """Complete the model and forget everything computed with old weights."""

@@ -30,6 +30,7 @@ from vllm.platforms import current_platform
 from mmr1.records import TensorSpec
 from mmr1.weight_plan import buckets, fingerprint, tensor_bytes
 from mmr1_rollout_server import cpu_generator, orphan_guard
+from mmr1_rollout_server.adapter_loading import place, plain_layers
 from mmr1_rollout_server.interface import address_towards
 
 BACKEND = "mmr1"
@@ -55,11 +56,12 @@ class InitInfo(WeightTransferInitInfo):  # type: ignore[misc]  # vllm is untyped
     tensors: list[Any]
     bucket_bytes: int
     deadline_seconds: float
+    adapter: dict[str, Any] | None = None  # rank, alpha and its own tensors, which follow the others
 
 
 @dataclass
 class UpdateInfo(WeightTransferUpdateInfo):  # type: ignore[misc]
-    """One full update; what it consists of was said at initialisation."""
+    """One update; what it consists of was said at initialisation, and of an adapter alone at its start."""
 
     deadline_seconds: float
 
@@ -72,6 +74,7 @@ class UpdateReport:
     num_parameters: int = 0
     unwritten: list[str] = field(default_factory=list)
     num_packed_copies_refreshed: int = 0
+    adapter_id: int = 0  # of the adapter that is in place; 0: none
 
 
 class GlooGroup:
@@ -126,22 +129,34 @@ class BucketEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[
     group: GlooGroup | None = None
     tensors: tuple[TensorSpec, ...] = ()
     bucket_bytes = 0
+    adapter: dict[str, Any] | None = None
+    adapter_tensors: tuple[TensorSpec, ...] = ()
+    adapter_only = False  # said before the start of an update
+    adapter_id = 0
     report = UpdateReport()
 
     def init_transfer_engine(self, init_info: InitInfo) -> None:
         self.shutdown()
-        self.tensors = tuple(TensorSpec(name, dtype, tuple(shape)) for name, dtype, shape in init_info.tensors)
+        self.tensors = _specs(init_info.tensors)
+        self.adapter = init_info.adapter
+        self.adapter_tensors = _specs(self.adapter["tensors"]) if self.adapter else ()
         self.bucket_bytes = init_info.bucket_bytes
+        if self.adapter and self.vllm_config.lora_config is None:
+            raise ValueError("the learner sends adapters, and this server was started with lora_updates merged")
         if init_info.transport not in TRANSPORTS:
             raise ValueError(f"transport {init_info.transport!r} is not one of {', '.join(TRANSPORTS)}")
         self.group = GlooGroup(init_info)
 
     def start_weight_update(self) -> None:
-        with set_current_vllm_config(self.vllm_config):
-            self._expected = {name for name, _ in self.model.named_parameters()}  # a tied tensor counts once
-            self._loaded: set[str] = set()
-            self.report = UpdateReport(num_parameters=len(self._expected))
-            initialize_layerwise_reload(self.model)
+        self._loaded: set[str] = set()
+        self._adapter: dict[str, torch.Tensor] = {}
+        if self.adapter_only:
+            self._expected: set[str] = set()
+        else:
+            with set_current_vllm_config(self.vllm_config), plain_layers(self.model):
+                self._expected = {name for name, _ in self.model.named_parameters()}  # a tied tensor counts once
+                initialize_layerwise_reload(self.model)
+        self.report = UpdateReport(num_parameters=len(self._expected) + len(self.adapter_tensors))
 
     def update_weights(self, update_info: Any) -> None:
         # The base class would synchronise an accelerator, and raises where there is none.
@@ -153,16 +168,21 @@ class BucketEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[
         if self.group is None:
             raise RuntimeError("no transfer group: initialise first")
         try:
-            with set_current_vllm_config(self.vllm_config), torch.device(self.device):
+            with set_current_vllm_config(self.vllm_config), torch.device(self.device), plain_layers(self.model):
                 end = time.monotonic() + update_info.deadline_seconds
-                for bucket in buckets(self.tensors, self.bucket_bytes):
-                    self._receive_bucket(self.group, bucket, max(0.001, end - time.monotonic()))
+                for bucket in buckets(() if self.adapter_only else self.tensors, self.bucket_bytes):
+                    weights = self._receive_bucket(self.group, bucket, max(0.001, end - time.monotonic()))
+                    self._loaded |= self.model.load_weights(iter(weights)) or set()
+                for bucket in buckets(self.adapter_tensors, self.bucket_bytes):
+                    self._adapter.update(self._receive_bucket(self.group, bucket, max(0.001, end - time.monotonic())))
         except BaseException:
             self.abort()
             self.shutdown()
             raise
 
-    def _receive_bucket(self, group: GlooGroup, bucket: Sequence[TensorSpec], deadline_seconds: float) -> None:
+    def _receive_bucket(
+        self, group: GlooGroup, bucket: Sequence[TensorSpec], deadline_seconds: float
+    ) -> list[tuple[str, torch.Tensor]]:
         sizes = [tensor_bytes(spec) for spec in bucket]
         flat = torch.empty(sum(sizes), dtype=torch.uint8, device=group.device)  # [bytes of the bucket]
         group.receive(flat, deadline_seconds)
@@ -171,13 +191,27 @@ class BucketEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[
             self.report.fingerprints.append((spec.name, fingerprint(data.cpu().numpy().data)))
             # A clone, because the layerwise reload keeps the tensors of a layer until the layer is complete.
             weights.append((spec.name, data.clone().view(getattr(torch, spec.dtype)).view(spec.shape)))
-        self._loaded |= self.model.load_weights(iter(weights)) or set()
+        return weights
 
     def finish_weight_update(self) -> None:
-        with set_current_vllm_config(self.vllm_config), torch.device(self.device):
+        if self.adapter_only:
+            return
+        with set_current_vllm_config(self.vllm_config), torch.device(self.device), plain_layers(self.model):
             self.report.unwritten = sorted((self._expected - self._loaded) | self._incomplete())
             finalize_layerwise_reload(self.model, self.model_config)
             self.report.num_packed_copies_refreshed = refresh_packed_copies(self.model)
+
+    def place_adapter(self) -> None:
+        """The last act of an update with adapters. vLLM itself drops them whenever an update is finished."""
+        if self.adapter is None:
+            return
+        self.adapter_id += 1
+        rank, alpha, dtype = self.adapter["rank"], self.adapter["alpha"], self.vllm_config.lora_config.lora_dtype
+        homeless = place(self.model, self.adapter_id, rank, alpha, self._adapter, dtype)
+        missing = [spec.name for spec in self.adapter_tensors if spec.name not in self._adapter]
+        self.report.unwritten = sorted([*self.report.unwritten, *homeless, *missing])
+        self.report.adapter_id = self.adapter_id
+        self._adapter = {}
 
     def _incomplete(self) -> set[str]:
         """Parameters of layers that have not received all their elements: one third of a fused qkv is not a qkv."""
@@ -191,7 +225,10 @@ class BucketEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[
 
     def abort(self) -> None:
         """Give up an update that has begun: drop what layers have buffered and put their tensors back."""
-        with set_current_vllm_config(self.vllm_config), torch.device(self.device):
+        self._adapter = {}
+        if self.adapter_only:
+            return
+        with set_current_vllm_config(self.vllm_config), torch.device(self.device), plain_layers(self.model):
             for layer in self.model.modules():
                 info = get_layerwise_info(layer)
                 if info.can_load():
@@ -224,7 +261,16 @@ class WorkerExtension:
             "num_parameters": report.num_parameters,
             "unwritten": report.unwritten,
             "num_packed_copies_refreshed": report.num_packed_copies_refreshed,
+            "adapter_id": report.adapter_id,
         }
+
+    def mmr1_announce(self, adapter_only: bool) -> None:
+        """Said before an update starts: whether it is of adapters alone."""
+        self.weight_transfer_engine.adapter_only = adapter_only
+
+    def mmr1_place_adapter(self) -> None:
+        """Said after an update is finished: put the adapters in place that have come, if any."""
+        self.weight_transfer_engine.place_adapter()
 
     def mmr1_abort_update(self) -> bool:
         """End an update whose next verb never came. False: none was under way."""
@@ -234,6 +280,10 @@ class WorkerExtension:
         self.weight_transfer_engine.abort()
         self.weight_transfer_engine.shutdown()
         return True
+
+
+def _specs(tensors: Sequence[Any]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(name, dtype, tuple(shape)) for name, dtype, shape in tensors)
 
 
 def num_checkpoint_elements(layer: torch.nn.Module) -> int:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from enum import Enum
 from typing import TypeVar
 
 import structlog
@@ -21,38 +20,15 @@ from mmr1.errors import WeightUpdateError
 from mmr1.records import PolicyVersion
 from mmr1_rollout_server.admission import Admission
 from mmr1_rollout_server.errors import DeadlinePassedError, NotServingError, VerbRefusedError
+from mmr1_rollout_server.states import CLOSED, Phase, State
 from mmr1_rollout_server.transfer import TransferPlan, WeightReceiver, WriteReport
+from mmr1_rollout_server.turns import Turns
 
 # The transfer group gives up at the deadline by itself; an engine silent for this much longer is stuck in it.
 STUCK_SECONDS = 10.0
 
 _log = structlog.get_logger(__name__)
 _T = TypeVar("_T")
-
-
-class State(Enum):
-    """What this server can do. Values are what leases and logs show."""
-
-    STARTING = "starting"
-    ACCEPTS_WEIGHTS = "accepts_weights"
-    UPDATING = "updating"
-    PAUSED = "paused"
-    SERVES = "serves"
-    BROKEN = "broken"
-    DRAINING = "draining"
-
-
-class Phase(Enum):
-    """How far the update under way has come."""
-
-    NONE = "no update"
-    STARTED = "StartWeightUpdate"
-    RECEIVED = "UpdateWeights"
-    FINISHED = "FinishWeightUpdate"
-
-
-# States in which every verb is out of order, with the reason.
-_CLOSED = {State.STARTING: "the engine is still loading", State.DRAINING: "this server is shutting down"}
 
 
 class Policy:
@@ -76,16 +52,16 @@ class Policy:
         self.detail = "the engine is loading"
         self.version: PolicyVersion | None = None  # committed
         self.admission = Admission()
-        self._run = run
         self._on_change = on_change
         self._on_stuck = on_stuck
         self._stuck_seconds = stuck_seconds
         self._engine: WeightReceiver | None = None
-        self._incarnation = 0
+        self._turns = Turns(run, lambda: CLOSED.get(self.state))
         self._group_ready = False
+        self._with_adapter = False  # the group's updates are of adapters
+        self._has_base = False  # and a full one has brought what they belong to
         self._phase = Phase.NONE
         self._pending: PolicyVersion | None = None
-        self._lock = asyncio.Lock()
         self._watchdog: asyncio.Task[None] | None = None
 
     # -- sampling ------------------------------------------------------------------------------------------------
@@ -126,7 +102,7 @@ class Policy:
         Raises:
             VerbRefusedError, DeadlinePassedError: admission is as before.
         """
-        async with self._verb("Pause", run, incarnation):
+        async with self._turns.verb("Pause", run, incarnation):
             if self.state is State.PAUSED:
                 return 0.0
             self._require("Pause", self.serves)
@@ -134,7 +110,7 @@ class Policy:
 
     async def resume(self, run: str, incarnation: int, version: PolicyVersion) -> None:
         """Commit `version`, which must be what the engine holds, and open admission."""
-        async with self._verb("Resume", run, incarnation):
+        async with self._turns.verb("Resume", run, incarnation):
             self._require("Resume", self.state is State.PAUSED)
             held = self._pending if self._phase is Phase.FINISHED else self.version
             if version != held:
@@ -150,31 +126,47 @@ class Policy:
             VerbRefusedError: nothing changed.
             WeightUpdateError: the group did not form in time; the weights are untouched.
         """
-        async with self._verb("InitWeightTransfer", run, incarnation, is_init=True, wait_seconds=deadline_seconds):
+        async with self._turns.verb(
+            "InitWeightTransfer", run, incarnation, is_init=True, wait_seconds=deadline_seconds
+        ):
             if self._phase in (Phase.STARTED, Phase.RECEIVED):
                 await self._break(f"the update to {self._pending} was given up for a new transfer group")
-            if incarnation > self._incarnation:
-                self._incarnation = incarnation
+            if incarnation > self._turns.incarnation:
+                self._turns.incarnation = incarnation
                 if self.state in (State.SERVES, State.PAUSED):
                     self._forget_update()
                     self._become(State.ACCEPTS_WEIGHTS, f"waits for the first version of incarnation {incarnation}")
-            self._group_ready = False
+            self._group_ready = self._has_base = False
             await self._bounded(
                 self._receiver.init_transfer(plan, deadline_seconds), deadline_seconds, "joining the group"
             )
             self._group_ready = True
+            self._with_adapter = plan.adapter is not None
 
-    async def start(self, run: str, incarnation: int, version: PolicyVersion, deadline_seconds: float) -> float:
+    async def start(
+        self,
+        run: str,
+        incarnation: int,
+        version: PolicyVersion,
+        deadline_seconds: float,
+        *,
+        adapter_only: bool = False,
+    ) -> float:
         """Close admission, wait until nothing runs, make the model writable; returns the seconds waited.
+
+        With `adapter_only` the base model's weights stay, and must be those of this group's last full update.
 
         Raises:
             VerbRefusedError, DeadlinePassedError: nothing changed, admission is as before.
             WeightUpdateError: this server is broken now.
         """
-        async with self._verb("StartWeightUpdate", run, incarnation):
-            self._require("StartWeightUpdate", self.state is not State.UPDATING)
+        name = "StartAdapterUpdate" if adapter_only else "StartWeightUpdate"
+        async with self._turns.verb(name, run, incarnation):
+            self._require(name, self.state is not State.UPDATING)
             if not self._group_ready:
-                raise VerbRefusedError("StartWeightUpdate without a transfer group; send InitWeightTransfer first")
+                raise VerbRefusedError(f"{name} without a transfer group; send InitWeightTransfer first")
+            if adapter_only and not self._has_base:
+                raise VerbRefusedError(f"{name} before the group's base weights; send StartWeightUpdate first")
             if version.incarnation != incarnation or (self.version and version < self.version):
                 raise VerbRefusedError(
                     f"version {version} cannot follow {self.version} under {incarnation}: versions never go back"
@@ -182,7 +174,8 @@ class Policy:
             waited = await self._close_admission(deadline_seconds, f"updating to {version}", State.UPDATING)
             self._pending = version
             async with self._breaking():
-                await self._bounded(self._receiver.start_update(), deadline_seconds, "starting the update")
+                starting = self._receiver.start_update(adapter_only=adapter_only)
+                await self._bounded(starting, deadline_seconds, "starting the update")
             self._advance(Phase.STARTED, deadline_seconds)
             return waited
 
@@ -195,7 +188,7 @@ class Policy:
             VerbRefusedError: nothing changed.
             WeightUpdateError: this server is broken now.
         """
-        async with self._verb("UpdateWeights", run, incarnation):
+        async with self._turns.verb("UpdateWeights", run, incarnation):
             self._require_phase("UpdateWeights", Phase.STARTED, version)
             async with self._breaking():
                 receiving = self._receiver.receive_update(deadline_seconds)
@@ -210,7 +203,7 @@ class Policy:
             VerbRefusedError: nothing changed.
             WeightUpdateError: this server is broken now, for instance because parameters kept old values.
         """
-        async with self._verb("FinishWeightUpdate", run, incarnation):
+        async with self._turns.verb("FinishWeightUpdate", run, incarnation):
             self._require_phase("FinishWeightUpdate", Phase.RECEIVED, version)
             async with self._breaking():
                 report = await self._bounded(self._receiver.finish_update(), deadline_seconds, "finishing the update")
@@ -219,41 +212,13 @@ class Policy:
                         f"{len(report.unwritten)} of {report.num_parameters} parameters were not written: "
                         f"{', '.join(report.unwritten[:5])}"
                     )
+            self._has_base = self._with_adapter
             self._stop_watchdog()
             self._phase = Phase.FINISHED
             self._become(State.PAUSED, f"holds {version}, which the learner has not resumed")
             return report
 
     # -- order ---------------------------------------------------------------------------------------------------
-
-    @asynccontextmanager
-    async def _verb(
-        self, name: str, run: str, incarnation: int, *, is_init: bool = False, wait_seconds: float = 0.0
-    ) -> AsyncIterator[None]:
-        """Refuse who may not speak; then hold the lock. Init waits for a verb of the learner it replaces."""
-        self._check_writer(name, run, incarnation, is_init=is_init)
-        if self._lock.locked() and not is_init:
-            raise VerbRefusedError(f"{name} while another verb is being carried out")
-        try:
-            async with asyncio.timeout(wait_seconds) if is_init else asyncio.timeout(None):
-                await self._lock.acquire()
-        except TimeoutError:
-            raise VerbRefusedError(f"{name} while another verb is being carried out") from None
-        try:
-            self._check_writer(name, run, incarnation, is_init=is_init)
-            yield
-        finally:
-            self._lock.release()
-
-    def _check_writer(self, name: str, run: str, incarnation: int, *, is_init: bool) -> None:
-        if run != self._run:
-            raise VerbRefusedError(f"{name} of run {run!r}, but this server belongs to run {self._run!r}")
-        if incarnation < self._incarnation:
-            raise VerbRefusedError(f"{name} of incarnation {incarnation}, superseded by {self._incarnation}")
-        if incarnation > self._incarnation and not is_init:
-            raise VerbRefusedError(f"{name} of incarnation {incarnation}, which has not sent InitWeightTransfer")
-        if self.state in _CLOSED:
-            raise VerbRefusedError(f"{name}: {_CLOSED[self.state]}")
 
     def _require(self, verb: str, allowed: bool) -> None:
         if not allowed:
@@ -306,7 +271,7 @@ class Policy:
         """Serve nothing until a full update has completed. A group that failed is never used again."""
         _log.error("weight_update_failed", version=str(self._pending), reason=reason)
         self._forget_update()
-        self._group_ready = False
+        self._group_ready = self._has_base = False
         self.version = None
         if self.state is not State.DRAINING:
             self._become(State.BROKEN, reason)
@@ -320,7 +285,7 @@ class Policy:
     async def _watch(self, phase: Phase, version: PolicyVersion | None, deadline_seconds: float) -> None:
         """The learner may die between two verbs; then nobody is left to say that the update failed."""
         await asyncio.sleep(deadline_seconds)
-        async with self._lock:
+        async with self._turns.lock:
             if self._phase is phase and self._pending == version:
                 self._watchdog = None  # this task; it must not cancel itself
                 await self._break(f"nothing followed {phase.value} to {version} within {deadline_seconds:g} s")

@@ -27,6 +27,7 @@ class Family:
     takes_pixel_bounds: bool = False  # its image processor has min_pixels and max_pixels
     # (prefix of transformers' name of a parameter, what published folders and vLLM have in its place)
     renamed: tuple[str, str] = ("", "")
+    takes_adapters: bool = False  # vLLM's class applies LoRA adapters, and ours have been tested in it
 
     def published_name(self, name: str) -> str:
         """A parameter's name in published folders, by transformers' name of it."""
@@ -34,9 +35,9 @@ class Family:
         return published + name.removeprefix(ours) if ours and name.startswith(ours) else name
 
 
-_QWEN = Family("visual", "language_model", "<|image_pad|>", mrope=True, takes_pixel_bounds=True)
+_QWEN = Family("visual", "language_model", "<|image_pad|>", mrope=True, takes_pixel_bounds=True, takes_adapters=True)
 # Pixels [1, tiles, channels, height, width]: a batch axis before the images.
-_IDEFICS = Family("vision_model", "text_model", "<image>", image_axis=1)
+_IDEFICS = Family("vision_model", "text_model", "<image>", image_axis=1, takes_adapters=True)
 
 FAMILIES: dict[str, Family] = {
     "qwen2_vl": _QWEN,
@@ -46,9 +47,13 @@ FAMILIES: dict[str, Family] = {
     "smolvlm": _IDEFICS,
     # In transformers 5 a CLIP tower is one level flatter than in every published folder.
     "llava": Family(
-        "vision_tower", "language_model", "<image>", renamed=("model.vision_tower.", "model.vision_tower.vision_model.")
+        "vision_tower",
+        "language_model",
+        "<image>",
+        renamed=("model.vision_tower.", "model.vision_tower.vision_model."),
+        takes_adapters=True,
     ),
-    "internvl": Family("vision_tower", "language_model", "<IMG_CONTEXT>"),
+    "internvl": Family("vision_tower", "language_model", "<IMG_CONTEXT>", takes_adapters=True),
 }
 
 

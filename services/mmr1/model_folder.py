@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 
+from mmr1.adapter_limits import check_adapter_family
 from mmr1.chat_template import ChatTemplate
 from mmr1.config import RunConfig
 from mmr1.errors import ConfigurationError
@@ -57,6 +58,7 @@ def check_folder_for(config: RunConfig, folder: Path) -> None:
     """
     model_type = _model_config(config.model, folder)["model_type"]
     pixel_bounds(config, model_type)
+    check_adapter_family(config, model_type)
     require_known_layout(config, model_type)
     shapes = _shapes(folder)
     if not shapes:

@@ -177,3 +177,12 @@ class TensorSpec:
     name: str
     dtype: str
     shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSpec:
+    """LoRA adapters that are sent beside the base model's tensors: scaled by alpha / rank, each A before its B."""
+
+    rank: int
+    alpha: float
+    tensors: tuple[TensorSpec, ...]

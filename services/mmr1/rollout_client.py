@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import grpc
 
 from mmr1.errors import WeightUpdateError
-from mmr1.records import SCHEMA_VERSION, Group, PolicyVersion, Prompt, TensorSpec
+from mmr1.records import SCHEMA_VERSION, AdapterSpec, Group, PolicyVersion, Prompt, TensorSpec
 from mmr1.wire import (
     SchemaVersionError,
     check_schema,
@@ -55,6 +55,7 @@ class WeightGroup:
     world_size: int
     tensors: tuple[TensorSpec, ...]
     bucket_bytes: int
+    adapter: AdapterSpec | None = None
 
 
 class RolloutClient:
@@ -135,18 +136,22 @@ class RolloutClient:
             store_prefix=group.store_prefix,
             rank=rank,
             world_size=group.world_size,
-            tensors=[pb.TensorSpec(name=t.name, dtype=t.dtype, shape=t.shape) for t in group.tensors],
+            tensors=_specs(group.tensors),
             bucket_bytes=group.bucket_bytes,
             deadline_seconds=deadline_seconds,
+            adapter=_adapter(group.adapter),
         )
         self._stub.InitWeightTransfer(request, timeout=deadline_seconds + 5)
 
-    def start_weight_update(self, version: PolicyVersion, deadline_seconds: float) -> float:
+    def start_weight_update(
+        self, version: PolicyVersion, deadline_seconds: float, *, adapter_only: bool = False
+    ) -> float:
         """Close admission and wait until nothing runs. Returns the seconds waited."""
         request = pb.StartWeightUpdateRequest(
             writer=self._writer, version=version_to_message(version), deadline_seconds=deadline_seconds
         )
-        return float(self._stub.StartWeightUpdate(request, timeout=deadline_seconds + 5).waited_seconds)
+        verb = self._stub.StartAdapterUpdate if adapter_only else self._stub.StartWeightUpdate
+        return float(verb(request, timeout=deadline_seconds + 5).waited_seconds)
 
     def update_weights(self, version: PolicyVersion, deadline_seconds: float) -> dict[str, int]:
         """Receive every bucket of the broadcast. Returns the fingerprint of each received tensor by name."""
@@ -170,3 +175,13 @@ class RolloutClient:
             raise WeightUpdateError(
                 f"{self.address} wrote {reply.num_parameters_written} of its {reply.num_parameters} parameters"
             )
+
+
+def _specs(tensors: Sequence[TensorSpec]) -> list[pb.TensorSpec]:
+    return [pb.TensorSpec(name=spec.name, dtype=spec.dtype, shape=spec.shape) for spec in tensors]
+
+
+def _adapter(adapter: AdapterSpec | None) -> pb.AdapterSpec | None:
+    if adapter is None:
+        return None
+    return pb.AdapterSpec(rank=adapter.rank, alpha=adapter.alpha, tensors=_specs(adapter.tensors))

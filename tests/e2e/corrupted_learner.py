@@ -11,8 +11,10 @@ from mmr1_learner.train import main
 _broadcast = weights.WeightSender._broadcast
 
 
-def broadcast_then_corrupt(sender: weights.WeightSender, collective: weights.Collective) -> dict[str, int]:
-    sent = _broadcast(sender, collective)
+def broadcast_then_corrupt(
+    sender: weights.WeightSender, collective: weights.Collective, adapter_only: bool
+) -> dict[str, int]:
+    sent = _broadcast(sender, collective, adapter_only)
     name, tensor = next((n, t) for n, t in sender._policy.named_tensors() if "visual" in n and "proj.weight" in n)
     tensor[0] *= -16
     print(f"corrupted {name}", flush=True)

@@ -12,6 +12,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field, field_validator, model_validator
 from pydantic_settings import NoDecode
 
+from mmr1.adapter_limits import check_adapter_updates
+
 
 class OptimizerOptions(BaseModel):
     num_steps: int = Field(
@@ -47,6 +49,10 @@ class OptimizerOptions(BaseModel):
         default=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
         description="ends of the names of the linear layers that get adapters",
     )
+    lora_updates: Literal["merged", "adapter"] = Field(
+        "merged",
+        description="sent to rollout servers: every weight with what adapters add, or after a start the adapters alone",
+    )
     ref_sync_steps: int = Field(
         0, ge=0, description="the reference moves towards the policy every so many steps (TR-DPO); 0 = never"
     )
@@ -77,6 +83,11 @@ class OptimizerOptions(BaseModel):
     def generations_per_step(self) -> int:
         return self.learner_processes * self.per_device_batch_size * self.gradient_accumulation_steps
 
+    @property
+    def sends_adapters(self) -> bool:
+        """Whether updates are of adapters beside an unchanged base model."""
+        return self.lora_updates == "adapter"
+
     @model_validator(mode="after")
     def _learner_fits(self) -> OptimizerOptions:
         if self.offload_optimizer and self.zero_stage == 0:
@@ -90,4 +101,6 @@ class OptimizerOptions(BaseModel):
             )
         if self.lora_rank and not self.lora_target_modules:
             raise ValueError("lora_target_modules is empty; name at least one linear layer, or leave lora_rank out")
+        if self.sends_adapters:
+            check_adapter_updates(self.lora_rank, self.freeze_vision_tower)
         return self

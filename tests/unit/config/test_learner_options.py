@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 
+from mmr1.adapter_limits import check_adapter_family, engine_rank
 from mmr1.deepspeed_file import OBJECTS, SCALARS, read_deepspeed_file
 from mmr1.errors import ConfigurationError
 from tests.models import small_config
+
+SENT_ALONE = {"lora_updates": "adapter", "lora_rank": 4, "freeze_vision_tower": True}
 
 
 @pytest.mark.parametrize(
@@ -23,11 +26,27 @@ from tests.models import small_config
         ({"ref_sync_steps": 2, "kl": []}, "kl is empty"),
         ({"ref_sync_steps": 2, "lora_rank": 4}, "the base model without adapters and cannot move"),
         ({"lora_rank": 4, "lora_target_modules": ""}, "lora_target_modules is empty"),
+        ({"lora_updates": "adapter"}, "needs adapters, and lora_rank is 0; set lora_rank, or leave lora_updates at"),
+        ({"lora_updates": "adapter", "lora_rank": 4}, "in the language model alone; set freeze_vision_tower, or leave"),
+        ({**SENT_ALONE, "lora_rank": 513}, "vLLM takes ranks up to 512, and lora_rank is 513; lower it, or leave"),
     ],
 )
 def test_options_that_contradict_each_other_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         small_config(Path("model"), **options)
+
+
+@pytest.mark.parametrize(("rank", "engine"), [(1, 8), (8, 8), (9, 16), (512, 512)])
+def test_the_engines_slot_is_the_smallest_that_holds_the_adapters(rank: int, engine: int) -> None:
+    assert engine_rank(rank) == engine
+
+
+def test_adapters_alone_are_refused_for_a_family_that_nobody_has_tested() -> None:
+    config = small_config(Path("model"), **SENT_ALONE)
+    check_adapter_family(config, "qwen2_5_vl")
+    check_adapter_family(small_config(Path("model"), lora_rank=4), "gemma3")
+    with pytest.raises(ConfigurationError, match=r"not known to apply adapters to a gemma3, only to qwen2_vl, .*;"):
+        check_adapter_family(config, "gemma3")
 
 
 def test_generations_per_step_follow_the_ranks_that_are_there() -> None:

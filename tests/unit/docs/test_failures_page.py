@@ -15,6 +15,7 @@ import yaml
 from PIL import Image
 
 from mmr1 import ledger_cli, templates_cli
+from mmr1.adapter_limits import check_adapter_family
 from mmr1.config import RunConfig, load_config
 from mmr1.config.loading import load_options
 from mmr1.config.sft_options import SftConfig
@@ -154,6 +155,12 @@ CASES: dict[str, Callable[[], object]] = {
     "temperature order": lambda: config(temperature_func="linear", temperature_begin=1.2, temperature_end=0.8),
     "overlong buffer": lambda: config(overlong_buffer=100),
     "offloading": lambda: config(zero_stage=2, offload_parameters=True),
+    "no adapters": lambda: config(lora_updates="adapter"),
+    "adapters in the tower": lambda: config(lora_updates="adapter", lora_rank=8),
+    "large adapters": lambda: config(lora_updates="adapter", lora_rank=1024, freeze_vision_tower=True),
+    "adapters of a family": lambda: check_adapter_family(
+        config(lora_updates="adapter", lora_rank=8, freeze_vision_tower=True), "gemma3"
+    ),
     "DeepSpeed's file": deepspeed_file,
     "no such layer": lambda: adapters("q_porj"),
     "the output matrix": lambda: adapters("lm_head"),

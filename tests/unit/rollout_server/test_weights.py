@@ -4,16 +4,19 @@ what happens at a deadline. What the real engine does is tests/e2e/test_weight_u
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
 from mmr1.errors import WeightUpdateError
-from mmr1.records import PolicyVersion
+from mmr1.records import AdapterSpec, PolicyVersion
 from mmr1_rollout_server.errors import DeadlinePassedError, NotServingError, VerbRefusedError
+from mmr1_rollout_server.states import State
 from mmr1_rollout_server.transfer import TransferPlan, WriteReport
-from mmr1_rollout_server.weights import Policy, State
+from mmr1_rollout_server.weights import Policy
 
 PLAN = TransferPlan("gloo", "127.0.0.1", 1, "p", 1, 2, (), 1)
+ADAPTERS = replace(PLAN, adapter=AdapterSpec(4, 8.0, ()))
 
 
 class ScriptedReceiver:
@@ -35,7 +38,8 @@ class ScriptedReceiver:
     async def init_transfer(self, plan: TransferPlan, deadline_seconds: float) -> None:
         await self._called("init")
 
-    async def start_update(self) -> None:
+    async def start_update(self, *, adapter_only: bool = False) -> None:
+        self.adapter_only = adapter_only
         await self._called("start")
 
     async def receive_update(self, deadline_seconds: float) -> list[tuple[str, int]]:
@@ -59,16 +63,18 @@ class Held:
         self.policy = Policy("run", on_change=lambda: None, on_stuck=self.stuck.append, stuck_seconds=0.1)
         self.policy.engine_ready(self.receiver)
 
-    async def update(self, number: int, incarnation: int = 1, *, resume: bool = True) -> None:
+    async def update(
+        self, number: int, incarnation: int = 1, *, resume: bool = True, adapter_only: bool = False
+    ) -> None:
         version = PolicyVersion(incarnation, number)
-        await self.policy.start("run", incarnation, version, 1.0)
+        await self.policy.start("run", incarnation, version, 1.0, adapter_only=adapter_only)
         await self.policy.update("run", incarnation, version, 1.0)
         await self.policy.finish("run", incarnation, version, 1.0)
         if resume:
             await self.policy.resume("run", incarnation, version)
 
-    async def init(self, incarnation: int = 1, deadline_seconds: float = 1.0) -> None:
-        await self.policy.init_transfer("run", incarnation, PLAN, deadline_seconds)
+    async def init(self, incarnation: int = 1, deadline_seconds: float = 1.0, plan: TransferPlan = PLAN) -> None:
+        await self.policy.init_transfer("run", incarnation, plan, deadline_seconds)
 
 
 @pytest.fixture
@@ -269,3 +275,40 @@ async def test_nothing_leads_out_of_draining(held: Held) -> None:
         pass
     with pytest.raises(VerbRefusedError, match="shutting down"):
         await held.init(incarnation=5)
+
+
+async def test_adapters_alone_follow_the_base_weights_of_their_group(held: Held) -> None:
+    await held.init(plan=ADAPTERS)
+    with pytest.raises(VerbRefusedError, match="StartAdapterUpdate before the group's base weights"):
+        await held.update(1, adapter_only=True)
+    assert held.policy.state is State.ACCEPTS_WEIGHTS and held.receiver.calls == ["init"]
+    await held.update(1, resume=False)
+    assert not held.receiver.adapter_only
+    await held.update(1, adapter_only=True)
+    assert held.receiver.adapter_only and held.policy.version == (1, 1)
+    await held.init(plan=ADAPTERS)
+    with pytest.raises(VerbRefusedError, match="before the group's base weights"):
+        await held.update(2, adapter_only=True)
+
+
+async def test_after_a_failure_adapters_alone_are_not_enough(held: Held) -> None:
+    await held.init(plan=ADAPTERS)
+    await held.update(1)
+    held.receiver.unwritten = ("q_proj.lora_A.weight",)
+    with pytest.raises(WeightUpdateError, match=r"not written: q_proj\.lora_A\.weight"):
+        await held.update(2, adapter_only=True)
+    assert (held.policy.state, held.policy.version) == (State.BROKEN, None)
+    held.receiver.unwritten = ()
+    await held.init(plan=ADAPTERS)
+    with pytest.raises(VerbRefusedError, match="before the group's base weights"):
+        await held.update(2, adapter_only=True)
+    await held.update(2)
+    assert held.policy.serves
+
+
+async def test_a_group_without_adapters_takes_none_alone(held: Held) -> None:
+    await held.init()
+    await held.update(1)
+    with pytest.raises(VerbRefusedError, match="before the group's base weights"):
+        await held.update(2, adapter_only=True)
+    assert held.policy.serves

@@ -135,8 +135,18 @@ class TensorSpec(_message.Message):
     shape: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
 
+class AdapterSpec(_message.Message):
+    __slots__ = ("rank", "alpha", "tensors")
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    ALPHA_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    alpha: float
+    tensors: _containers.RepeatedCompositeFieldContainer[TensorSpec]
+    def __init__(self, rank: _Optional[int] = ..., alpha: _Optional[float] = ..., tensors: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ...) -> None: ...
+
 class InitWeightTransferRequest(_message.Message):
-    __slots__ = ("writer", "transport", "master_address", "master_port", "store_prefix", "rank", "world_size", "tensors", "bucket_bytes", "deadline_seconds")
+    __slots__ = ("writer", "transport", "master_address", "master_port", "store_prefix", "rank", "world_size", "tensors", "bucket_bytes", "deadline_seconds", "adapter")
     WRITER_FIELD_NUMBER: _ClassVar[int]
     TRANSPORT_FIELD_NUMBER: _ClassVar[int]
     MASTER_ADDRESS_FIELD_NUMBER: _ClassVar[int]
@@ -147,6 +157,7 @@ class InitWeightTransferRequest(_message.Message):
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     BUCKET_BYTES_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
     writer: Writer
     transport: str
     master_address: str
@@ -157,7 +168,8 @@ class InitWeightTransferRequest(_message.Message):
     tensors: _containers.RepeatedCompositeFieldContainer[TensorSpec]
     bucket_bytes: int
     deadline_seconds: float
-    def __init__(self, writer: _Optional[_Union[Writer, _Mapping]] = ..., transport: _Optional[str] = ..., master_address: _Optional[str] = ..., master_port: _Optional[int] = ..., store_prefix: _Optional[str] = ..., rank: _Optional[int] = ..., world_size: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., bucket_bytes: _Optional[int] = ..., deadline_seconds: _Optional[float] = ...) -> None: ...
+    adapter: AdapterSpec
+    def __init__(self, writer: _Optional[_Union[Writer, _Mapping]] = ..., transport: _Optional[str] = ..., master_address: _Optional[str] = ..., master_port: _Optional[int] = ..., store_prefix: _Optional[str] = ..., rank: _Optional[int] = ..., world_size: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., bucket_bytes: _Optional[int] = ..., deadline_seconds: _Optional[float] = ..., adapter: _Optional[_Union[AdapterSpec, _Mapping]] = ...) -> None: ...
 
 class InitWeightTransferResponse(_message.Message):
     __slots__ = ()

@@ -64,6 +64,11 @@ class RolloutServiceStub(object):
                 request_serializer=mmr1_dot_v1_dot_rollout__pb2.StartWeightUpdateRequest.SerializeToString,
                 response_deserializer=mmr1_dot_v1_dot_rollout__pb2.StartWeightUpdateResponse.FromString,
                 _registered_method=True)
+        self.StartAdapterUpdate = channel.unary_unary(
+                '/mmr1.v1.RolloutService/StartAdapterUpdate',
+                request_serializer=mmr1_dot_v1_dot_rollout__pb2.StartWeightUpdateRequest.SerializeToString,
+                response_deserializer=mmr1_dot_v1_dot_rollout__pb2.StartWeightUpdateResponse.FromString,
+                _registered_method=True)
         self.UpdateWeights = channel.unary_unary(
                 '/mmr1.v1.RolloutService/UpdateWeights',
                 request_serializer=mmr1_dot_v1_dot_rollout__pb2.UpdateWeightsRequest.SerializeToString,
@@ -118,6 +123,14 @@ class RolloutServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StartAdapterUpdate(self, request, context):
+        """In place of StartWeightUpdate: the adapters alone will be sent. Refused by a server that has not got the base weights
+        and adapters of this group by a full update.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def UpdateWeights(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -160,6 +173,11 @@ def add_RolloutServiceServicer_to_server(servicer, server):
             ),
             'StartWeightUpdate': grpc.unary_unary_rpc_method_handler(
                     servicer.StartWeightUpdate,
+                    request_deserializer=mmr1_dot_v1_dot_rollout__pb2.StartWeightUpdateRequest.FromString,
+                    response_serializer=mmr1_dot_v1_dot_rollout__pb2.StartWeightUpdateResponse.SerializeToString,
+            ),
+            'StartAdapterUpdate': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartAdapterUpdate,
                     request_deserializer=mmr1_dot_v1_dot_rollout__pb2.StartWeightUpdateRequest.FromString,
                     response_serializer=mmr1_dot_v1_dot_rollout__pb2.StartWeightUpdateResponse.SerializeToString,
             ),
@@ -334,6 +352,33 @@ class RolloutService(object):
             request,
             target,
             '/mmr1.v1.RolloutService/StartWeightUpdate',
+            mmr1_dot_v1_dot_rollout__pb2.StartWeightUpdateRequest.SerializeToString,
+            mmr1_dot_v1_dot_rollout__pb2.StartWeightUpdateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartAdapterUpdate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mmr1.v1.RolloutService/StartAdapterUpdate',
             mmr1_dot_v1_dot_rollout__pb2.StartWeightUpdateRequest.SerializeToString,
             mmr1_dot_v1_dot_rollout__pb2.StartWeightUpdateResponse.FromString,
             options,
