@@ -46,8 +46,13 @@ class Source:
         """W + scale B A, in the dtype of W, made in float32. All parameters must be whole."""
         if self.down is None or self.up is None:
             return self.weight.data
-        change = self.up.data.float() @ self.down.data.float()
-        return (self.weight.data.float() + self.scale * change).to(self.weight.dtype)
+        return merge(self.weight.data, self.down.data, self.up.data, self.scale)
+
+
+def merge(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
+    """W + scale B A [out, in], in the dtype and on the device of W, made in float32."""
+    change = up.to(weight.device, torch.float32) @ down.to(weight.device, torch.float32)
+    return (weight.float() + scale * change).to(weight.dtype)
 
 
 def choose_trainable(hf: nn.Module, config: RunConfig) -> None:
@@ -121,6 +126,11 @@ def is_adapter(name: str) -> bool:
     return name.endswith((_DOWN, _UP))
 
 
+def file_name(name: str) -> str:
+    """What peft's files, and vLLM, call an adapter's parameter of that name in the model."""
+    return f"base_model.model.{name.replace(f'.{_ADAPTER}', '')}"
+
+
 def save_adapters(tensors: dict[str, Tensor], hf: nn.Module, config: RunConfig, folder: Path) -> None:
     """The adapters alone, as peft and vLLM load them beside the base model.
 
@@ -128,7 +138,7 @@ def save_adapters(tensors: dict[str, Tensor], hf: nn.Module, config: RunConfig, 
         tensors: the whole adapter parameters by their names in `hf`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    named = {f"base_model.model.{name.replace(f'.{_ADAPTER}', '')}": tensor for name, tensor in tensors.items()}
+    named = {file_name(name): tensor for name, tensor in tensors.items()}
     save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     adapted = sorted(name for name, part in hf.named_modules() if isinstance(part, BaseTunerLayer))
     lora = LoraConfig(

@@ -207,7 +207,7 @@ class Leader:
         self._trackers.close(exit_code)
 
     def _send(self, probe: Any) -> UpdateResult:
-        result = self._sender.update(self.version, probe, self._tick)
+        result = self._sender.update(self.version, probe, self._tick, self._probe)
         self._state = replace(self._state, num_weight_updates=self._state.num_weight_updates + 1)
         self.files.write("weight_updates", {"count": self._state.num_weight_updates})
         outputs.WEIGHT_UPDATES.inc()

@@ -7,18 +7,19 @@ too, or the comparison proves nothing and training does not start.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
 from mmr1.config import RunConfig
-from mmr1.errors import ConfigurationError
+from mmr1.errors import ConfigurationError, WeightUpdateError
 from mmr1.families import FAMILIES
 from mmr1.images import ImageStore
 from mmr1.preprocessing import Fingerprint, compare, fingerprint
 from mmr1.records import Group
+from mmr1.rollout_client import RolloutClient
 from mmr1_learner.adapters import is_adapter
 from mmr1_learner.model import Policy, PromptEncoder
 from mmr1_learner.published import Published
@@ -118,6 +119,23 @@ def gate(scorer: Scorer, policy: Policy | Published, groups: Sequence[Group], bo
                 f"{bound:.0e}: the gate could not see a real fault; lower parity_bound or raise parity_prompts"
             )
     return report
+
+
+def see_wrong_adapters(clients: Sequence[RolloutClient], probe: Callable[[RolloutClient], float]) -> None:
+    """The servers have planted adapters and the learner its own: a probe that sees no difference proves nothing.
+
+    Raises:
+        ParityError: `probe` does not raise WeightUpdateError.
+    """
+    for client in clients:
+        try:
+            seen = probe(client)
+        except WeightUpdateError:
+            continue
+        raise ParityError(
+            f"lora_updates adapter: {client.address} samples with planted adapters, and its log-probabilities are only "
+            f"{seen:.2e} from the learner's, within the bound: wrong adapters could not be seen; lower parity_bound"
+        )
 
 
 def towers(policy: Policy | Published) -> tuple[str, ...]:

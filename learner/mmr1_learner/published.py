@@ -133,16 +133,20 @@ class Published:
             kind, payload = data[:1], data[1:]
             if kind == _WORD:
                 return payload
-            if kind == _FORWARD:
-                was_training = self.policy.training
-                self.policy.eval()
-                with torch.no_grad():
-                    self.policy(decode_batch(payload, self._ranks.device))
-                self.policy.train(was_training)
-            elif kind == _SCALE:
-                self._scale(*json.loads(payload))
-            elif kind == _RESTORE:
-                self._restore(payload.decode())
+            self._heed(kind, payload)
+
+    def _heed(self, kind: bytes, payload: bytes) -> None:
+        """Do what rank 0 has asked for."""
+        if kind == _FORWARD:
+            was_training = self.policy.training
+            self.policy.eval()
+            with torch.no_grad():
+                self.policy(decode_batch(payload, self._ranks.device))
+            self.policy.train(was_training)
+        elif kind == _SCALE:
+            self._scale(*json.loads(payload))
+        elif kind == _RESTORE:
+            self._restore(payload.decode())
 
     def keep_alive(self) -> None:
         """Called often by rank 0 while it waits: `tell` on the others then never waits as long as a collective may.

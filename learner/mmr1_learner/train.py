@@ -43,7 +43,7 @@ def train(config: RunConfig) -> None:
     from mmr1_learner.export import export
     from mmr1_learner.leader import Leader
     from mmr1_learner.model import PromptEncoder, load_policy
-    from mmr1_learner.published import Published
+    from mmr1_learner.published_adapters import publish
     from mmr1_learner.ranks import join_ranks, leave_ranks
     from mmr1_learner.reference import reference_of
     from mmr1_learner.trainer import Trainer
@@ -60,7 +60,7 @@ def train(config: RunConfig) -> None:
     if start >= 0:
         # Rank 0 alone reads: a run's folder need not be seen by other machines.
         trainer.state.load((found[0] if found else checkpoints.path(start)) / "engine")
-    published = Published(trainer.policy, ranks, config.weight_bucket_bytes)
+    published = publish(config, trainer.policy, ranks)
     published.refresh()
     leader = Leader(config, ranks, published, encoder, checkpoints) if ranks.is_first else None
     exit_code = 1

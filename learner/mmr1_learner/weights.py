@@ -20,12 +20,14 @@ import torch
 
 from mmr1.config import RunConfig
 from mmr1.errors import WeightUpdateError
-from mmr1.records import PolicyVersion
+from mmr1.records import PolicyVersion, TensorSpec
 from mmr1.rollout_client import LOAD_SECONDS, RolloutClient, WeightGroup
 from mmr1.streams import Member, RunQueue
 from mmr1.weight_plan import buckets, fingerprint
 from mmr1_learner.collective import Collective
+from mmr1_learner.parity import see_wrong_adapters
 from mmr1_learner.published import Published
+from mmr1_learner.published_adapters import PublishedAdapters
 from mmr1_learner.waiting import Tick, rest, results
 
 log = structlog.get_logger()
@@ -41,11 +43,15 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class UpdateResult:
-    """A committed update: seconds from closing admission to opening it, and the largest |delta log p| of the probes."""
+    """A committed update: seconds from closing admission to opening it, and the largest |delta log p| of the probes.
+
+    `num_bytes` are those of the tensors that each server got.
+    """
 
     seconds: float
     num_servers: int
     probe_max_abs_dlogp: float | None
+    num_bytes: int
 
 
 class WeightSender:
@@ -55,6 +61,8 @@ class WeightSender:
         self._config = config
         self._queue = queue
         self._policy = policy
+        self._adapters = policy if isinstance(policy, PublishedAdapters) else None
+        self._num_bytes = 0  # of the update under way
         self._master_address = master_address
         self._collective: Collective | None = None
         self._members: tuple[Member, ...] = ()
@@ -97,19 +105,25 @@ class WeightSender:
             client.close()
         self._clients.clear()
 
-    def update(self, version: PolicyVersion, probe: Probe | None, tick: Tick) -> UpdateResult:
+    def update(
+        self, version: PolicyVersion, probe: Probe | None, tick: Tick, adapter_probe: Probe | None = None
+    ) -> UpdateResult:
         """Bring all lease holders to `version`, or raise.
+
+        Where adapters are sent alone, `adapter_probe` is asked with planted ones when a group is new. It raises
+        WeightUpdateError when a server's are not the learner's.
 
         A try that fails is repeated with a fresh group of those that still hold a lease and answer. When none is left,
         the update waits for one to come back.
 
         Raises:
             WeightUpdateError: it did not succeed in several tries, or no server came back. Nothing serves then.
+            ParityError: `adapter_probe` does not see adapters that are not the learner's.
         """
         for attempt in range(1, _ATTEMPTS + 1):
             members = self.wait_for_servers(1, tick)
             try:
-                return self._try_update(version, tuple(members), probe, tick)
+                return self._try_update(version, tuple(members), probe, tick, adapter_probe)
             except (grpc.RpcError, WeightUpdateError) as error:
                 reason = _reason(error)
                 log.warning("weight update failed", version=str(version), attempt=attempt, reason=reason)
@@ -119,28 +133,70 @@ class WeightSender:
         raise AssertionError("unreachable")
 
     def _try_update(
-        self, version: PolicyVersion, members: tuple[Member, ...], probe: Probe | None, tick: Tick
+        self,
+        version: PolicyVersion,
+        members: tuple[Member, ...],
+        probe: Probe | None,
+        tick: Tick,
+        adapter_probe: Probe | None,
     ) -> UpdateResult:
-        limit = self._config.weight_update_deadline_seconds
         with ExitStack() as on_failure:
             on_failure.callback(self.close)
+            standing = self._collective
             collective = self._form_group(members, tick)
             clients = [self._client(member) for member in members]
             started = time.monotonic()
-            self._everywhere(
-                clients, lambda c: c.start_weight_update(version, self._config.pause_deadline_seconds), tick
-            )
-            sending = self._pool.submit(self._broadcast, collective)
-            receiving = [self._pool.submit(client.update_weights, version, limit) for client in clients]
-            sent, *received = results([sending, *receiving], tick)
-            for client, arrived in zip(clients, received, strict=True):
-                _compare(client.address, sent, arrived)
-            self._everywhere(clients, lambda c: c.finish_weight_update(version, limit), tick)
+            self._num_bytes = 0
+            if self._adapters is not None and collective is not standing:
+                self._bring_base(collective, clients, version, adapter_probe, tick)
+            self._deliver(collective, clients, version, tick, adapter_only=self._adapters is not None)
             worst = max((probe(client) for client in clients), default=0.0) if probe else None
             self._queue.commit_version(version)
             self._everywhere(clients, lambda c: c.resume(version), tick)
             on_failure.pop_all()
-        return UpdateResult(time.monotonic() - started, len(clients), worst)
+        return UpdateResult(time.monotonic() - started, len(clients), worst, self._num_bytes)
+
+    def _bring_base(
+        self,
+        collective: Collective,
+        clients: list[RolloutClient],
+        version: PolicyVersion,
+        probe: Probe | None,
+        tick: Tick,
+    ) -> None:
+        """The base model, and with it planted adapters: servers must be seen to apply them, and to have wrong ones.
+
+        The policy's own may add nothing yet, and then a server that leaves adapters out would not be found out.
+        """
+        assert self._adapters is not None
+        with self._adapters.planted():
+            self._deliver(collective, clients, version, tick)
+            if probe is not None:
+                for client in clients:
+                    probe(client)
+        if probe is not None:
+            see_wrong_adapters(clients, probe)
+
+    def _deliver(
+        self,
+        collective: Collective,
+        clients: list[RolloutClient],
+        version: PolicyVersion,
+        tick: Tick,
+        *,
+        adapter_only: bool = False,
+    ) -> None:
+        """Start, Update and Finish on all servers at once: they hold the new tensors then, with admission closed."""
+        limit, pause_limit = self._config.weight_update_deadline_seconds, self._config.pause_deadline_seconds
+        self._everywhere(
+            clients, lambda c: c.start_weight_update(version, pause_limit, adapter_only=adapter_only), tick
+        )
+        sending = self._pool.submit(self._broadcast, collective, adapter_only)
+        receiving = [self._pool.submit(client.update_weights, version, limit) for client in clients]
+        sent, *received = results([sending, *receiving], tick)
+        for client, arrived in zip(clients, received, strict=True):
+            _compare(client.address, sent, arrived)
+        self._everywhere(clients, lambda c: c.finish_weight_update(version, limit), tick)
 
     def _form_group(self, members: tuple[Member, ...], tick: Tick) -> Collective:
         """A collective with these servers; the standing one when it is with the same, and none was started anew."""
@@ -159,6 +215,7 @@ class WeightSender:
             world_size=len(members) + 1,
             tensors=self._policy.manifest(),
             bucket_bytes=self._config.weight_bucket_bytes,
+            adapter=self._adapters.adapter() if self._adapters else None,
         )
         joining = [self._pool.submit(collective.join)]
         for rank, member in enumerate(members, start=1):
@@ -172,17 +229,29 @@ class WeightSender:
             self._collective.close()
         self._collective, self._members = None, ()
 
-    def _broadcast(self, collective: Collective) -> dict[str, int]:
-        """Send every tensor, bucket by bucket. Returns the fingerprint of each."""
-        tensors = dict(self._policy.named_tensors())
+    def _broadcast(self, collective: Collective, adapter_only: bool) -> dict[str, int]:
+        """Send every tensor, or every one of the adapters, bucket by bucket. Returns the fingerprint of each."""
+        sent: dict[str, int] = {}
+        if not adapter_only:
+            base = self._adapters.base_tensors() if self._adapters else self._policy.named_tensors()
+            sent |= self._send(collective, self._policy.manifest(), dict(base))
+        if self._adapters:
+            sent |= self._send(collective, self._adapters.adapter().tensors, dict(self._adapters.named_adapters()))
+        return sent
+
+    def _send(
+        self, collective: Collective, specs: Sequence[TensorSpec], tensors: dict[str, torch.Tensor]
+    ) -> dict[str, int]:
         sent = {}
-        for bucket in buckets(self._policy.manifest(), self._config.weight_bucket_bytes):
+        for bucket in buckets(specs, self._config.weight_bucket_bytes):
             parts = []
             for spec in bucket:
                 data = tensors[spec.name].detach().cpu().contiguous().view(-1).view(torch.uint8)
                 sent[spec.name] = fingerprint(data.numpy().data)
                 parts.append(data)
-            collective.send(torch.cat(parts))
+            flat = torch.cat(parts)
+            self._num_bytes += flat.numel()
+            collective.send(flat)
         return sent
 
     def _everywhere(self, clients: list[RolloutClient], verb: Callable[[RolloutClient], object], tick: Tick) -> None:

@@ -21,8 +21,11 @@ NUM_STEPS = 2
 __all__ = ["digits"]
 
 
-def test_two_ranks_at_stage_three_with_adapters_pass_the_gate_and_the_probes(digits: Path, tmp_path: Path) -> None:
-    """What vLLM samples with is the merged weights, gathered from both ranks; both score its samples together."""
+@pytest.mark.parametrize("updates", ["merged", "adapter"])
+def test_two_ranks_at_stage_three_with_adapters_pass_the_gate_and_the_probes(
+    digits: Path, tmp_path: Path, updates: str
+) -> None:
+    """What vLLM samples with is gathered from both ranks, merged or as adapters; both score its samples together."""
     run_dir, file = tmp_path / "run", tmp_path / "deepspeed.json"
     file.write_text(json.dumps({"zero_optimization": {"stage3_param_persistence_threshold": 0}}))
     config = tmp_path / "run.yaml"
@@ -31,6 +34,8 @@ def test_two_ranks_at_stage_three_with_adapters_pass_the_gate_and_the_probes(dig
         "zero_stage": 3,
         "deepspeed_config_file": str(file),
         "lora_rank": 4,
+        "lora_updates": updates,
+        "freeze_vision_tower": updates == "adapter",
         "parity_prompts": 4,
         "eval_at_start": False,
         "eval_at_end": False,

@@ -22,6 +22,7 @@ from mmr1_learner.model import PromptEncoder, load_policy
 from mmr1_learner.parity import perturbed
 from mmr1_learner.plan import StepPlan, cut
 from mmr1_learner.published import Published
+from mmr1_learner.published_adapters import PublishedAdapters, publish
 from mmr1_learner.ranks import Ranks, join_ranks
 from mmr1_learner.reference import reference_of
 from mmr1_learner.train import _take_steps
@@ -39,7 +40,7 @@ def run(folder: Path, model: Path, ranks: Ranks, plan: StepPlan, scenario: dict[
     if "load" in scenario:
         trainer.state.load(Path(scenario["load"]))
     report: dict[str, float] = {}
-    published = Published(trainer.policy, ranks, bucket_bytes=200_000)
+    published = publish(config.model_copy(update={"weight_bucket_bytes": 200_000}), trainer.policy, ranks)
     if scenario.get("loop"):
         checkpoints = Checkpoints(folder / scenario["name"], keep_last=2)
         leader: Any = Told(trainer, published, plan, config, checkpoints) if ranks.is_first else None
@@ -56,6 +57,7 @@ def run(folder: Path, model: Path, ranks: Ranks, plan: StepPlan, scenario: dict[
         "parameters": {name: tensor.to("cpu", copy=True) for name, tensor in published.named_tensors()},
         "shapes": {spec.name: spec.shape for spec in published.manifest()},
         "adapters": published.adapter_tensors(),
+        "base": dict(published.base_tensors()) if isinstance(published, PublishedAdapters) and ranks.is_first else {},
         "reference": reference(trainer),
         "report": report,
         "held": held(trainer),
@@ -121,6 +123,9 @@ def scores(trainer: Trainer, published: Published, plan: StepPlan, config: RunCo
         for tower in ("visual", "language_model"):
             with perturbed(published, tower):
                 found[tower] = published(batch).logprobs.to("cpu", copy=True)
+        if isinstance(published, PublishedAdapters) and published.named_adapters():
+            with published.planted():
+                found["planted"] = published(batch).logprobs.to("cpu", copy=True)
         found["after"] = published(batch).logprobs.to("cpu", copy=True)
     return found
 

@@ -23,6 +23,7 @@ ALONE = {"per_device_batch_size": 16}  # everything in one forward
 SHARED = {"per_device_batch_size": 2, "gradient_accumulation_steps": 4}  # three forwards, one of them a dummy
 REF = {"ref_sync_steps": 2, "ref_sync_alpha": 0.25}
 LORA = {"lora_rank": 2, "lora_alpha": 8, "lora_target_modules": ["q_proj", "down_proj"]}
+ALONE_SENT = {"lora_updates": "adapter", "freeze_vision_tower": True}
 OFFLOAD = {"offload_optimizer": True}
 
 
@@ -70,6 +71,7 @@ def results(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Resu
             scenario("moving", ALONE, REF, last=4, save_at=3),
             scenario("lora", ALONE, LORA, last=4, save_at=2, export=True),
             scenario("dropout", ALONE, {**LORA, "lora_dropout": 0.5}, last=4, save_at=2),
+            scenario("sent alone", ALONE, {**LORA, **ALONE_SENT}),
         ],
     )
     plain = str(folder / "one" / "plain.state")
@@ -86,6 +88,7 @@ def results(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Resu
             scenario("stage 3 offload", SHARED, {**third, **OFFLOAD, "offload_parameters": True}),
             scenario("moving", SHARED, {**third, **REF}, last=4, save_at=3),
             scenario("lora", SHARED, {**third, **LORA}, last=4, save_at=2),
+            scenario("sent alone", SHARED, {**third, **LORA, **ALONE_SENT}),
             scenario("loop", SHARED, {**third, "checkpoint_every": 2}, loop=True),
             scenario("from one", SHARED, third, first=2, last=4, load=plain),
             scenario("from one, stage 2", SHARED, {"zero_stage": 2}, first=2, last=4, load=plain),
@@ -303,6 +306,21 @@ def test_adapters_alone_learn_and_are_published_merged(results: Results, base: d
         down, up = (result["adapters"][f"{stem}.lora_{part}.default.weight"] for part in "AB")
         assert torch.allclose(result["parameters"][name], base[name] + 8 / 2 * up @ down, atol=1e-6), name
     assert len([name for name in adapted if "down_proj" in name]) > 0
+
+
+@pytest.mark.parametrize("ranks", ["one", "two"])
+def test_adapters_sent_alone_are_whole_and_planted_ones_leave_no_trace(
+    results: Results, base: dict[str, Any], ranks: str
+) -> None:
+    result = getattr(results, ranks)["sent alone"]
+    assert_equal(result["base"], base)
+    assert result["shapes"] == {name: tuple(tensor.shape) for name, tensor in base.items()}
+    assert_close(result["parameters"], results.one["sent alone"]["parameters"])
+    changed = moved(result, base)
+    assert changed and not any("visual" in name for name in changed)
+    scores = result["scores"]
+    assert torch.equal(scores["before"], scores["after"])
+    assert (scores["planted"] - scores["before"]).abs().mean() > 5e-3, "five bounds of float32"
 
 
 def test_dropout_changes_what_adapters_learn(results: Results) -> None:
