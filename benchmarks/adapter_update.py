@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,8 @@ def compare(folder: Path, url: str, repeats: int) -> None:
     sampling = Sampling(1.0, 64, ignore_eos=True)
 
     def sample(client: RolloutClient, probe: bool) -> list[Group]:
-        asked = image_prompt(images, 0, sampling, run=RUN, num_generations=8)
+        short = replace(sampling, max_completion_length=4)  # a probe that costs little beside its update
+        asked = image_prompt(images, 0, short if probe else sampling, run=RUN, num_generations=2 if probe else 8)
         return [client.generate(asked, timeout=120, probe=probe)]
 
     try:
