@@ -10,7 +10,7 @@ WORKERS ?= 2
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 DS_ACCELERATOR=cpu PATH="$(CURDIR)/$(BIN):$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-matrix test-chaos test-reward test-peers fuzz check format proto doctor clean
+.PHONY: help setup demo test test-matrix test-chaos chaos test-reward test-peers fuzz check format proto doctor clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,8 +29,12 @@ test: setup  ## the tests, but for the next two and a GPU's; TESTS=path and PYTE
 test-matrix: setup  ## every model family against vLLM; every ZeRO stage and number of ranks
 	@$(PYTEST_COMMAND) -m matrix $(PYTEST)
 
-test-chaos: setup  ## the tests that freeze or kill parts of a real stack
-	@$(PYTEST_COMMAND) -m chaos $(PYTEST)
+test-chaos: setup  ## a few minutes of faults: parts of a real stack are killed and frozen
+	@$(PYTEST_COMMAND) -m "chaos and not mutation" $(PYTEST)
+
+chaos: setup  ## every kind of fault and a table of them; then guarantees broken on purpose, which must be noticed. An hour
+	@$(TEST_ENVIRONMENT) $(BIN)/python -m tests.chaos $(FAULTS)
+	@$(PYTEST_COMMAND) -m mutation $(PYTEST)
 
 test-reward:  ## the reward server by itself, in an empty environment
 	@scripts/test_reward_alone.sh

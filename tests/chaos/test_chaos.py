@@ -11,7 +11,7 @@ from tests.chaos.faults import FAULTS, LONG, Fault, draw
 
 pytestmark = [pytest.mark.engine, pytest.mark.chaos, pytest.mark.timeout(1500)]
 
-BUDGET_SECONDS = 240.0
+BUDGET_SECONDS = 180.0
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +30,7 @@ def test_every_group_is_trained_once_whatever_is_killed_or_frozen(digits: Path, 
     assert campaign.proof.num_trained > 0
 
 
+@pytest.mark.mutation
 @pytest.mark.parametrize(
     ("mutation", "fault"),
     [
