@@ -22,6 +22,7 @@ from mmr1.errors import ConfigurationError, StaleWriterError
 from mmr1.lifecycle import run_command
 from mmr1.preflight import check_data, check_training
 from mmr1.reward_names import check_reward_names
+from mmr1.rollout_access import RolloutAccess
 from mmr1.telemetry import configure_logging
 from mmr1.wire import SchemaVersionError
 from mmr1_learner.errors import StopRequestedError
@@ -156,6 +157,7 @@ def check(config: RunConfig) -> None:
         ConfigurationError: at the first thing that is wrong; no weights have been read.
     """
     check_training(config)
+    RolloutAccess.from_config(config)
     check_reward_names(config)
     check_data(config)
 

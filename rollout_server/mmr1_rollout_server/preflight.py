@@ -5,13 +5,15 @@ from __future__ import annotations
 from redis.asyncio import Redis
 
 from mmr1.config import RunConfig
+from mmr1.credentials import rollout_tokens
 from mmr1.errors import ConfigurationError
 from mmr1.local.ports import Port, require_free
 from mmr1.preflight import check_model
+from mmr1_rollout_server.auth import server_credentials
 
 
 def check(config: RunConfig, server_id: str, port: int, metrics_port: int) -> None:
-    """Check the model, the image root, the addresses of the other services, and that the ports are free.
+    """Check the model, the image root, tokens, certificates, other services' addresses, and that the ports are free.
 
     Whether those services answer is not checked: they may start later, and come back after a failure.
 
@@ -21,6 +23,8 @@ def check(config: RunConfig, server_id: str, port: int, metrics_port: int) -> No
     check_model(config.model)
     if not config.resolved_image_root.is_dir():
         raise ConfigurationError(f"image_root {config.resolved_image_root} is not a folder; set image_root")
+    server_credentials(config)
+    rollout_tokens(config.rollout_token_file)
     try:
         Redis.from_url(config.resolved_redis_url)
     except ValueError as error:

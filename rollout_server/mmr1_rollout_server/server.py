@@ -28,6 +28,7 @@ from mmr1.reward_access import reward_client
 from mmr1.streams import PromptConsumer
 from mmr1.wire.v1 import rollout_pb2
 from mmr1.wire.v1.rollout_pb2_grpc import add_RolloutServiceServicer_to_server
+from mmr1_rollout_server.auth import interceptors, server_credentials
 from mmr1_rollout_server.metrics import Metrics
 from mmr1_rollout_server.scoring import Scorer
 from mmr1_rollout_server.servicer import RolloutServicer
@@ -68,12 +69,14 @@ class Server:
         self.policy = Policy(self.config.run, on_change=self._on_change, on_stuck=_exit_stuck)
         self.servicer = RolloutServicer(self.policy, self.images, self.metrics, self.config, self.server_id)
         self.health = health.aio.HealthServicer()
+        self.credentials = server_credentials(self.config)
         self.grpc = grpc.aio.server(
+            interceptors=interceptors(self.config),
             options=[
                 ("grpc.so_reuseport", 0),  # a second server on the port must fail, not share it
                 ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
                 ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
-            ]
+            ],
         )
         self.worker: PromptWorker | None = None
 
@@ -106,14 +109,17 @@ class Server:
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self.grpc)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self.grpc)
         try:
-            self.grpc.add_insecure_port(f"{self.config.host}:{self.port}")
+            if self.credentials is None:
+                self.grpc.add_insecure_port(f"{self.config.host}:{self.port}")
+            else:
+                self.grpc.add_secure_port(f"{self.config.host}:{self.port}", self.credentials)
             self.metrics.listen(self.config.host, self.metrics_port)
         except (RuntimeError, OSError) as error:
             raise ConfigurationError(
                 f"cannot listen on {self.config.host}, ports {self.port} and {self.metrics_port}: {error}"
             ) from None
         await self.grpc.start()
-        _log.info("listening", address=self.address, metrics_port=self.metrics_port)
+        _log.info("listening", address=self.address, metrics_port=self.metrics_port, tls=self.credentials is not None)
 
     async def _load_engine(self, stop: StopRequest) -> Engine | None:
         """Load in a thread, so that health is answered meanwhile. None: told to stop before it was up."""

@@ -20,6 +20,7 @@ from mmr1.errors import ConfigurationError
 from mmr1.local.ports import ports_of, require_free
 from mmr1.model_folder import WEIGHT_PATTERNS, check_folder_for, check_model
 from mmr1.reward_names import check_names_of_own_server, check_reward_names
+from mmr1.rollout_access import check_rollout_access
 from mmr1.templates import Templates
 from mmr1.tracker_names import check_trackers
 from mmr1_reward_server.client import RewardServerError
@@ -33,6 +34,7 @@ REMOTE_SECONDS = 10.0
 def check(config: RunConfig) -> None:
     """Run every check of `mmr1 up`, cheapest first. Raises ConfigurationError at the first that fails."""
     check_space(config, check_training(config))
+    check_rollout_access(config)
     require_free(ports_of(config))
     if config.redis_url is not None:
         check_redis(config.redis_url)

@@ -56,3 +56,17 @@ def test_a_password_travels_in_the_environment(tmp_path: Path) -> None:
     save_config(secret, tmp_path / "config.yaml")
     assert "secret" not in (tmp_path / "config.yaml").read_text()
     assert child_environment(secret, {})["MMR1_REDIS_URL"] == "redis://:secret@elsewhere/0"
+
+
+def test_what_enters_no_other_service_inherits_no_secret() -> None:
+    """A reward may be somebody's own code."""
+    secrets = {"MMR1_ROLLOUT_TOKEN": "t" * 20, "MMR1_REDIS_PASSWORD": "p", "MMR1_REDIS_URL": "redis://:u@h/0"}
+    services = plan(config(), {**secrets, "MMR1_REWARD_API_KEY": "k" * 20})
+    assert services.redis is not None and services.reward is not None
+    for spec in (services.redis, services.reward):
+        assert not secrets.keys() & spec.processes[0].environment.keys()
+    assert services.reward.processes[0].environment["MMR1_REWARD_API_KEY"] == "k" * 20
+    for spec in (*services.rollouts, services.learner):
+        assert spec.processes[0].environment["MMR1_ROLLOUT_TOKEN"] == "t" * 20
+    for process in [process for spec in (*services.rollouts, services.learner) for process in spec.processes]:
+        assert not any("t" * 20 in word for word in process.command)
