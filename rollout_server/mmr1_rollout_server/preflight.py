@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from redis.asyncio import Redis
-
 from mmr1.config import RunConfig
 from mmr1.credentials import rollout_tokens
 from mmr1.errors import ConfigurationError
 from mmr1.local.ports import Port, require_free
 from mmr1.preflight import check_model
+from mmr1.redis_access import RedisAccess
 from mmr1_rollout_server.auth import server_credentials
 
 
@@ -25,10 +24,7 @@ def check(config: RunConfig, server_id: str, port: int, metrics_port: int) -> No
         raise ConfigurationError(f"image_root {config.resolved_image_root} is not a folder; set image_root")
     server_credentials(config)
     rollout_tokens(config.rollout_token_file)
-    try:
-        Redis.from_url(config.resolved_redis_url)
-    except ValueError as error:
-        raise ConfigurationError(f"redis_url: {error}") from None
+    RedisAccess.from_config(config).parts()
     if not config.resolved_reward_url.startswith(("http://", "https://")):
         raise ConfigurationError(f"reward_url {config.resolved_reward_url} is not an http URL")
     require_free(

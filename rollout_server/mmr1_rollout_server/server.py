@@ -18,12 +18,12 @@ import psutil
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from redis.asyncio import Redis
 
 from mmr1.config import RunConfig
 from mmr1.errors import ConfigurationError
 from mmr1.images import ImageStore
 from mmr1.lifecycle import StopRequest
+from mmr1.redis_access import RedisAccess
 from mmr1.reward_access import reward_client
 from mmr1.streams import PromptConsumer
 from mmr1.wire.v1 import rollout_pb2
@@ -138,7 +138,7 @@ class Server:
         """Take prompts until told to stop or until the engine is gone; then drain."""
         url, options = self.config.resolved_reward_url, self.config
         async with (
-            Redis.from_url(options.resolved_redis_url, socket_timeout=REDIS_SECONDS) as redis,
+            RedisAccess.from_config(options).asyncio_client(socket_timeout=REDIS_SECONDS) as redis,
             reward_client(url, options.reward_deadline_seconds) as client,
             reward_client(url, REWARD_PROBE_SECONDS) as prober,
         ):

@@ -7,6 +7,7 @@ of what they open.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import stat
 from collections.abc import Mapping
@@ -53,6 +54,20 @@ def redis_password(file: Path | None, environment: Mapping[str, str] | None = No
     if len(found) > 1:
         raise ConfigurationError(f"redis_password_file {file} has {len(found)} lines; a password is one line")
     return found[0][1] if found else None
+
+
+def holds_password(redis_url: str) -> bool:
+    """Whether a Redis URL has a password in it. In doubt it has."""
+    return re.search(r"://[^/?#]*:[^@]*@|password=", redis_url) is not None
+
+
+def shown_redis_url(redis_url: str) -> str:
+    """A Redis URL for people: without user, password and parameters.
+
+    Unescaped characters in a password move the borders between the URL's parts, so of an odd URL nothing is shown.
+    """
+    plain = re.fullmatch(r"(rediss?://)(?:[^/?#]*@)?([^:@/?#]+(?::\d+)?(?:/\d*)?)|(unix://[^@?#]*)", redis_url)
+    return "".join(part or "" for part in plain.groups()) if plain else "(a URL that is not shown)"
 
 
 def make_token(path: Path) -> None:

@@ -10,7 +10,6 @@ import shutil
 from pathlib import Path
 
 import httpx
-from redis import Redis
 from redis.exceptions import RedisError
 
 from mmr1.config import RunConfig
@@ -19,6 +18,7 @@ from mmr1.deepspeed_file import read_deepspeed_file
 from mmr1.errors import ConfigurationError
 from mmr1.local.ports import ports_of, require_free
 from mmr1.model_folder import WEIGHT_PATTERNS, check_folder_for, check_model
+from mmr1.redis_access import RedisAccess, access_to
 from mmr1.reward_names import check_names_of_own_server, check_reward_names
 from mmr1.rollout_access import check_rollout_access
 from mmr1.templates import Templates
@@ -37,7 +37,7 @@ def check(config: RunConfig) -> None:
     check_rollout_access(config)
     require_free(ports_of(config))
     if config.redis_url is not None:
-        check_redis(config.redis_url)
+        check_redis(RedisAccess.from_config(config))
     if config.reward_url is None:
         check_names_of_own_server(config)
     else:
@@ -86,13 +86,16 @@ def check_space(config: RunConfig, model_folder: Path | None) -> None:
         )
 
 
-def check_redis(url: str) -> None:
-    """An existing Redis answers PING and is new enough for XAUTOCLAIM."""
-    shown = url.rpartition("@")[2]
+def check_redis(redis: RedisAccess | str) -> None:
+    """An existing Redis lets us in and is new enough for XAUTOCLAIM. A URL alone is one with nothing beside it."""
+    access = access_to(redis)
+    shown = access.shown
     try:
-        with Redis.from_url(url, socket_timeout=REMOTE_SECONDS, socket_connect_timeout=REMOTE_SECONDS) as redis:
-            version = str(redis.info("server")["redis_version"])
-    except (RedisError, ValueError, OSError) as error:
+        with access.client(socket_timeout=REMOTE_SECONDS, socket_connect_timeout=REMOTE_SECONDS) as client:
+            version = str(client.info("server")["redis_version"])
+    except (RedisError, OSError) as error:
+        if isinstance(error, RedisError) and (refusal := access.refusal(error)):
+            raise refusal from None
         raise ConfigurationError(
             f"redis_url {shown}: {_first_line(error)}; start it, or leave redis_url out: `mmr1 up` starts its own"
         ) from None
