@@ -8,6 +8,7 @@ from mmr1.errors import ConfigurationError
 from mmr1.local.ports import Port, require_free
 from mmr1.preflight import check_model
 from mmr1.redis_access import RedisAccess
+from mmr1.reward_access import reward_tls
 from mmr1_rollout_server.auth import server_credentials
 
 
@@ -27,6 +28,7 @@ def check(config: RunConfig, server_id: str, port: int, metrics_port: int) -> No
     RedisAccess.from_config(config).parts()
     if not config.resolved_reward_url.startswith(("http://", "https://")):
         raise ConfigurationError(f"reward_url {config.resolved_reward_url} is not an http URL")
+    reward_tls(config)
     require_free(
         [
             Port(port, config.host, "rollout_port", server_id),

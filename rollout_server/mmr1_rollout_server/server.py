@@ -29,6 +29,7 @@ from mmr1.streams import PromptConsumer
 from mmr1.wire.v1 import rollout_pb2
 from mmr1.wire.v1.rollout_pb2_grpc import add_RolloutServiceServicer_to_server
 from mmr1_rollout_server.auth import interceptors, server_credentials
+from mmr1_rollout_server.breaker import Breaker
 from mmr1_rollout_server.metrics import Metrics
 from mmr1_rollout_server.scoring import Scorer
 from mmr1_rollout_server.servicer import RolloutServicer
@@ -67,7 +68,10 @@ class Server:
     def __post_init__(self) -> None:
         self.images = ImageStore(self.config.resolved_image_root)
         self.policy = Policy(self.config.run, on_change=self._on_change, on_stuck=_exit_stuck)
-        self.servicer = RolloutServicer(self.policy, self.images, self.metrics, self.config, self.server_id)
+        self.breaker = Breaker(on_change=self._on_reward_change)
+        self.servicer = RolloutServicer(
+            self.policy, self.images, self.metrics, self.config, self.server_id, self.breaker
+        )
         self.health = health.aio.HealthServicer()
         self.credentials = server_credentials(self.config)
         self.grpc = grpc.aio.server(
@@ -136,11 +140,11 @@ class Server:
 
     async def _serve_prompts(self, engine: Engine, stop: StopRequest) -> None:
         """Take prompts until told to stop or until the engine is gone; then drain."""
-        url, options = self.config.resolved_reward_url, self.config
+        options = self.config
         async with (
             RedisAccess.from_config(options).asyncio_client(socket_timeout=REDIS_SECONDS) as redis,
-            reward_client(url, options.reward_deadline_seconds) as client,
-            reward_client(url, REWARD_PROBE_SECONDS) as prober,
+            reward_client(options, options.reward_deadline_seconds) as client,
+            reward_client(options, REWARD_PROBE_SECONDS) as prober,
         ):
             consumer = PromptConsumer(
                 redis,
@@ -149,7 +153,7 @@ class Server:
                 claim_idle_seconds=options.claim_idle_seconds,
                 max_deliveries=options.max_deliveries,
             )
-            scorer = Scorer(client, prober)
+            scorer = Scorer(client, prober, self.breaker)
             self.worker = PromptWorker(
                 consumer, self.images, engine, self.policy, scorer, self.metrics, options, self.address
             )
@@ -184,6 +188,12 @@ class Server:
         self.changed.set()
         if self.worker is not None:
             self.worker.state_changed()
+
+    def _on_reward_change(self) -> None:
+        is_open = self.breaker.is_open
+        self.metrics.reward_circuit_open.set(is_open)
+        self.metrics.reward_circuit_openings.inc(is_open)
+        _log.warning("reward_server_lost" if is_open else "reward_server_back", reason=self.breaker.reason)
 
     async def _publish_health(self) -> None:
         """ "" is the process, `/weights` says that weight verbs are answered, the service itself that prompts are."""

@@ -62,8 +62,7 @@ class PromptWorker:
         self._held: dict[str, Delivery] = {}
         self._running: set[asyncio.Task[None]] = set()
         self._suspects: list[Delivery] = []  # a holder of these has died: each runs alone, so that it ends nothing else
-        self._reward_is_out = False
-        self._refusal: ConfigurationError | None = None  # Redis turns us away: no waiting mends that
+        self._refusal: ConfigurationError | None = None  # another service turns us away: no waiting mends that
         self._state_changed = asyncio.Event()
         self._left = asyncio.Event()
 
@@ -75,13 +74,15 @@ class PromptWorker:
         """Work until `stop`, then finish what runs within `drain_seconds` and give the rest back.
 
         Raises:
-            ConfigurationError: Redis does not let us in, or holds prompts of another schema.
+            ConfigurationError: Redis or the reward server does not let us in, or a prompt is of another schema.
         """
         # redis-py swallows about half of the cancellations that reach it within a command, so loops are told to end.
         background = [asyncio.create_task(loop()) for loop in (self._keep_lease, self._keep_claims)]
+        probing = asyncio.create_task(self._probe_reward_server())
         try:
             await self._take_until(stop)
         finally:
+            probing.cancel()
             await self._drain(drain_seconds)
             self._left.set()
             self._state_changed.set()
@@ -113,6 +114,12 @@ class PromptWorker:
                 continue
             for entry_id in held.keys() & self._held.keys() - kept:
                 _log.warning("claim_lost", entry=entry_id)
+
+    async def _probe_reward_server(self) -> None:
+        while True:
+            if self._scorer.breaker.is_probe_due:
+                await self._scorer.probe()
+            await asyncio.sleep(POLL_SECONDS)
 
     async def _out_of_reach(self, doing: str, error: RedisError) -> None:
         """Redis may come back, and is waited for, unless it is there and does not let us in."""
@@ -147,8 +154,7 @@ class PromptWorker:
         version = self._policy.version
         if not self._policy.serves or version is None or room <= 0 or self._suspects:
             return False
-        if self._reward_is_out:
-            self._reward_is_out = not await self._scorer.reachable()
+        if self._scorer.breaker.is_open:
             return False
         try:
             deliveries = await self._consumer.take(room, version, self._config.max_off_policy_steps, self._held)
@@ -196,9 +202,11 @@ class PromptWorker:
             await self._bury(delivery, "prompt_refused", str(error))
         except RewardOutageError as error:
             _log.warning("reward_server_unreachable", reason=str(error))
-            self._reward_is_out = True
             await self._give_back(delivery)
         except NotServingError:
+            await self._give_back(delivery)
+        except ConfigurationError as error:
+            self._refusal = error
             await self._give_back(delivery)
         except asyncio.CancelledError:
             await asyncio.shield(self._give_back(delivery))
