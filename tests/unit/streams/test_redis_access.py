@@ -85,8 +85,9 @@ def go_round(learner: RedisAccess, rollout: RedisAccess) -> None:
     """Every script and command of both sides, once."""
     queue = RunQueue(connect(learner), "test")
     assert queue.become_writer() == 1
-    for position in range(4):
+    for position in range(3):
         assert queue.feed(make_prompt(position))
+    queue.feed_again([make_prompt(3)])
 
     async def serve() -> None:
         async with rollout.asyncio_client() as client:
@@ -97,6 +98,7 @@ def go_round(learner: RedisAccess, rollout: RedisAccess) -> None:
             assert len(await server.heartbeat([published, held])) == 2
             for delivery in (published, dropped):
                 assert await server.publish(delivery, make_group(delivery.prompt))
+            assert await server.note_error(held, "what the holder saw last")
             assert await server.dead(dead, "prompt_refused", "why")
             assert await server.give_back(held)
             (again,) = await server.take(4, V0, 1)
@@ -114,6 +116,7 @@ def go_round(learner: RedisAccess, rollout: RedisAccess) -> None:
     accounts, pending = queue.snapshot()
     assert accounts.balanced and len(pending) == 2 and accounts.dead == {"prompt_refused": 1}
     assert not queue.restore(accounts)
+    assert queue.accounts().ledger.fed == accounts.fed
     successor = RunQueue(connect(learner), "test")
     assert successor.become_writer() == 2
     assert successor.read(4) == []
@@ -245,7 +248,11 @@ def test_mmr1_ledger_takes_its_password_from_the_environment(
     assert mmr1(["ledger", "test"]) == 2
     monkeypatch.setenv("MMR1_REDIS_PASSWORD", PASSWORD)
     assert mmr1(["ledger", "test"]) == 0
-    assert '"balanced": true' in capsys.readouterr().out
+    assert "\nbalanced: 4 = " in capsys.readouterr().out
+    assert mmr1(["ledger", "test", "--dead", "--json"]) == 0
+    assert "prompt_refused" in capsys.readouterr().out
+    assert mmr1(["ledger", "nobody"]) == 2
+    assert "it holds test" in capsys.readouterr().err
     assert mmr1(["ledger", "test", "--redis-url", f"redis://u:{PASSWORD}@127.0.0.1:{empty}/0"]) == 2
     assert PASSWORD not in capsys.readouterr().err
 
