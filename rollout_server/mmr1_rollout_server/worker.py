@@ -240,12 +240,17 @@ class PromptWorker:
         self._count(delivery, "given_back")
 
     async def _insist(self, call: Callable[[], Awaitable[_T]]) -> _T:
-        """Redis comes back or this process ends; meanwhile the prompt stays ours, or is claimed by another."""
+        """Redis comes back or this process ends; meanwhile the prompt stays ours, or is claimed by another.
+
+        Raises:
+            ConfigurationError: it is there and does not let us in.
+        """
         while True:
             try:
                 return await call()
             except RedisError as error:
                 await self._out_of_reach("ending a prompt", error)
+                self._raise_refusal()
                 await asyncio.sleep(RETRY_SECONDS)
 
     def _count(self, delivery: Delivery, end: str) -> None:

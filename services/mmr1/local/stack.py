@@ -44,6 +44,8 @@ def run_stack(
     if config.redis_port == 0 and config.redis_url is None:
         config = config.model_copy(update={"redis_port": free_port()})
     with run_lock(config.run_dir):
+        if config.rollout_token_file == config.run_dir / TOKEN_NAME:  # of the configuration that an earlier start left
+            config = config.model_copy(update={"rollout_token_file": None})
         check(config)
         config = with_steps(config)
         if makes_token := config.rollout_token_file is None and TOKEN_VARIABLE not in os.environ:

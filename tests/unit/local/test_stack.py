@@ -75,6 +75,11 @@ def test_a_stack_makes_a_token_of_its_own_that_others_cannot_read(
     assert len(tokens) == 2  # each start its own
     assert load_config(tmp_path / "run" / "config.yaml").rollout_token_file == path
 
+    path.unlink()
+    left = load_config(tmp_path / "run" / "config.yaml")
+    assert stack.run_stack(left, Console(file=io.StringIO())) == 0, "what an earlier start left is a configuration"
+    assert path.exists()
+
     monkeypatch.setenv("MMR1_ROLLOUT_TOKEN", "a-token-of-the-users-own")
     stack.run_stack(config, Console(file=io.StringIO()))
     assert started[-1].rollout_token_file is None
