@@ -248,7 +248,7 @@ def test_mmr1_ledger_takes_its_password_from_the_environment(
     assert mmr1(["ledger", "test"]) == 2
     monkeypatch.setenv("MMR1_REDIS_PASSWORD", PASSWORD)
     assert mmr1(["ledger", "test"]) == 0
-    assert "\nbalanced: 4 = " in capsys.readouterr().out
+    assert "\nbalanced: 5 = " in capsys.readouterr().out
     assert mmr1(["ledger", "test", "--dead", "--json"]) == 0
     assert "prompt_refused" in capsys.readouterr().out
     assert mmr1(["ledger", "nobody"]) == 2
