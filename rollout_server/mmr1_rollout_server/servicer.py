@@ -70,14 +70,14 @@ class RolloutServicer(RolloutServiceServicer):
         metrics: Metrics,
         config: RunConfig,
         server_id: str,
-        breaker: Breaker,
+        breaker: Breaker | None = None,
     ) -> None:
         self._policy = policy
         self._images = images
         self._metrics = metrics
         self._config = config
         self._server_id = server_id
-        self._breaker = breaker
+        self._breaker = breaker or Breaker()
         self._engine: Engine | None = None
         self._verbs: set[asyncio.Task[Any]] = set()
 

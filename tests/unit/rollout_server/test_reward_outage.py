@@ -37,6 +37,7 @@ from tests.unit.rollout_server.test_scoring import sampled
 from tests.unit.rollout_server.test_worker import Bench, reward_server, until
 
 REPOSITORY = Path(__file__).resolve().parents[3]
+BUSY_SECONDS = 60.0  # a process that starts, on a busy machine
 KEY = "a-key-of-the-reward-server"
 
 
@@ -74,7 +75,7 @@ class OverHttp(Bench):
     def __init__(self, url: str, folder: Path, reward: RewardProcess) -> None:
         super().__init__(url, folder, httpx.AsyncHTTPTransport())
         self.reward_url = f"http://127.0.0.1:{reward.port}"
-        self.deadline_seconds = 3.0
+        self.deadline_seconds = 10.0
         self.breaker = Breaker(on_change=self._changed)
         self.changes: list[bool] = []
 
@@ -84,7 +85,7 @@ class OverHttp(Bench):
     async def work(self) -> None:
         async with (
             RewardClient(self.reward_url, self.deadline_seconds) as client,
-            RewardClient(self.reward_url, 1.0) as prober,
+            RewardClient(self.reward_url, 3.0) as prober,
         ):
             worker = PromptWorker(
                 self.consumer("rollout-0", self.config.claim_idle_seconds),
@@ -118,7 +119,7 @@ async def working(bench: OverHttp) -> AsyncIterator[None]:
         bench.sampler.release.set()
         bench.policy.drain()
         bench.stop.set()
-        await asyncio.wait_for(task, 15)
+        await asyncio.wait_for(task, BUSY_SECONDS)
 
 
 @pytest.fixture
@@ -142,20 +143,20 @@ async def test_killed_and_started_again(redis_url: str, tmp_path: Path, reward: 
     await bench.serve()
     feed(bench, 0, 1)
     async with working(bench):
-        await until(lambda: bench.queue.ledger().num_groups == 2)
+        await until(lambda: bench.queue.ledger().num_groups == 2, BUSY_SECONDS)
         bench.sampler.release.clear()
         feed(bench, 2, 3, 4)
-        await until(lambda: len(bench.sampler.running) == 3)
+        await until(lambda: len(bench.sampler.running) == 3, BUSY_SECONDS)
         reward.kill()
         bench.sampler.release.set()
-        await until(lambda: bench.changes == [True], 15)
+        await until(lambda: bench.changes == [True], BUSY_SECONDS)
         started = bench.sampler.num_started
         await asyncio.sleep(1.0)
         assert bench.queue.ledger().num_groups == 2
         assert bench.sampler.num_started == started, "nothing is sampled in vain"
         assert "does not score, prompts wait" in bench.breaker.detail
         reward.start()
-        await until(lambda: bench.queue.ledger().num_groups == 5, 30)
+        await until(lambda: bench.queue.ledger().num_groups == 5, BUSY_SECONDS)
     assert bench.changes == [True, False] and bench.breaker.detail == ""
     bench.all_scored(5)
     await bench.redis.aclose()
@@ -168,10 +169,10 @@ async def test_frozen_and_let_go_on(redis_url: str, tmp_path: Path, reward: Rewa
     async with working(bench):
         reward.process.send_signal(signal.SIGSTOP)
         feed(bench, 0, 1)
-        await until(lambda: bench.changes == [True], 15)
+        await until(lambda: bench.changes == [True], BUSY_SECONDS)
         assert bench.queue.ledger().num_groups == 0
         reward.process.send_signal(signal.SIGCONT)
-        await until(lambda: bench.queue.ledger().num_groups == 2, 30)
+        await until(lambda: bench.queue.ledger().num_groups == 2, BUSY_SECONDS)
     bench.all_scored(2)
     await bench.redis.aclose()
 
@@ -184,9 +185,9 @@ async def test_told_to_stop_while_the_reward_server_is_away(
     async with working(bench):
         reward.process.send_signal(signal.SIGSTOP)
         feed(bench, 0)
-        await until(lambda: bench.sampler.num_started == 1)
+        await until(lambda: bench.sampler.num_started == 1, BUSY_SECONDS)
         begun = time.monotonic()
-    assert time.monotonic() - begun < 6
+    assert time.monotonic() - begun < 15
     ledger = bench.queue.ledger()
     assert (ledger.num_prompts, ledger.num_groups, ledger.balanced) == (1, 0, True)
     version = bench.policy.version
@@ -273,7 +274,7 @@ async def test_a_wrong_key_ends_the_server_by_name(redis_url: str, tmp_path: Pat
         await bench.serve()
         feed(bench, 0)
         with pytest.raises(ConfigurationError, match=r"answered 401.*set MMR1_REWARD_API_KEY") as caught:
-            await asyncio.wait_for(bench.work(), 15)
+            await asyncio.wait_for(bench.work(), BUSY_SECONDS)
         assert KEY not in str(caught.value)
         assert bench.queue.ledger().num_prompts == 1, "given back"
         await bench.redis.aclose()
@@ -293,7 +294,7 @@ async def test_a_reward_server_behind_tls_with_certificates_of_callers(tmp_path:
         url = f"https://127.0.0.1:{secured.port}"
         shown: dict[str, Any] = {"reward_client_cert": own, "reward_client_key": own_key}
         config = small_config(tmp_path, reward_url=url, reward_tls_ca=made.ca, **shown)
-        async with reward_client(config, 5.0) as client:
+        async with reward_client(config, BUSY_SECONDS) as client:
             assert "format" in {task.name for task in await client.tasks()}
         with pytest.raises(ConfigurationError, match="https"):
             reward_client(config.model_copy(update={"reward_url": "http://127.0.0.1:1"}), 5.0)
