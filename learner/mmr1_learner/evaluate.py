@@ -83,7 +83,7 @@ class Evaluator:
             for index, group in enumerate(groups)
         ]
         correct = 0
-        async with reward_client(self._config.resolved_reward_url, self._config.reward_deadline_seconds) as client:
+        async with reward_client(self._config, self._config.reward_deadline_seconds) as client:
             for start in range(0, len(items), _ITEMS_PER_REQUEST):
                 verdicts = await self._verdicts(client, items[start : start + _ITEMS_PER_REQUEST])
                 correct += sum(verdict.reward == 1.0 for verdict in verdicts)

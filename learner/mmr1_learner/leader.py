@@ -18,6 +18,7 @@ from mmr1.config import RunConfig
 from mmr1.dataset import eval_problems, train_problems
 from mmr1.errors import ConfigurationError, WeightUpdateError
 from mmr1.records import Group, PolicyVersion, Prompt, PromptId
+from mmr1.redis_access import RedisAccess
 from mmr1.rollout_client import RolloutClient
 from mmr1.streams import RunQueue
 from mmr1_learner import metrics as outputs
@@ -62,7 +63,7 @@ class Leader:
         check_prompt_lengths(config, encoder, self._prompts, [*self._problems, *held_out])
         self._evaluator = Evaluator(config, self._prompts, held_out) if held_out else None
         self._scorer = Scorer(config, policy, encoder, ranks.device)
-        self.queue = RunQueue(connect(config.resolved_redis_url), config.run)
+        self.queue = RunQueue(connect(RedisAccess.from_config(config)), config.run)
         self._sender = WeightSender(config, self.queue, policy, config.host)
         self.version = PolicyVersion(0, 0)
         self._state = RunState(0, 0, 0)

@@ -15,13 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
+from redis.exceptions import RedisError
 
 from mmr1.config import RunConfig, load_config
 from mmr1.dataset import with_steps
 from mmr1.errors import ConfigurationError, StaleWriterError
 from mmr1.lifecycle import run_command
 from mmr1.preflight import check_data, check_training
+from mmr1.redis_access import RedisAccess
 from mmr1.reward_names import check_reward_names
+from mmr1.rollout_access import RolloutAccess
 from mmr1.telemetry import configure_logging
 from mmr1.wire import SchemaVersionError
 from mmr1_learner.errors import StopRequestedError
@@ -143,6 +146,10 @@ def main(argv: list[str] | None = None) -> int:
         raise ConfigurationError(f"another learner has taken over run {config.run!r}: {error}") from None
     except SchemaVersionError as error:
         raise ConfigurationError(str(error)) from None
+    except RedisError as error:
+        if refusal := RedisAccess.from_config(config).refusal(error):
+            raise refusal from None
+        raise
     except StopRequestedError:
         log.info("stopped while waiting; the newest checkpoint is where the run goes on")
         return 128 + signal.SIGTERM
@@ -156,6 +163,8 @@ def check(config: RunConfig) -> None:
         ConfigurationError: at the first thing that is wrong; no weights have been read.
     """
     check_training(config)
+    RolloutAccess.from_config(config)
+    RedisAccess.from_config(config)
     check_reward_names(config)
     check_data(config)
 

@@ -21,6 +21,7 @@ import torch
 from mmr1.config import RunConfig
 from mmr1.errors import WeightUpdateError
 from mmr1.records import PolicyVersion, TensorSpec
+from mmr1.rollout_access import RolloutAccess
 from mmr1.rollout_client import LOAD_SECONDS, RolloutClient, WeightGroup
 from mmr1.streams import Member, RunQueue
 from mmr1.weight_plan import buckets, fingerprint
@@ -64,6 +65,7 @@ class WeightSender:
         self._adapters = policy if isinstance(policy, PublishedAdapters) else None
         self._num_bytes = 0  # of the update under way
         self._master_address = master_address
+        self._access = RolloutAccess.from_config(config)
         self._collective: Collective | None = None
         self._members: tuple[Member, ...] = ()
         self._clients: dict[str, RolloutClient] = {}
@@ -269,7 +271,9 @@ class WeightSender:
 
     def _client(self, member: Member) -> RolloutClient:
         if member.address not in self._clients:
-            self._clients[member.address] = RolloutClient(member.address, self._config.run, self._queue.incarnation)
+            self._clients[member.address] = RolloutClient(
+                member.address, self._config.run, self._queue.incarnation, self._access
+            )
         return self._clients[member.address]
 
 

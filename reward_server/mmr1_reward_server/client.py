@@ -34,7 +34,15 @@ class RewardServerError(Exception):
         self.outcome = outcome
 
 
-class RequestTooLarge(RewardServerError):
+class RequestRefused(RewardServerError):
+    """The server does not take this request, whatever its own state (4xx): asked again it would say the same."""
+
+
+class KeyRefused(RequestRefused):
+    """No key, or one that the server does not know (401, 403)."""
+
+
+class RequestTooLarge(RequestRefused):
     """More bytes or items than the server takes at once (413)."""
 
 
@@ -187,7 +195,15 @@ class RewardClient:
         message = f"{self._base_url} answered {response.status_code}: {_error_message(response)}"
         if response.status_code in _RETRIED_STATUSES:
             raise _Transient(message, _retry_after(response))
-        raise (RequestTooLarge if response.status_code == 413 else RewardServerError)(message)
+        raise _kind_of(response.status_code)(message)
+
+
+def _kind_of(status: int) -> type[RewardServerError]:
+    if status == httpx.codes.REQUEST_ENTITY_TOO_LARGE:
+        return RequestTooLarge
+    if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+        return KeyRefused
+    return RequestRefused if httpx.codes.is_client_error(status) else RewardServerError
 
 
 def _encoded(request: ScoreRequest) -> str:

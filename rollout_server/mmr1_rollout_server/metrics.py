@@ -30,6 +30,12 @@ class Metrics:
         self.score_seconds = Histogram(
             "mmr1_rollout_score_seconds", "scoring one group", buckets=_SECONDS, registry=self.registry
         )
+        self.reward_circuit_open = Gauge(
+            "mmr1_rollout_reward_circuit_open", "1 while the reward server does not score", registry=self.registry
+        )
+        self.reward_circuit_openings = Counter(
+            "mmr1_rollout_reward_circuit_openings_total", "times it stopped to score", registry=self.registry
+        )
         self.update_seconds = Histogram(
             "mmr1_rollout_weight_update_seconds",
             "one verb of a weight update",

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from redis.asyncio import Redis
-
 from mmr1.config import RunConfig
+from mmr1.credentials import rollout_tokens
 from mmr1.errors import ConfigurationError
 from mmr1.local.ports import Port, require_free
 from mmr1.model_folder import check_folder_for, check_model
+from mmr1.redis_access import RedisAccess
+from mmr1.reward_access import reward_tls
+from mmr1_rollout_server.auth import server_credentials
 
 
 def check(config: RunConfig, server_id: str, port: int, metrics_port: int) -> None:
-    """Check the model, the image root, the addresses of the other services, and that the ports are free.
+    """Check the model, the image root, tokens, certificates, other services' addresses, and that the ports are free.
 
     Whether those services answer is not checked: they may start later, and come back after a failure.
 
@@ -23,12 +25,12 @@ def check(config: RunConfig, server_id: str, port: int, metrics_port: int) -> No
         check_folder_for(config, folder)
     if not config.resolved_image_root.is_dir():
         raise ConfigurationError(f"image_root {config.resolved_image_root} is not a folder; set image_root")
-    try:
-        Redis.from_url(config.resolved_redis_url)
-    except ValueError as error:
-        raise ConfigurationError(f"redis_url: {error}") from None
+    server_credentials(config)
+    rollout_tokens(config.rollout_token_file)
+    RedisAccess.from_config(config).parts()
     if not config.resolved_reward_url.startswith(("http://", "https://")):
         raise ConfigurationError(f"reward_url {config.resolved_reward_url} is not an http URL")
+    reward_tls(config)
     require_free(
         [
             Port(port, config.host, "rollout_port", server_id),

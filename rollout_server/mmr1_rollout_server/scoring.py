@@ -1,7 +1,8 @@
 """From a sampled group to a scored one: one item per rollout and reward, summed by weight.
 
-A component without a result leaves its sample without one: a failed judge is not a bad answer. This file knows nothing
-of streams or of how scores are made.
+A component without a result leaves its sample without one: a failed judge is not a bad answer. When the server cannot
+score at all, nothing is concluded from that: its prompts wait. This file knows nothing of streams or of how scores are
+made.
 """
 
 from __future__ import annotations
@@ -12,15 +13,18 @@ from dataclasses import replace
 
 import structlog
 
+from mmr1.errors import ConfigurationError
 from mmr1.records import Group, Outcome, Prompt, Rollout, Score
+from mmr1.reward_access import KEY_REMEDY
 from mmr1_reward_server.api import Item, Result
-from mmr1_reward_server.client import RewardClient, RewardServerError
+from mmr1_reward_server.client import KeyRefused, RequestRefused, RewardClient, RewardServerError
+from mmr1_rollout_server.breaker import Breaker
 
 _log = structlog.get_logger(__name__)
 
 
 class RewardOutageError(Exception):
-    """The reward server is out of reach: nobody's answer was judged, so nothing is to be concluded from it."""
+    """The reward server is out of reach, or scores nothing: nobody's answer was judged, so nothing is concluded."""
 
 
 class Scorer:
@@ -29,36 +33,68 @@ class Scorer:
     Args:
         client: for scoring.
         prober: for asking, after a failure, whether the server is there at all; its deadline is short.
+        breaker: keeps from asking in vain.
     """
 
-    def __init__(self, client: RewardClient, prober: RewardClient) -> None:
+    def __init__(self, client: RewardClient, prober: RewardClient, breaker: Breaker | None = None) -> None:
         self._client = client
         self._prober = prober
+        self.breaker = breaker or Breaker()
+        self._unscored: Item | None = None  # of the last group that failed: what a probe asks for
 
     async def score(self, group: Group, image_size: tuple[int, int] | None) -> Group:
         """The group with a score on each rollout. `image_size`: width and height of the first image in pixels.
 
         Raises:
-            RewardOutageError: the server is out of reach. Any other failure of its is the samples' outcome.
+            RewardOutageError: the server is out of reach, or has failed several groups in a row. Any other failure of
+                its is the samples' outcome.
+            ConfigurationError: it does not take our key.
         """
         begun = time.monotonic()
         items = items_of(group, image_size)
         if not items:
             return group
+        if self.breaker.is_open:  # while this group was sampled
+            raise RewardOutageError(self.breaker.reason)
         try:
             results = await self._client.score_or_raise(items)
+            self.breaker.scored()
+        except KeyRefused as error:
+            raise ConfigurationError(f"{error}; {KEY_REMEDY}") from None
         except RewardServerError as error:
-            if not await self.reachable():
-                raise RewardOutageError(str(error)) from error
+            await self._note_failure(error, items)
             _log.warning("scoring_failed", prompt=str(group.prompt.id), reason=str(error))
-            outcome = error.outcome
-            results = [Result(id=item.id, outcome=outcome, reward=None, detail=str(error)) for item in items]
+            results = [Result(id=item.id, outcome=error.outcome, reward=None, detail=str(error)) for item in items]
         num_rewards = len(group.prompt.rewards)
         scored = tuple(
             replace(rollout, score=combine(group.prompt, results[i * num_rewards : (i + 1) * num_rewards]))
             for i, rollout in enumerate(group.rollouts)
         )
         return replace(group, rollouts=scored, score_seconds=time.monotonic() - begun)
+
+    async def _note_failure(self, error: RewardServerError, items: list[Item]) -> None:
+        """Raise RewardOutageError unless the failure is this group's own, or one of few."""
+        if isinstance(error, RequestRefused):  # the server is well, and says that these items are not
+            return
+        self._unscored = items[0]
+        if self.breaker.failed(str(error), is_gone=not await self.reachable()):
+            raise RewardOutageError(str(error)) from error
+
+    async def probe(self) -> None:
+        """While the breaker is open: does the server score again? Takes as long as scoring may."""
+        if not await self.reachable():
+            self.breaker.probed(False)
+            return
+        try:
+            if self._unscored is not None:  # a server that lists its tasks may still score none
+                await self._client.score_or_raise([self._unscored])
+        except RequestRefused:
+            pass
+        except RewardServerError as error:
+            self.breaker.reason = str(error)
+            self.breaker.probed(False)
+            return
+        self.breaker.probed(True)
 
     async def reachable(self) -> bool:
         try:

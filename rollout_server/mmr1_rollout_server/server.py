@@ -18,16 +18,18 @@ import psutil
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from redis.asyncio import Redis
 
 from mmr1.config import RunConfig
 from mmr1.errors import ConfigurationError
 from mmr1.images import ImageStore
 from mmr1.lifecycle import StopRequest
+from mmr1.redis_access import RedisAccess
 from mmr1.reward_access import reward_client
 from mmr1.streams import PromptConsumer
 from mmr1.wire.v1 import rollout_pb2
 from mmr1.wire.v1.rollout_pb2_grpc import add_RolloutServiceServicer_to_server
+from mmr1_rollout_server.auth import interceptors, server_credentials
+from mmr1_rollout_server.breaker import Breaker
 from mmr1_rollout_server.metrics import Metrics
 from mmr1_rollout_server.scoring import Scorer
 from mmr1_rollout_server.servicer import RolloutServicer
@@ -67,14 +69,19 @@ class Server:
     def __post_init__(self) -> None:
         self.images = ImageStore(self.config.resolved_image_root)
         self.policy = Policy(self.config.run, on_change=self._on_change, on_stuck=_exit_stuck)
-        self.servicer = RolloutServicer(self.policy, self.images, self.metrics, self.config, self.server_id)
+        self.breaker = Breaker(on_change=self._on_reward_change)
+        self.servicer = RolloutServicer(
+            self.policy, self.images, self.metrics, self.config, self.server_id, self.breaker
+        )
         self.health = health.aio.HealthServicer()
+        self.credentials = server_credentials(self.config)
         self.grpc = grpc.aio.server(
+            interceptors=interceptors(self.config),
             options=[
                 ("grpc.so_reuseport", 0),  # a second server on the port must fail, not share it
                 ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
                 ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
-            ]
+            ],
         )
         self.worker: PromptWorker | None = None
 
@@ -107,14 +114,17 @@ class Server:
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self.grpc)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self.grpc)
         try:
-            self.grpc.add_insecure_port(f"{self.config.host}:{self.port}")
+            if self.credentials is None:
+                self.grpc.add_insecure_port(f"{self.config.host}:{self.port}")
+            else:
+                self.grpc.add_secure_port(f"{self.config.host}:{self.port}", self.credentials)
             self.metrics.listen(self.config.host, self.metrics_port)
         except (RuntimeError, OSError) as error:
             raise ConfigurationError(
                 f"cannot listen on {self.config.host}, ports {self.port} and {self.metrics_port}: {error}"
             ) from None
         await self.grpc.start()
-        _log.info("listening", address=self.address, metrics_port=self.metrics_port)
+        _log.info("listening", address=self.address, metrics_port=self.metrics_port, tls=self.credentials is not None)
 
     async def _load_engine(self, stop: StopRequest) -> Engine | None:
         """Load in a thread, so that health is answered meanwhile. None: told to stop before it was up."""
@@ -131,11 +141,11 @@ class Server:
 
     async def _serve_prompts(self, engine: Engine, stop: StopRequest) -> None:
         """Take prompts until told to stop or until the engine is gone; then drain."""
-        url, options = self.config.resolved_reward_url, self.config
+        options = self.config
         async with (
-            Redis.from_url(options.resolved_redis_url, socket_timeout=REDIS_SECONDS) as redis,
-            reward_client(url, options.reward_deadline_seconds) as client,
-            reward_client(url, REWARD_PROBE_SECONDS) as prober,
+            RedisAccess.from_config(options).asyncio_client(socket_timeout=REDIS_SECONDS) as redis,
+            reward_client(options, options.reward_deadline_seconds) as client,
+            reward_client(options, REWARD_PROBE_SECONDS) as prober,
         ):
             consumer = PromptConsumer(
                 redis,
@@ -144,7 +154,7 @@ class Server:
                 claim_idle_seconds=options.claim_idle_seconds,
                 max_deliveries=options.max_deliveries,
             )
-            scorer = Scorer(client, prober)
+            scorer = Scorer(client, prober, self.breaker)
             self.worker = PromptWorker(
                 consumer, self.images, engine, self.policy, scorer, self.metrics, options, self.address
             )
@@ -179,6 +189,12 @@ class Server:
         self.changed.set()
         if self.worker is not None:
             self.worker.state_changed()
+
+    def _on_reward_change(self) -> None:
+        is_open = self.breaker.is_open
+        self.metrics.reward_circuit_open.set(is_open)
+        self.metrics.reward_circuit_openings.inc(is_open)
+        _log.warning("reward_server_lost" if is_open else "reward_server_back", reason=self.breaker.reason)
 
     async def _publish_health(self) -> None:
         """ "" is the process, `/weights` says that weight verbs are answered, the service itself that prompts are."""

@@ -28,6 +28,7 @@ from mmr1.wire import (
 )
 from mmr1.wire.v1 import rollout_pb2 as pb
 from mmr1.wire.v1.rollout_pb2_grpc import RolloutServiceServicer
+from mmr1_rollout_server.breaker import Breaker
 from mmr1_rollout_server.errors import (
     DeadlinePassedError,
     EngineDiedError,
@@ -64,12 +65,21 @@ _T = TypeVar("_T")
 class RolloutServicer(RolloutServiceServicer):
     """Answers from the first moment: until the engine is attached it says that it is starting."""
 
-    def __init__(self, policy: Policy, images: ImageStore, metrics: Metrics, config: RunConfig, server_id: str) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        images: ImageStore,
+        metrics: Metrics,
+        config: RunConfig,
+        server_id: str,
+        breaker: Breaker | None = None,
+    ) -> None:
         self._policy = policy
         self._images = images
         self._metrics = metrics
         self._config = config
         self._server_id = server_id
+        self._breaker = breaker or Breaker()
         self._engine: Engine | None = None
         self._verbs: set[asyncio.Task[Any]] = set()
 
@@ -90,7 +100,7 @@ class RolloutServicer(RolloutServiceServicer):
             model=self._config.model,
             dtype=self._config.dtype,
             package_versions=_package_versions(),
-            detail=self._policy.detail,
+            detail=self._policy.detail or self._breaker.detail,
             preprocessing=self._engine.preprocessing if self._engine else None,
         )
 

@@ -18,6 +18,7 @@ from mmr1.config import RunConfig
 from mmr1.errors import ConfigurationError
 from mmr1.images import ImageError, ImageStore
 from mmr1.records import Group, Prompt
+from mmr1.redis_access import RedisAccess
 from mmr1.streams import Delivery, PromptConsumer
 from mmr1.wire import SchemaVersionError
 from mmr1_rollout_server.errors import EngineDiedError, NotServingError, PromptError
@@ -57,10 +58,11 @@ class PromptWorker:
         self._metrics = metrics
         self._config = config
         self._address = address
+        self._redis = RedisAccess.from_config(config)
         self._held: dict[str, Delivery] = {}
         self._running: set[asyncio.Task[None]] = set()
         self._suspects: list[Delivery] = []  # a holder of these has died: each runs alone, so that it ends nothing else
-        self._reward_is_out = False
+        self._refusal: ConfigurationError | None = None  # another service turns us away: no waiting mends that
         self._state_changed = asyncio.Event()
         self._left = asyncio.Event()
 
@@ -69,12 +71,18 @@ class PromptWorker:
         self._state_changed.set()
 
     async def run(self, stop: asyncio.Event, drain_seconds: float) -> None:
-        """Work until `stop`, then finish what runs within `drain_seconds` and give the rest back."""
+        """Work until `stop`, then finish what runs within `drain_seconds` and give the rest back.
+
+        Raises:
+            ConfigurationError: Redis or the reward server does not let us in, or a prompt is of another schema.
+        """
         # redis-py swallows about half of the cancellations that reach it within a command, so loops are told to end.
         background = [asyncio.create_task(loop()) for loop in (self._keep_lease, self._keep_claims)]
+        probing = asyncio.create_task(self._probe_reward_server())
         try:
             await self._take_until(stop)
         finally:
+            probing.cancel()
             await self._drain(drain_seconds)
             self._left.set()
             self._state_changed.set()
@@ -89,7 +97,7 @@ class PromptWorker:
             try:
                 await self._register(self._config.lease_seconds)
             except RedisError as error:
-                _log.warning("redis_unreachable", doing="renewing the lease", reason=str(error))
+                await self._out_of_reach("renewing the lease", error)
             await _wait_for(self._state_changed, self._config.lease_seconds / 3)
 
     async def _register(self, lease_seconds: float) -> None:
@@ -102,22 +110,39 @@ class PromptWorker:
             try:
                 kept = await self._consumer.heartbeat(list(held.values()))
             except RedisError as error:
-                _log.warning("redis_unreachable", doing="keeping claims", reason=str(error))
+                await self._out_of_reach("keeping claims", error)
                 continue
             for entry_id in held.keys() & self._held.keys() - kept:
                 _log.warning("claim_lost", entry=entry_id)
+
+    async def _probe_reward_server(self) -> None:
+        while True:
+            if self._scorer.breaker.is_probe_due:
+                await self._scorer.probe()
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def _out_of_reach(self, doing: str, error: RedisError) -> None:
+        """Redis may come back, and is waited for, unless it is there and does not let us in."""
+        self._refusal = self._refusal or await asyncio.to_thread(self._redis.refusal, error)
+        _log.warning("redis_unreachable", doing=doing, reason=str(error))
+
+    def _raise_refusal(self) -> None:
+        if self._refusal is not None:
+            raise self._refusal
 
     async def _prepare(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
             try:
                 return await self._consumer.prepare()
             except RedisError as error:
-                _log.warning("redis_unreachable", doing="joining the run", reason=str(error))
+                await self._out_of_reach("joining the run", error)
+                self._raise_refusal()
                 await _wait_for(stop, RETRY_SECONDS)
 
     async def _take_until(self, stop: asyncio.Event) -> None:
         await self._prepare(stop)
         while not stop.is_set():
+            self._raise_refusal()
             if self._suspects and not self._running:
                 await self._run_alone(self._suspects.pop(0), stop)
             elif not await self._take_some():
@@ -129,15 +154,14 @@ class PromptWorker:
         version = self._policy.version
         if not self._policy.serves or version is None or room <= 0 or self._suspects:
             return False
-        if self._reward_is_out:
-            self._reward_is_out = not await self._scorer.reachable()
+        if self._scorer.breaker.is_open:
             return False
         try:
             deliveries = await self._consumer.take(room, version, self._config.max_off_policy_steps, self._held)
         except SchemaVersionError as error:
             raise ConfigurationError(str(error)) from error
         except RedisError as error:
-            _log.warning("redis_unreachable", doing="taking prompts", reason=str(error))
+            await self._out_of_reach("taking prompts", error)
             return False
         for delivery in deliveries:
             self._held[delivery.entry_id] = delivery
@@ -178,9 +202,11 @@ class PromptWorker:
             await self._bury(delivery, "prompt_refused", str(error))
         except RewardOutageError as error:
             _log.warning("reward_server_unreachable", reason=str(error))
-            self._reward_is_out = True
             await self._give_back(delivery)
         except NotServingError:
+            await self._give_back(delivery)
+        except ConfigurationError as error:
+            self._refusal = error
             await self._give_back(delivery)
         except asyncio.CancelledError:
             await asyncio.shield(self._give_back(delivery))
@@ -214,12 +240,17 @@ class PromptWorker:
         self._count(delivery, "given_back")
 
     async def _insist(self, call: Callable[[], Awaitable[_T]]) -> _T:
-        """Redis comes back or this process ends; meanwhile the prompt stays ours, or is claimed by another."""
+        """Redis comes back or this process ends; meanwhile the prompt stays ours, or is claimed by another.
+
+        Raises:
+            ConfigurationError: it is there and does not let us in.
+        """
         while True:
             try:
                 return await call()
             except RedisError as error:
-                _log.warning("redis_unreachable", reason=str(error))
+                await self._out_of_reach("ending a prompt", error)
+                self._raise_refusal()
                 await asyncio.sleep(RETRY_SECONDS)
 
     def _count(self, delivery: Delivery, end: str) -> None:

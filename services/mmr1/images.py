@@ -11,7 +11,9 @@ import hashlib
 import io
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
@@ -22,6 +24,10 @@ from mmr1.records import ImageRef
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 MAX_PIXELS = 2**26  # 67 million, 200 MB as RGB
 MAX_FILE_BYTES = 2**28
+# A path that has become a link or a pipe meanwhile is neither followed nor waited for.
+_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+
+_T = TypeVar("_T")
 
 
 class ImageError(Exception):
@@ -74,9 +80,8 @@ class ImageStore:
         Raises:
             ImageError: the file is missing, outside the root, or without a header.
         """
-        location = self._locate(str(path))
         try:
-            with Image.open(location, formats=FORMATS) as image:
+            with self._opened(str(path)) as file, Image.open(file, formats=FORMATS) as image:
                 return image.width * image.height
         except (OSError, Image.DecompressionBombError) as error:
             raise ImageError(str(path), f"has no readable header ({error})") from None
@@ -101,23 +106,31 @@ class ImageStore:
             raise ImageError(path, f"lies outside the image root {self.root}; move it below, or set image_root")
 
     def _read(self, path: str) -> bytes:
-        location = self._locate(path)
-        try:
-            return location.read_bytes()
-        except OSError as error:
-            raise ImageError(path, f"cannot be read ({error.strerror})") from None
+        with self._opened(path) as file:
+            content = self._named(path, lambda: file.read(MAX_FILE_BYTES + 1))
+        _require_size(path, len(content))  # it may have grown
+        return content
 
-    def _locate(self, path: str) -> Path:
-        """A regular file within bounds."""
+    def _opened(self, path: str) -> BinaryIO:
+        """A regular file within bounds. What is checked is what was opened: between two looks a path may change."""
+        location = self._named(path, lambda: Path(os.path.realpath(self.root / path)))
+        self._require_inside(path, location)
+        _require_regular(path, self._named(path, location.stat))  # opening a device may already do something
+        file = self._named(path, lambda: os.fdopen(os.open(location, _FLAGS), "rb"))
         try:
-            location = Path(os.path.realpath(self.root / path))
-            self._require_inside(path, location)
-            status = location.stat()
-            if not stat.S_ISREG(status.st_mode):  # a pipe would block for ever
-                raise ImageError(path, "is not a file")
-            if status.st_size > MAX_FILE_BYTES:
-                raise ImageError(path, f"has {status.st_size} bytes, above the bound of {MAX_FILE_BYTES}")
-            return location
+            status = os.fstat(file.fileno())
+            _require_regular(path, status)
+            _require_size(path, status.st_size)
+            self._require_inside(path, Path(os.readlink(f"/proc/self/fd/{file.fileno()}")))
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    def _named(self, path: str, step: Callable[[], _T]) -> _T:
+        """What the system says of a file, with its path."""
+        try:
+            return step()
         except FileNotFoundError:
             raise ImageError(path, f"does not exist below {self.root}") from None
         except OSError as error:
@@ -145,6 +158,16 @@ class ImageStore:
             Exception
         ) as error:  # decoders raise whatever their format library does; the file is at fault in each case
             raise ImageError(path, f"cannot be decoded ({type(error).__name__}: {error})") from error
+
+
+def _require_regular(path: str, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):  # a pipe would block for ever
+        raise ImageError(path, "is not a file")
+
+
+def _require_size(path: str, num_bytes: int) -> None:
+    if num_bytes > MAX_FILE_BYTES:
+        raise ImageError(path, f"has {num_bytes} bytes, above the bound of {MAX_FILE_BYTES}")
 
 
 class _TruncatedError(Exception):

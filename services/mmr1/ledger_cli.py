@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterable, Sequence
 
-from redis import Redis
-
+from mmr1.credentials import PASSWORD_VARIABLE, holds_password
 from mmr1.errors import ConfigurationError
 from mmr1.lifecycle import CommandParser
 from mmr1.preflight import check_redis
+from mmr1.redis_access import RedisAccess
 from mmr1.streams.accounts import STATES, Accounts, DeadPrompt, read_accounts, read_dead, run_names
 
 VERSIONS_SHOWN = 10  # in the table; --json has all
@@ -26,15 +27,22 @@ def main(argv: Sequence[str]) -> int:
         prog="mmr1 ledger", description="Print a run's accounts; exit code 1 when they do not balance."
     )
     parser.add_argument("run", help="the run's name (its `run` option)")
-    parser.add_argument("--redis-url", default="redis://127.0.0.1:6390/0")
+    parser.add_argument(
+        "--redis-url",
+        default=os.environ.get("MMR1_REDIS_URL", "redis://127.0.0.1:6390/0"),
+        help="or MMR1_REDIS_URL; its password belongs in MMR1_REDIS_PASSWORD",
+    )
     parser.add_argument("--json", action="store_true", help="everything, as one JSON object")
     parser.add_argument("--dead", action="store_true", help="list the dead prompts, with reason and last error")
     options = parser.parse_args(argv)
-    check_redis(options.redis_url)
-    with Redis.from_url(options.redis_url) as redis:
+    if any(map(holds_password, argv)):
+        raise ConfigurationError(f"--redis-url holds a password, which everybody can list; set {PASSWORD_VARIABLE}")
+    access = RedisAccess.from_environment(options.redis_url)
+    check_redis(access)
+    with access.client() as redis:
         accounts = read_accounts(redis, options.run)
         if not accounts.known:
-            raise ConfigurationError(_unknown(options.run, options.redis_url, run_names(redis)))
+            raise ConfigurationError(_unknown(options.run, access.shown, run_names(redis)))
         dead = list(read_dead(redis, options.run)) if options.dead else []
     if options.json:
         print(json.dumps(as_json(options.run, accounts, dead if options.dead else None), indent=2))
@@ -101,7 +109,6 @@ def _dead_as_dict(prompt: DeadPrompt) -> dict[str, object]:
     return {"id": prompt.id, "reason": prompt.reason, "detail": prompt.detail, "time": prompt.time}
 
 
-def _unknown(run: str, url: str, names: Sequence[str]) -> str:
-    shown = url.rpartition("@")[2]
+def _unknown(run: str, shown: str, names: Sequence[str]) -> str:
     there = f"it holds {', '.join(names)}" if names else "it holds none"
     return f"run {run!r} is not in the Redis at {shown}; {there}; give the run's name and --redis-url"

@@ -7,10 +7,10 @@ names, types and relations is `mmr1.config`'s part and done by now. Imports no e
 from __future__ import annotations
 
 import shutil
+import ssl
 from pathlib import Path
 
 import httpx
-from redis import Redis
 from redis.exceptions import RedisError
 
 from mmr1.config import RunConfig
@@ -19,8 +19,12 @@ from mmr1.deepspeed_file import read_deepspeed_file
 from mmr1.errors import ConfigurationError
 from mmr1.local.ports import ports_of, require_free
 from mmr1.model_folder import WEIGHT_PATTERNS, check_folder_for, check_model
+from mmr1.redis_access import RedisAccess, access_to
+from mmr1.reward_access import reward_tls
 from mmr1.reward_names import check_names_of_own_server, check_reward_names
+from mmr1.rollout_access import check_rollout_access
 from mmr1.templates import Templates
+from mmr1.tls import speaks_tls
 from mmr1.tracker_names import check_trackers
 from mmr1_reward_server.client import RewardServerError
 
@@ -33,13 +37,14 @@ REMOTE_SECONDS = 10.0
 def check(config: RunConfig) -> None:
     """Run every check of `mmr1 up`, cheapest first. Raises ConfigurationError at the first that fails."""
     check_space(config, check_training(config))
+    check_rollout_access(config)
     require_free(ports_of(config))
     if config.redis_url is not None:
-        check_redis(config.redis_url)
+        check_redis(RedisAccess.from_config(config))
     if config.reward_url is None:
         check_names_of_own_server(config)
     else:
-        check_reward_server(config.reward_url)
+        check_reward_server(config.reward_url, reward_tls(config))
         try:
             check_reward_names(config)
         except RewardServerError as error:
@@ -84,13 +89,16 @@ def check_space(config: RunConfig, model_folder: Path | None) -> None:
         )
 
 
-def check_redis(url: str) -> None:
-    """An existing Redis answers PING and is new enough for XAUTOCLAIM."""
-    shown = url.rpartition("@")[2]
+def check_redis(redis: RedisAccess | str) -> None:
+    """An existing Redis lets us in and is new enough for XAUTOCLAIM. A URL alone is one with nothing beside it."""
+    access = access_to(redis)
+    shown = access.shown
     try:
-        with Redis.from_url(url, socket_timeout=REMOTE_SECONDS, socket_connect_timeout=REMOTE_SECONDS) as redis:
-            version = str(redis.info("server")["redis_version"])
-    except (RedisError, ValueError, OSError) as error:
+        with access.client(socket_timeout=REMOTE_SECONDS, socket_connect_timeout=REMOTE_SECONDS) as client:
+            version = str(client.info("server")["redis_version"])
+    except (RedisError, OSError) as error:
+        if isinstance(error, RedisError) and (refusal := access.refusal(error)):
+            raise refusal from None
         raise ConfigurationError(
             f"redis_url {shown}: {_first_line(error)}; start it, or leave redis_url out: `mmr1 up` starts its own"
         ) from None
@@ -98,15 +106,24 @@ def check_redis(url: str) -> None:
         raise ConfigurationError(f"redis_url {shown} is Redis {version}; 6.2 or newer is needed (XAUTOCLAIM)")
 
 
-def check_reward_server(url: str) -> None:
-    """An existing reward server says it is ready."""
+def check_reward_server(url: str, verify: ssl.SSLContext | bool = True) -> None:
+    """An existing reward server says it is ready. `verify`: whom an https client trusts, as httpx takes it."""
     remedy = "start it, or leave reward_url out and `mmr1 up` starts one"
     try:
-        status = httpx.get(f"{url}/readyz", timeout=REMOTE_SECONDS).status_code
+        status = httpx.get(f"{url}/readyz", timeout=REMOTE_SECONDS, verify=verify).status_code
     except (httpx.TransportError, httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+        if "SSL" in str(error):
+            remedy = "see reward_tls_ca and reward_client_cert, or write http:// for one without TLS"
+        elif isinstance(error, httpx.TransportError) and _speaks_tls(url):
+            remedy = "it speaks TLS: write https:// instead of http://"
         raise ConfigurationError(f"reward_url {url}: {_first_line(error)}; {remedy}") from None
     if status != httpx.codes.OK:
         raise ConfigurationError(f"reward_url {url}: /readyz answers {status}; {remedy}")
+
+
+def _speaks_tls(url: str) -> bool:
+    parts = httpx.URL(url)
+    return parts.scheme == "http" and speaks_tls(parts.host, parts.port or 80)
 
 
 def _first_line(error: Exception) -> str:

@@ -1,14 +1,42 @@
-"""How the services of a run reach its reward server: one place that knows of the key. It asks nothing itself."""
+"""How a run's services reach its reward server: the one place that knows of the key and of TLS. It asks nothing."""
 
 from __future__ import annotations
 
 import os
+import ssl
 
+from mmr1.config import RunConfig
+from mmr1.errors import ConfigurationError
+from mmr1.tls import files
 from mmr1_reward_server.client import RewardClient
 
 KEY_VARIABLE = "MMR1_REWARD_API_KEY"  # the server reads the same one; keys belong neither in files of a run nor in argv
+KEY_REMEDY = f"set {KEY_VARIABLE} to one of the reward server's keys"
 
 
-def reward_client(url: str, deadline_seconds: float) -> RewardClient:
-    """A client that shows the environment's key, if there is one. Raises ValueError for a `url` that is none."""
-    return RewardClient(url, deadline_seconds, api_key=os.environ.get(KEY_VARIABLE))
+def reward_client(config: RunConfig, deadline_seconds: float) -> RewardClient:
+    """A client that shows the environment's key, if there is one.
+
+    Raises:
+        ValueError: `reward_url` is no URL.
+        ConfigurationError: a certificate or key of TLS is not what its option asks for.
+    """
+    url, key = config.resolved_reward_url, os.environ.get(KEY_VARIABLE)
+    return RewardClient(url, deadline_seconds, api_key=key, verify=reward_tls(config))
+
+
+def reward_tls(config: RunConfig) -> ssl.SSLContext | bool:
+    """What httpx takes as `verify`; True: the system's CAs, and no certificate of our own.
+
+    Raises:
+        ConfigurationError: a file is not what its option asks for, or `reward_url` is not https.
+    """
+    if config.reward_tls_ca is None and config.reward_client_cert is None:
+        return True
+    if not config.resolved_reward_url.startswith("https://"):
+        raise ConfigurationError("reward_tls_ca and reward_client_cert need a reward_url that begins with https://")
+    return files(
+        ca=("reward_tls_ca", config.reward_tls_ca),
+        certificate=("reward_client_cert", config.reward_client_cert),
+        key=("reward_client_key", config.reward_client_key),
+    ).context()

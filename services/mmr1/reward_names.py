@@ -13,7 +13,8 @@ from collections.abc import Collection
 
 from mmr1.config import RunConfig
 from mmr1.errors import ConfigurationError
-from mmr1.reward_access import reward_client
+from mmr1.reward_access import KEY_REMEDY, reward_client
+from mmr1_reward_server.client import KeyRefused
 
 _ANSWER_SECONDS = 30.0
 _LIST_SECONDS = 120.0  # two on an idle machine
@@ -23,10 +24,10 @@ def check_reward_names(config: RunConfig) -> None:
     """Hold `rewards` and the evaluation's task against GET /v1/tasks.
 
     Raises:
-        ConfigurationError: the server has no such task; the nearest is named.
+        ConfigurationError: the server has no such task; the nearest is named. Or it does not take our key.
         RewardServerError: it does not answer. A restart may mend it.
     """
-    _require(config, asyncio.run(_offered(config.resolved_reward_url)))
+    _require(config, asyncio.run(_offered(config)))
 
 
 def check_names_of_own_server(config: RunConfig) -> None:
@@ -60,6 +61,9 @@ def _require(config: RunConfig, offered: Collection[str]) -> None:
                 raise ConfigurationError(f"option {option!r}: the reward server has no task {name!r}{hint}")
 
 
-async def _offered(url: str) -> set[str]:
-    async with reward_client(url, _ANSWER_SECONDS) as client:
-        return {task.name for task in await client.tasks()}
+async def _offered(config: RunConfig) -> set[str]:
+    async with reward_client(config, _ANSWER_SECONDS) as client:
+        try:
+            return {task.name for task in await client.tasks()}
+        except KeyRefused as error:
+            raise ConfigurationError(f"{error}; {KEY_REMEDY}") from None

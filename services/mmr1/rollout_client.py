@@ -13,6 +13,7 @@ import grpc
 
 from mmr1.errors import WeightUpdateError
 from mmr1.records import SCHEMA_VERSION, AdapterSpec, Group, PolicyVersion, Prompt, TensorSpec
+from mmr1.rollout_access import RolloutAccess
 from mmr1.wire import (
     SchemaVersionError,
     check_schema,
@@ -59,15 +60,19 @@ class WeightGroup:
 
 
 class RolloutClient:
-    """One rollout server. Raises grpc.RpcError for what the server refuses or does not answer in time."""
+    """One rollout server. Raises grpc.RpcError for what the server refuses or does not answer in time.
 
-    def __init__(self, address: str, run: str, incarnation: int) -> None:
+    `access` is the token and the certificates that the server asks for; it is open by default.
+    """
+
+    def __init__(self, address: str, run: str, incarnation: int, access: RolloutAccess | None = None) -> None:
         options = [
             ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
         ]
         self.address = address
-        self._channel = grpc.insecure_channel(address, options=options)
+        self._access = access or RolloutAccess()
+        self._channel = self._access.channel(address, options)
         self._stub = RolloutServiceStub(self._channel)
         self._writer = pb.Writer(schema_version=SCHEMA_VERSION, run=run, incarnation=incarnation)
 
@@ -75,16 +80,19 @@ class RolloutClient:
         self._channel.close()
 
     def status(self, timeout: float = 10.0) -> ServerStatus:
-        """What the server is and does.
+        """What the server is and does. Asked before anything else, so it alone names what access lacks.
 
         Raises:
             SchemaVersionError: it refuses our schema version, or we refuse its.
+            ConfigurationError: the server turns us away, or one side speaks TLS and the other does not.
         """
         try:
             reply = self._stub.GetStatus(pb.GetStatusRequest(schema_version=SCHEMA_VERSION), timeout=timeout)
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.FAILED_PRECONDITION:  # GetStatus is refused for nothing else
                 raise SchemaVersionError(f"rollout server at {self.address}: {error.details()}") from None
+            if refusal := self._access.refusal(self.address, error):
+                raise refusal from None
             raise
         check_schema(reply.schema_version, f"rollout server at {self.address}")
         return ServerStatus(

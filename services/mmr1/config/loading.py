@@ -22,6 +22,7 @@ from pydantic_settings import (
 )
 
 from mmr1.config.options import RunConfig
+from mmr1.credentials import PASSWORD_VARIABLE, holds_password
 from mmr1.errors import ConfigurationError
 
 Config = TypeVar("Config", bound=RunConfig)
@@ -71,7 +72,7 @@ def load_options(kind: type[Config], path: Path | str | None, arguments: Sequenc
 def save_config(config: RunConfig, path: Path) -> None:
     """Write the resolved configuration, for the services that `mmr1 up` starts. A Redis URL's password is left out."""
     document = config.model_dump(mode="json")
-    if document["redis_url"] and "@" in document["redis_url"]:
+    if document["redis_url"] and holds_password(document["redis_url"]):
         del document["redis_url"]  # children inherit MMR1_REDIS_URL
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(document, sort_keys=False))
@@ -134,6 +135,11 @@ def _parse_arguments(kind: type[RunConfig], arguments: Sequence[str]) -> dict[st
         else:
             options[name].append(argument)
     _check_names(kind, dict(options), "command line")
+    if any(map(holds_password, options.get("redis_url", []))):
+        raise ConfigurationError(
+            f"command line: --redis_url holds a password, which everybody on this machine can list; set "
+            f"{PASSWORD_VARIABLE} or redis_password_file and leave it out of the URL"
+        )
     return {name: _shape(kind, name, values) for name, values in options.items()}
 
 
@@ -154,7 +160,7 @@ def _first_problem(error: ValidationError) -> str:
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "missing":
         return f"option {where!r} is required; set it in the file or as --{where}"
-    given = "" if not where else f" (given {first.get('input')!r})"
+    given = "" if not where or where.startswith("redis_url") else f" (given {first.get('input')!r})"
     return f"option {where!r}: {message}{given}" if where else message
 
 

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from mmr1.config.access import AccessOptions
 from mmr1.config.objective import ObjectiveOptions
 from mmr1.config.optimizer import OptimizerOptions
 
@@ -135,9 +136,6 @@ class StackOptions(BaseModel):
     )
     run_dir: Path = Field(Path("runs/run"), description="logs, checkpoints, metrics and results")
     host: str = Field("127.0.0.1", description="the address services listen on: IPv4, or a name")
-    redis_url: str | None = Field(
-        None, description="an existing Redis; default: `mmr1 up` starts its own. Passwords belong in MMR1_REDIS_URL"
-    )
     redis_port: int = Field(6390, ge=0, le=65535, description="of the Redis that `mmr1 up` starts")
     reward_url: str | None = Field(None, description="an existing reward server; default: `mmr1 up` starts its own")
     reward_port: int = Field(8390, ge=1, le=65535, description="of the reward server that `mmr1 up` starts")
@@ -156,15 +154,12 @@ class StackOptions(BaseModel):
         return value
 
     @property
-    def resolved_redis_url(self) -> str:
-        return self.redis_url or f"redis://127.0.0.1:{self.redis_port}/0"
-
-    @property
     def resolved_reward_url(self) -> str:
         return self.reward_url or f"http://{self.host}:{self.reward_port}"
 
 
 class RunConfig(
+    AccessOptions,
     StackOptions,
     RecordOptions,
     EvaluationOptions,
@@ -187,6 +182,10 @@ class RunConfig(
     @classmethod
     def _home(cls, value: str) -> str:
         return str(Path(value).expanduser()) if value.startswith("~") else value
+
+    @property
+    def resolved_redis_url(self) -> str:
+        return self.redis_url or f"redis://127.0.0.1:{self.redis_port}/0"
 
     @property
     def prompts_per_step(self) -> int:

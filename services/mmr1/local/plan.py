@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmr1.config import RunConfig
+from mmr1.credentials import SECRET_VARIABLES
 from mmr1.local.readiness import grpc_serving, http_ready, redis_answers
 from mmr1.local.redis_server import find_redis_server, redis_command
 from mmr1.local.service import ProcessSpec, ServiceSpec
+from mmr1.rollout_access import RolloutAccess
 from mmr1.rollout_client import LOAD_SECONDS
 
 CONFIG_NAME = "config.yaml"
@@ -37,10 +39,12 @@ def plan(config: RunConfig, environment: Mapping[str, str] | None = None) -> Pla
         ConfigurationError: Redis is to be started and there is no redis-server.
     """
     inherited = child_environment(config, os.environ if environment is None else environment)
+    # Only health is asked for here, which needs no token: the stack's own is not written yet.
+    access = RolloutAccess.from_config(config.model_copy(update={"rollout_token_file": None}), {})
     return Plan(
         redis=_redis(config, inherited) if config.redis_url is None else None,
         reward=_reward(config, inherited) if config.reward_url is None else None,
-        rollouts=tuple(_rollout(config, index, inherited) for index in range(config.rollout_replicas)),
+        rollouts=tuple(_rollout(config, index, inherited, access) for index in range(config.rollout_replicas)),
         learner=_learner(config, inherited),
     )
 
@@ -72,7 +76,7 @@ def _redis(config: RunConfig, inherited: Mapping[str, str]) -> ServiceSpec:
     command = redis_command(find_redis_server(), config.redis_port, folder)
     return ServiceSpec(
         name="redis",
-        processes=(ProcessSpec("redis", command, inherited),),
+        processes=(ProcessSpec("redis", command, _without_secrets(inherited)),),
         ready=redis_answers(config.resolved_redis_url),
     )
 
@@ -81,12 +85,12 @@ def _reward(config: RunConfig, inherited: Mapping[str, str]) -> ServiceSpec:
     command = _python("mmr1_reward_server", "--host", config.host, "--port", config.reward_port)
     return ServiceSpec(
         name="reward",
-        processes=(ProcessSpec("reward", command, {**inherited, "OMP_NUM_THREADS": "1"}),),
+        processes=(ProcessSpec("reward", command, {**_without_secrets(inherited), "OMP_NUM_THREADS": "1"}),),
         ready=http_ready(f"{config.resolved_reward_url}/readyz"),
     )
 
 
-def _rollout(config: RunConfig, index: int, inherited: Mapping[str, str]) -> ServiceSpec:
+def _rollout(config: RunConfig, index: int, inherited: Mapping[str, str], access: RolloutAccess) -> ServiceSpec:
     name, port = f"rollout-{index}", config.rollout_port + index
     command = _python(
         "mmr1_rollout_server",
@@ -99,7 +103,7 @@ def _rollout(config: RunConfig, index: int, inherited: Mapping[str, str]) -> Ser
     return ServiceSpec(
         name=name,
         processes=(ProcessSpec(name, command, environment),),
-        ready=grpc_serving(f"{config.host}:{port}"),
+        ready=grpc_serving(f"{config.host}:{port}", access=access),
         ready_deadline_seconds=LOAD_SECONDS,
         stop_deadline_seconds=15.0,
     )
@@ -126,6 +130,11 @@ def _learner(config: RunConfig, inherited: Mapping[str, str]) -> ServiceSpec:
         for rank in range(size)
     )
     return ServiceSpec(name="learner", processes=tuple(ranks), stop_deadline_seconds=30.0, finishes=True)
+
+
+def _without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
+    """For programs that enter no other service: a reward of somebody's own could read them."""
+    return {name: value for name, value in environment.items() if name not in SECRET_VARIABLES}
 
 
 def _python(module: str, *arguments: object) -> list[str]:

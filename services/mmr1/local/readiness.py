@@ -15,6 +15,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from mmr1.rollout_access import RolloutAccess
+
 PROBE_SECONDS = 1.0
 ACCEPTS_WEIGHTS = "mmr1.v1.RolloutService/weights"
 
@@ -49,11 +51,11 @@ def http_ready(url: str) -> Probe:
     return probe
 
 
-def grpc_serving(address: str, service: str = ACCEPTS_WEIGHTS) -> Probe:
-    """The standard health service reports `service` as SERVING."""
+def grpc_serving(address: str, service: str = ACCEPTS_WEIGHTS, access: RolloutAccess | None = None) -> Probe:
+    """The standard health service reports `service` as SERVING. Of `access` it needs TLS alone: health has no token."""
 
     async def probe() -> bool:
-        async with grpc.aio.insecure_channel(address) as channel:
+        async with (access or RolloutAccess()).open_channel(address) as channel:
             try:
                 reply = await health_pb2_grpc.HealthStub(channel).Check(
                     health_pb2.HealthCheckRequest(service=service), timeout=PROBE_SECONDS

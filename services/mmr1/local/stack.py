@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 
 from rich.console import Console
 
 from mmr1.config import RunConfig, save_config
+from mmr1.credentials import TOKEN_VARIABLE, make_token
 from mmr1.dataset import with_steps
 from mmr1.local.logs import MergedLog
 from mmr1.local.plan import CONFIG_NAME, Plan, plan
@@ -15,6 +17,8 @@ from mmr1.local.ports import free_port
 from mmr1.local.run_lock import run_lock
 from mmr1.local.supervisor import supervise
 from mmr1.preflight import check
+
+TOKEN_NAME = "rollout.token"  # of the stack's own servers, in the run's folder
 
 Companion = Callable[[], Awaitable[None]]
 
@@ -40,11 +44,17 @@ def run_stack(
     if config.redis_port == 0 and config.redis_url is None:
         config = config.model_copy(update={"redis_port": free_port()})
     with run_lock(config.run_dir):
+        if config.rollout_token_file == config.run_dir / TOKEN_NAME:  # of the configuration that an earlier start left
+            config = config.model_copy(update={"rollout_token_file": None})
         check(config)
         config = with_steps(config)
+        if makes_token := config.rollout_token_file is None and TOKEN_VARIABLE not in os.environ:
+            config = config.model_copy(update={"rollout_token_file": config.run_dir / TOKEN_NAME})
         services = plan(config)
         if clear is not None:
             clear()
+        if makes_token:
+            make_token(config.run_dir / TOKEN_NAME)
         save_config(config, config.run_dir / CONFIG_NAME)
         (config.run_dir / "redis").mkdir(exist_ok=True)
         with MergedLog(console, config.run_dir / "logs", quiet=quiet) as log:

@@ -12,7 +12,6 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from redis import Redis
 from redis.exceptions import RedisError
 
 from mmr1.config import RunConfig
@@ -21,6 +20,7 @@ from mmr1.local.guard import Guard
 from mmr1.local.logs import MergedLog
 from mmr1.local.plan import Plan
 from mmr1.local.service import Service, ServiceFailedError, ServiceSpec
+from mmr1.redis_access import RedisAccess
 from mmr1.streams import read_ledger
 
 LEDGER_SECONDS = 5.0
@@ -98,7 +98,7 @@ async def supervise(config: RunConfig, plan: Plan, log: MergedLog) -> int:
     stop = StopRequest()
 
     def keep_ledger() -> None:
-        write_ledger(config.resolved_redis_url, config.run, config.run_dir / "ledger.json", log)
+        write_ledger(RedisAccess.from_config(config), config.run, config.run_dir / "ledger.json", log)
 
     with Guard() as guard:
         supervisor = Supervisor(plan, log, guard, config.max_restarts, keep_ledger)
@@ -121,9 +121,9 @@ async def supervise(config: RunConfig, plan: Plan, log: MergedLog) -> int:
             await supervisor.stop(stop.urgent)
 
 
-def write_ledger(redis_url: str, run: str, path: Path, log: MergedLog) -> None:
+def write_ledger(access: RedisAccess, run: str, path: Path, log: MergedLog) -> None:
     """The run's accounts, for the report. A Redis that does not answer is said, and leaves no file."""
-    with Redis.from_url(redis_url, socket_timeout=LEDGER_SECONDS) as redis:
+    with access.client(socket_timeout=LEDGER_SECONDS) as redis:
         try:
             ledger = read_ledger(redis, run)
         except RedisError as error:

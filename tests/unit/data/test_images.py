@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import os
+import resource
+import socket
+import struct
+import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFile
 from PIL.PngImagePlugin import PngInfo
 
+from mmr1 import images
 from mmr1.images import ImageError, ImageStore
 from mmr1.records import ImageRef
 
@@ -180,3 +187,120 @@ def test_sixteen_bits_scale_to_eight(root: Path) -> None:
 def test_other_modes_become_rgb(root: Path, mode: str) -> None:
     Image.new("RGB", (2, 2), "white").convert(mode).save(root / "image.tiff")
     assert (pixels(ImageStore(root), "image.tiff") == 255).all()
+
+
+def swapped_before_opening(monkeypatch: pytest.MonkeyPatch, swap: Callable[[], object]) -> None:
+    """What a racing process does after the path was looked at and before it is opened."""
+    real = os.open
+
+    def late(*arguments: Any, **options: Any) -> int:
+        monkeypatch.setattr(os, "open", real)
+        swap()
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(os, "open", late)
+
+
+def test_a_file_that_becomes_a_link_is_not_followed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (2, 2)).save(root.parent / "outside.png")
+    store = ImageStore(root)
+    for attempt in (store.ref, store.check, store.num_pixels):
+        (root / "red.png").unlink()
+        Image.new("RGB", (8, 4), "red").save(root / "red.png")
+
+        def swap() -> None:
+            (root / "red.png").unlink()
+            (root / "red.png").symlink_to(root.parent / "outside.png")
+
+        swapped_before_opening(monkeypatch, swap)
+        with pytest.raises(ImageError, match="cannot be read"):
+            attempt("red.png")
+
+
+def test_a_folder_that_becomes_a_link_leads_nowhere(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (root / "inner").mkdir()
+    Image.new("RGB", (8, 4)).save(root / "inner" / "a.png")
+    (root.parent / "outside").mkdir()
+    Image.new("RGB", (2, 2)).save(root.parent / "outside" / "a.png")
+
+    def swap() -> None:
+        (root / "inner").rename(root / "old")
+        (root / "inner").symlink_to(root.parent / "outside")
+
+    swapped_before_opening(monkeypatch, swap)
+    with pytest.raises(ImageError, match="outside the image root"):
+        ImageStore(root).check("inner/a.png")
+
+
+def test_a_file_that_becomes_a_pipe_is_not_waited_for(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def swap() -> None:
+        (root / "red.png").unlink()
+        os.mkfifo(root / "red.png")
+
+    swapped_before_opening(monkeypatch, swap)
+    with pytest.raises(ImageError, match="is not a file"):
+        ImageStore(root).check("red.png")
+
+
+def test_special_files_are_refused_without_being_opened(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(root)  # a socket's path must be short
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("socket.png")
+    (root / "zero.png").symlink_to("/dev/zero")
+    store = ImageStore(root)
+    opened: list[object] = []
+    monkeypatch.setattr(os, "open", lambda *arguments, **_: opened.append(arguments))
+    for name, reason in (("socket.png", "not a file"), ("zero.png", "outside the image root"), (".", "not a file")):
+        for attempt in (store.ref, store.check, store.num_pixels):
+            with pytest.raises(ImageError, match=reason):
+                attempt(name)
+    assert not opened
+
+
+def test_files_that_are_too_long_or_grow_are_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = (root / "red.png").stat().st_size
+    monkeypatch.setattr(images, "MAX_FILE_BYTES", size)
+    ImageStore(root).check("red.png")
+    with (root / "red.png").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(ImageError, match=f"has {size + 1} bytes, above the bound"):
+        ImageStore(root).check("red.png")
+    os.truncate(root / "red.png", size)
+    real = os.fstat
+
+    def grows(descriptor: int) -> os.stat_result:
+        found = real(descriptor)
+        with (root / "red.png").open("ab") as file:
+            file.write(b"x")
+        return found
+
+    monkeypatch.setattr(os, "fstat", grows)
+    with pytest.raises(ImageError, match="above the bound"):
+        ImageStore(root).ref("red.png")
+
+
+def chunk(name: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
+def test_more_pixels_than_the_header_says_are_never_made(root: Path) -> None:
+    """An 8 x 8 PNG whose data would fill 512 MiB: decoding ends with what the header promised."""
+    header = struct.pack(">IIBBBBB", 8, 8, 8, 2, 0, 0, 0)
+    squeezer = zlib.compressobj(9)
+    data = b"".join(squeezer.compress(bytes(2**20)) for _ in range(512)) + squeezer.flush()
+    content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    (root / "bomb.png").write_bytes(content)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        assert ImageStore(root).check("bomb.png") == (8, 8)
+    except ImageError as error:
+        assert "cannot be decoded" in str(error)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024  # KiB
+
+
+@pytest.mark.parametrize("ending", ["png", "bmp", "gif", "tiff", "webp", "ppm"])
+def test_a_header_that_promises_too_much_is_refused_before_decoding(root: Path, ending: str) -> None:
+    Image.new("RGB", (300, 200)).save(root / f"large.{ending}")
+    store = ImageStore(root, max_pixels=59_999)
+    with pytest.raises(ImageError, match="300 x 200 pixels, above the bound of 59999"):
+        store.check(f"large.{ending}")

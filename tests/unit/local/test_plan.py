@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from mmr1.config import RunConfig, load_config, save_config
 from mmr1.local.plan import child_environment, plan
 
@@ -51,8 +53,23 @@ def test_children_do_not_resolve_options_a_second_time(tmp_path: Path, monkeypat
     assert load_config(tmp_path / "config.yaml").num_steps == 10
 
 
-def test_a_password_travels_in_the_environment(tmp_path: Path) -> None:
-    secret = config("--redis_url", "redis://:secret@elsewhere/0")
+def test_a_password_travels_in_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMR1_REDIS_URL", "redis://:secret@elsewhere/0")
+    secret = config()
     save_config(secret, tmp_path / "config.yaml")
     assert "secret" not in (tmp_path / "config.yaml").read_text()
     assert child_environment(secret, {})["MMR1_REDIS_URL"] == "redis://:secret@elsewhere/0"
+
+
+def test_what_enters_no_other_service_inherits_no_secret() -> None:
+    """A reward may be somebody's own code."""
+    secrets = {"MMR1_ROLLOUT_TOKEN": "t" * 20, "MMR1_REDIS_PASSWORD": "p", "MMR1_REDIS_URL": "redis://:u@h/0"}
+    services = plan(config(), {**secrets, "MMR1_REWARD_API_KEY": "k" * 20})
+    assert services.redis is not None and services.reward is not None
+    for spec in (services.redis, services.reward):
+        assert not secrets.keys() & spec.processes[0].environment.keys()
+    assert services.reward.processes[0].environment["MMR1_REWARD_API_KEY"] == "k" * 20
+    for spec in (*services.rollouts, services.learner):
+        assert spec.processes[0].environment["MMR1_ROLLOUT_TOKEN"] == "t" * 20
+    for process in [process for spec in (*services.rollouts, services.learner) for process in spec.processes]:
+        assert not any("t" * 20 in word for word in process.command)

@@ -20,6 +20,7 @@ from PIL import Image
 from redis.asyncio import Redis
 
 from mmr1.config import RunConfig
+from mmr1.errors import ConfigurationError
 from mmr1.images import ImageStore
 from mmr1.records import Group, PolicyVersion, Prompt
 from mmr1.streams import PromptConsumer, RunQueue
@@ -368,3 +369,13 @@ async def test_a_weight_update_waits_for_running_prompts_and_the_next_carry_its_
         groups: list[Group] = []
         await until(lambda: groups.extend(bench.queue.read(10)) or len(groups) == 2)
     assert {group.prompt.id.position: group.oldest_version.number for group in groups} == {0: 1, 1: 2}
+
+
+async def test_a_redis_that_turns_the_server_away_ends_it_by_name(bench: Bench, redis_url: str) -> None:
+    bench.sync.acl_setuser("mute", enabled=True, passwords=["+mute-password"], categories=["-@all"], commands=["+ping"])
+    url = redis_url.replace("redis://", "redis://mute:mute-password@")
+    bench.redis = Redis.from_url(url)
+    bench.config = bench.config.model_copy(update={"redis_url": url})
+    with pytest.raises(ConfigurationError, match=r"no permissions.*docs/security\.md") as caught:
+        await asyncio.wait_for(bench.work(), 10)
+    assert "mute-password" not in str(caught.value)

@@ -113,7 +113,8 @@ def test_accounts_that_do_not_balance_are_exit_code_1(redis_url: str, capsys: An
     ("arguments", "words"),
     [
         (lambda url: ["nobody", "--redis-url", url], "run 'nobody' is not in the Redis at .*; it holds test; give"),
-        (lambda url: ["test", "--redis-url", "redis://:secret@127.0.0.1:1/0"], "redis_url 127.0.0.1:1/0: .*refused"),
+        (lambda url: ["test", "--redis-url", "redis://127.0.0.1:1/0"], "redis_url redis://127.0.0.1:1/0: .*refused"),
+        (lambda url: ["test", "--redis-url", "redis://:secret@127.0.0.1:1/0"], "--redis-url holds a password"),
     ],
 )
 def test_no_such_run_and_no_such_redis_are_named(
