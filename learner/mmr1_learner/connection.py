@@ -9,6 +9,8 @@ import structlog
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from mmr1.streams import RestartWatch
+
 log = structlog.get_logger()
 
 _START_SECONDS = 60.0
@@ -18,14 +20,18 @@ _ANSWER_SECONDS = 10.0  # an answer later than this is none; shorter than what a
 def connect(url: str, answer_seconds: float = _ANSWER_SECONDS) -> redis.Redis:
     """A client that has reached its Redis, which may still be starting: a minute is waited for it.
 
-    Commands are not repeated: what a lost answer has read would be read by nobody. The error ends this learner, and the
-    next one reconciles Redis with the checkpoint.
+    It repeats no command: whether a lost answer may be asked for again, only the caller knows. A connection to a Redis
+    that was started anew meanwhile is an error, once.
 
     Raises:
         redis.RedisError: nothing answers, or not as a Redis that lets us in. A restart may mend it.
     """
     client = redis.Redis.from_url(
-        url, socket_timeout=answer_seconds, socket_connect_timeout=answer_seconds, retry=Retry(NoBackoff(), 0)
+        url,
+        socket_timeout=answer_seconds,
+        socket_connect_timeout=answer_seconds,
+        retry=Retry(NoBackoff(), 0),
+        redis_connect_func=RestartWatch(),
     )
     deadline = time.monotonic() + _START_SECONDS
     while True:
