@@ -22,6 +22,7 @@ from mmr1.streams import Delivery, PromptConsumer
 from mmr1.wire import SchemaVersionError
 from mmr1_rollout_server.errors import EngineDiedError, NotServingError, PromptError
 from mmr1_rollout_server.metrics import Metrics
+from mmr1_rollout_server.redis_waits import RedisWaits
 from mmr1_rollout_server.scoring import RewardOutageError, Scorer
 from mmr1_rollout_server.weights import Policy
 
@@ -61,6 +62,7 @@ class PromptWorker:
         self._running: set[asyncio.Task[None]] = set()
         self._suspects: list[Delivery] = []  # a holder of these has died: each runs alone, so that it ends nothing else
         self._reward_is_out = False
+        self._redis = RedisWaits(metrics.redis_waits)
         self._state_changed = asyncio.Event()
         self._left = asyncio.Event()
 
@@ -88,9 +90,12 @@ class PromptWorker:
             self._state_changed.clear()
             try:
                 await self._register(self._config.lease_seconds)
+                self._redis.done("renewing the lease")
             except RedisError as error:
-                _log.warning("redis_unreachable", doing="renewing the lease", reason=str(error))
-            await _wait_for(self._state_changed, self._config.lease_seconds / 3)
+                self._redis.refused("renewing the lease", error)
+            # Without a lease nothing is taken and no weights come: once Redis is back it is wanted at once.
+            pause = RETRY_SECONDS if self._redis.any else self._config.lease_seconds / 3
+            await _wait_for(self._state_changed, pause)
 
     async def _register(self, lease_seconds: float) -> None:
         await self._consumer.register(self._address, self._policy.state.value, self._policy.version, lease_seconds)
@@ -102,17 +107,19 @@ class PromptWorker:
             try:
                 kept = await self._consumer.heartbeat(list(held.values()))
             except RedisError as error:
-                _log.warning("redis_unreachable", doing="keeping claims", reason=str(error))
+                self._redis.refused("keeping claims", error)
                 continue
+            self._redis.done("keeping claims")
             for entry_id in held.keys() & self._held.keys() - kept:
                 _log.warning("claim_lost", entry=entry_id)
 
     async def _prepare(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
             try:
-                return await self._consumer.prepare()
+                await self._consumer.prepare()
+                return self._redis.done("joining the run")
             except RedisError as error:
-                _log.warning("redis_unreachable", doing="joining the run", reason=str(error))
+                self._redis.refused("joining the run", error)
                 await _wait_for(stop, RETRY_SECONDS)
 
     async def _take_until(self, stop: asyncio.Event) -> None:
@@ -121,7 +128,7 @@ class PromptWorker:
             if self._suspects and not self._running:
                 await self._run_alone(self._suspects.pop(0), stop)
             elif not await self._take_some():
-                await _wait_for(stop, POLL_SECONDS)
+                await _wait_for(stop, RETRY_SECONDS if self._redis.any else POLL_SECONDS)
 
     async def _take_some(self) -> bool:
         """Take as many as there is room for; False when there was nothing to do."""
@@ -137,8 +144,9 @@ class PromptWorker:
         except SchemaVersionError as error:
             raise ConfigurationError(str(error)) from error
         except RedisError as error:
-            _log.warning("redis_unreachable", doing="taking prompts", reason=str(error))
+            self._redis.refused("taking prompts", error)
             return False
+        self._redis.done("taking prompts")
         for delivery in deliveries:
             self._held[delivery.entry_id] = delivery
             if delivery.num_deliveries > 1:
@@ -217,10 +225,13 @@ class PromptWorker:
         """Redis comes back or this process ends; meanwhile the prompt stays ours, or is claimed by another."""
         while True:
             try:
-                return await call()
+                result = await call()
             except RedisError as error:
-                _log.warning("redis_unreachable", reason=str(error))
+                self._redis.refused("handing prompts over", error)
                 await asyncio.sleep(RETRY_SECONDS)
+            else:
+                self._redis.done("handing prompts over")
+                return result
 
     def _count(self, delivery: Delivery, end: str) -> None:
         self._metrics.prompts.labels(end).inc()

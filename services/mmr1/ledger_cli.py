@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 
 from redis import Redis
+from redis.exceptions import RedisError
 
 from mmr1.errors import ConfigurationError
 from mmr1.lifecycle import CommandParser
@@ -31,11 +32,17 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--dead", action="store_true", help="list the dead prompts, with reason and last error")
     options = parser.parse_args(argv)
     check_redis(options.redis_url)
-    with Redis.from_url(options.redis_url) as redis:
-        accounts = read_accounts(redis, options.run)
-        if not accounts.known:
-            raise ConfigurationError(_unknown(options.run, options.redis_url, run_names(redis)))
-        dead = list(read_dead(redis, options.run)) if options.dead else []
+    try:
+        with Redis.from_url(options.redis_url) as redis:
+            accounts = read_accounts(redis, options.run)
+            if not accounts.known:
+                raise ConfigurationError(_unknown(options.run, options.redis_url, run_names(redis)))
+            dead = list(read_dead(redis, options.run)) if options.dead else []
+    except RedisError as error:  # gone meanwhile, still loading its file, or without permission
+        shown = options.redis_url.rpartition("@")[2]
+        raise ConfigurationError(
+            f"redis_url {shown}: {' '.join(str(error).split())}; try again when it answers"
+        ) from None
     if options.json:
         print(json.dumps(as_json(options.run, accounts, dead if options.dead else None), indent=2))
     else:
