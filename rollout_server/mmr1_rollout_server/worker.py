@@ -62,7 +62,7 @@ class PromptWorker:
         self._running: set[asyncio.Task[None]] = set()
         self._suspects: list[Delivery] = []  # a holder of these has died: each runs alone, so that it ends nothing else
         self._reward_is_out = False
-        self._redis = RedisWaits(metrics.redis_waits)
+        self._waits = RedisWaits(metrics.redis_waits)
         self._state_changed = asyncio.Event()
         self._left = asyncio.Event()
 
@@ -90,11 +90,11 @@ class PromptWorker:
             self._state_changed.clear()
             try:
                 await self._register(self._config.lease_seconds)
-                self._redis.done("renewing the lease")
+                self._waits.done("renewing the lease")
             except RedisError as error:
-                self._redis.refused("renewing the lease", error)
+                self._waits.refused("renewing the lease", error)
             # Without a lease nothing is taken and no weights come: once Redis is back it is wanted at once.
-            pause = RETRY_SECONDS if self._redis.any else self._config.lease_seconds / 3
+            pause = RETRY_SECONDS if self._waits.any else self._config.lease_seconds / 3
             await _wait_for(self._state_changed, pause)
 
     async def _register(self, lease_seconds: float) -> None:
@@ -107,9 +107,9 @@ class PromptWorker:
             try:
                 kept = await self._consumer.heartbeat(list(held.values()))
             except RedisError as error:
-                self._redis.refused("keeping claims", error)
+                self._waits.refused("keeping claims", error)
                 continue
-            self._redis.done("keeping claims")
+            self._waits.done("keeping claims")
             for entry_id in held.keys() & self._held.keys() - kept:
                 _log.warning("claim_lost", entry=entry_id)
 
@@ -117,9 +117,9 @@ class PromptWorker:
         while not stop.is_set():
             try:
                 await self._consumer.prepare()
-                return self._redis.done("joining the run")
+                return self._waits.done("joining the run")
             except RedisError as error:
-                self._redis.refused("joining the run", error)
+                self._waits.refused("joining the run", error)
                 await _wait_for(stop, RETRY_SECONDS)
 
     async def _take_until(self, stop: asyncio.Event) -> None:
@@ -128,7 +128,7 @@ class PromptWorker:
             if self._suspects and not self._running:
                 await self._run_alone(self._suspects.pop(0), stop)
             elif not await self._take_some():
-                await _wait_for(stop, RETRY_SECONDS if self._redis.any else POLL_SECONDS)
+                await _wait_for(stop, RETRY_SECONDS if self._waits.any else POLL_SECONDS)
 
     async def _take_some(self) -> bool:
         """Take as many as there is room for; False when there was nothing to do."""
@@ -144,9 +144,9 @@ class PromptWorker:
         except SchemaVersionError as error:
             raise ConfigurationError(str(error)) from error
         except RedisError as error:
-            self._redis.refused("taking prompts", error)
+            self._waits.refused("taking prompts", error)
             return False
-        self._redis.done("taking prompts")
+        self._waits.done("taking prompts")
         for delivery in deliveries:
             self._held[delivery.entry_id] = delivery
             if delivery.num_deliveries > 1:
@@ -227,10 +227,10 @@ class PromptWorker:
             try:
                 result = await call()
             except RedisError as error:
-                self._redis.refused("handing prompts over", error)
+                self._waits.refused("handing prompts over", error)
                 await asyncio.sleep(RETRY_SECONDS)
             else:
-                self._redis.done("handing prompts over")
+                self._waits.done("handing prompts over")
                 return result
 
     def _count(self, delivery: Delivery, end: str) -> None:

@@ -89,24 +89,17 @@ class RunQueue:
     def feed(self, prompt: Prompt, *, force: bool = False) -> bool:
         """Queue a prompt. False: this id has been fed before. `force` feeds a place again that Redis has forgotten."""
         id_ = prompt.id
-        return bool(self._calls.write("feed", str(id_), id_.position, id_.attempt, encode_prompt(prompt), int(force)))
+        return bool(self._write("feed", str(id_), id_.position, id_.attempt, encode_prompt(prompt), int(force)))
 
     def feed_again(self, prompts: Iterable[Prompt]) -> None:
         """Queue places again that Redis has forgotten, many in one exchange."""
         remaining = iter(prompts)
         while chunk := list(islice(remaining, _FED_AT_ONCE)):
             fed = [(str(one.id), one.id.position, one.id.attempt, encode_prompt(one), 1) for one in chunk]
-            self._calls.insist(partial(self._feed_at_once, fed))
+            calls = [(self.incarnation, *arguments) for arguments in fed]
+            self._calls.insist(partial(self._scripts.call_together, "feed", calls))
             for arguments in fed:
                 self._calls.remember("feed", *arguments)
-
-    def _feed_at_once(self, fed: Sequence[tuple[str | bytes | int, ...]]) -> None:
-        with self._redis.pipeline(transaction=False) as pipeline:
-            for arguments in fed:
-                self._scripts.call("feed", self.incarnation, *arguments, client=pipeline)
-            failures = [reply for reply in pipeline.execute(raise_on_error=False) if isinstance(reply, Exception)]
-        if failures:
-            raise failures[0]
 
     def read(self, count: int) -> list[Group]:
         """Up to `count` scored groups, without waiting. After a restart, those of the earlier life come first.
@@ -117,11 +110,11 @@ class RunQueue:
         """
         groups: list[Group] = []
         while self._replayed is not None and len(groups) < count:
-            entries = self._calls.write("read_groups", count - len(groups), self._replayed)
+            entries = self._write("read_groups", count - len(groups), self._replayed)
             self._replayed = entries[-1][0].decode() if entries else None
             groups += self._new(entries)
         if len(groups) < count:
-            groups += self._new(self._calls.write("read_groups", count - len(groups), ">"))
+            groups += self._new(self._write("read_groups", count - len(groups), ">"))
         return groups
 
     def _new(self, entries: Sequence[tuple[bytes, bytes, bytes]]) -> list[Group]:
@@ -132,22 +125,22 @@ class RunQueue:
 
     def mark_applied(self, ids: Iterable[PromptId]) -> None:
         """These groups are in an optimizer step: they no longer hold the feeder back."""
-        self._calls.write("apply", *map(str, ids))
+        self._write("apply", *map(str, ids))
 
     def ensure_current(self) -> None:
         """Raise StaleWriterError when a newer learner exists."""
-        self._calls.write("apply")
+        self._write("apply")
 
     def acknowledge(self, ids: Sequence[PromptId]) -> int:
         """A durable checkpoint contains these groups. Returns how many were still pending."""
-        count = int(self._calls.write("finish", *map(str, ids))) if ids else 0
+        count = int(self._write("finish", *map(str, ids))) if ids else 0
         self._held.difference_update(ids)
         return count
 
     def drop(self, id_: PromptId, reason: str, next_prompt: Prompt | None = None) -> bool:
         """Drop a group for `reason` and, in the same step, feed its place's next attempt. False: not pending."""
         following = (str(next_prompt.id), encode_prompt(next_prompt)) if next_prompt else ("", b"")
-        dropped = bool(self._calls.write("drop", str(id_), reason, *following))
+        dropped = bool(self._write("drop", str(id_), reason, *following))
         self._held.discard(id_)
         return dropped
 
@@ -155,12 +148,12 @@ class RunQueue:
         """Every serving rollout server holds this version now."""
         if version.incarnation != self.incarnation:
             raise ValueError(f"version {version} is not of incarnation {self.incarnation}")
-        self._calls.write("commit_version", version.number)
+        self._write("commit_version", version.number)
 
     def members(self) -> list[Member]:
         """The rollout servers whose lease is valid, in order of their id."""
         members = []
-        for encoded in self._look("members"):
+        for encoded in self._calls.insist(lambda: self._scripts.call("members")):
             lease = json.loads(encoded)
             version = PolicyVersion(int(lease["incarnation"]), int(lease["number"]))
             members.append(
@@ -169,10 +162,10 @@ class RunQueue:
         return sorted(members, key=lambda member: member.server_id)
 
     def ledger(self) -> Ledger:
-        return ledger_from_accounts(self._look("accounts"))
+        return ledger_from_accounts(self._calls.insist(lambda: self._scripts.call("accounts")))
 
     def accounts(self) -> Accounts:
-        return accounts_from(self._look("inspect"))
+        return accounts_from(self._calls.insist(lambda: self._scripts.call("inspect")))
 
     def pending_ids(self) -> set[PromptId]:
         """Every id that is fed, ready or applied."""
@@ -180,7 +173,7 @@ class RunQueue:
 
     def snapshot(self) -> tuple[Ledger, set[PromptId]]:
         """The accounts and every pending id, at one instant."""
-        reply = self._look("snapshot")
+        reply = self._calls.insist(lambda: self._scripts.call("snapshot"))
         pending = set()
         for field in reply[6]:
             position, _, attempt = field.decode().partition("/")
@@ -193,7 +186,7 @@ class RunQueue:
         for kind, counts in (("dropped", ledger.dropped), ("dead", ledger.dead)):
             for reason, count in counts.items():
                 fields += [f"{kind}:{reason}", count]
-        return bool(self._calls.write("restore", *fields))
+        return bool(self._write("restore", *fields))
 
-    def _look(self, name: str) -> Any:
-        return self._calls.insist(lambda: self._scripts.call(name))
+    def _write(self, name: str, *arguments: str | bytes | int) -> Any:
+        return self._calls.write(name, *arguments)
