@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -88,18 +87,13 @@ class RunQueue:
 
     def feed(self, prompt: Prompt, *, force: bool = False) -> bool:
         """Queue a prompt. False: this id has been fed before. `force` feeds a place again that Redis has forgotten."""
-        id_ = prompt.id
-        return bool(self._write("feed", str(id_), id_.position, id_.attempt, encode_prompt(prompt), int(force)))
+        return bool(self._write("feed", int(force), *_as_fed(prompt)))
 
     def feed_again(self, prompts: Iterable[Prompt]) -> None:
         """Queue places again that Redis has forgotten, many in one exchange."""
         remaining = iter(prompts)
         while chunk := list(islice(remaining, _FED_AT_ONCE)):
-            fed = [(str(one.id), one.id.position, one.id.attempt, encode_prompt(one), 1) for one in chunk]
-            calls = [(self.incarnation, *arguments) for arguments in fed]
-            self._calls.insist(partial(self._scripts.call_together, "feed", calls))
-            for arguments in fed:
-                self._calls.remember("feed", *arguments)
+            self._write("feed", 1, *(argument for prompt in chunk for argument in _as_fed(prompt)))
 
     def read(self, count: int) -> list[Group]:
         """Up to `count` scored groups, without waiting. After a restart, those of the earlier life come first.
@@ -190,3 +184,7 @@ class RunQueue:
 
     def _write(self, name: str, *arguments: str | bytes | int) -> Any:
         return self._calls.write(name, *arguments)
+
+
+def _as_fed(prompt: Prompt) -> tuple[str, int, int, bytes]:
+    return str(prompt.id), prompt.id.position, prompt.id.attempt, encode_prompt(prompt)

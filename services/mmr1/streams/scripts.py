@@ -6,7 +6,6 @@ file each; `prelude.lua` is put before each of them. This file knows nothing of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -41,24 +40,10 @@ class Scripts:
 
     def call(self, name: str, *arguments: str | bytes | int | float) -> Any:
         """Run one script. With an asyncio client the result is awaited by the caller."""
-        return self._script(name)(keys=self._keys, args=list(arguments))
-
-    def call_together(self, name: str, calls: Iterable[Sequence[str | bytes | int | float]]) -> list[Any]:
-        """One script many times in one exchange, on a synchronous client. Raises the first failure of all."""
-        script = self._script(name)
-        with self._redis.pipeline(transaction=False) as pipeline:
-            for arguments in calls:
-                script(keys=self._keys, args=list(arguments), client=pipeline)
-            replies: list[Any] = pipeline.execute(raise_on_error=False)  # else the error's words stand behind others
-        for reply in replies:
-            if isinstance(reply, Exception):
-                raise reply
-        return replies
-
-    def _script(self, name: str) -> Any:
-        if name not in self._registered:
-            self._registered[name] = self._redis.register_script(_source(name))
-        return self._registered[name]
+        script = self._registered.get(name)
+        if script is None:
+            script = self._registered[name] = self._redis.register_script(_source(name))
+        return script(keys=self._keys, args=list(arguments))
 
 
 def refusal(error: ResponseError) -> StaleWriterError | RunForgottenError | None:
