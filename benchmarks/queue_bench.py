@@ -80,12 +80,13 @@ class Server:
         self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
         os.sched_setaffinity(self._process.pid, {self._core})
         client = self.client()
-        while True:
+        while self._process.poll() is None:
             try:
                 client.ping()
                 return time.perf_counter() - begun
-            except (redis.BusyLoadingError, redis.ConnectionError):
+            except redis.ConnectionError:  # while it loads its file too
                 time.sleep(0.02)
+        raise RuntimeError("redis-server has ended")
 
     def client(self) -> redis.Redis:
         return redis.Redis.from_url(self.url)

@@ -29,7 +29,7 @@ sys.path.append(str(Path(__file__).resolve().parent))  # after the standard libr
 from queue_bench import RUN, RUN_ID, VERSION, Figure, Server, content_bytes, make_group, make_prompt, serving
 from queue_recovery import recovery
 
-from mmr1.records import Group, Prompt
+from mmr1.records import Group, Prompt, PromptId
 from mmr1.streams import PromptConsumer, RunQueue
 from mmr1.wire import encode_group
 
@@ -111,37 +111,42 @@ async def _finish(line: Line) -> int:
     return line.queue.acknowledge(ids)
 
 
-async def latency(server: Server, num_groups: int) -> list[Figure]:
-    """One group at a time through every station, encoding and decoding included."""
-    stations: dict[str, list[float]] = {}
-    totals = []
+async def latency(server: Server, num_steps: int) -> list[Figure]:
+    """One group at a time through the stations, encoding and decoding included; the step's end shared by its groups."""
+    stations: dict[str, list[float]] = {name: [] for name in ("feed", "take", "publish", "read", "finish")}
     async with line_on(server) as line:
         await line.publish(line.prompts(BATCH))
         await _finish(line)
         worked, client_worked = server.cpu_seconds(), time.process_time()
-        for prompt in line.prompts(num_groups):
-            marks = [time.perf_counter()]
-            line.queue.feed(prompt)
-            marks.append(time.perf_counter())
-            (held,) = await line.consumer.take(1, VERSION, 1)
-            group = line.group_of(held.prompt)
-            marks.append(time.perf_counter())
-            assert await line.consumer.publish(held, group)
-            marks.append(time.perf_counter())
-            (got,) = line.queue.read(1)
-            marks.append(time.perf_counter())
-            line.queue.mark_applied([got.prompt.id])
-            assert line.queue.acknowledge([got.prompt.id]) == 1
-            marks.append(time.perf_counter())
-            totals.append(marks[-1] - marks[0])
-            for name, begin, end in zip(("feed", "take", "publish", "read", "finish"), marks, marks[1:], strict=False):
-                stations.setdefault(name, []).append(end - begin)
+        for _ in range(num_steps):
+            ids = [await _one_group(line, prompt, stations) for prompt in line.prompts(BATCH)]
+            begun = time.perf_counter()
+            line.queue.mark_applied(ids)
+            assert line.queue.acknowledge(ids) == BATCH
+            stations["finish"] += [(time.perf_counter() - begun) / BATCH] * BATCH
         worked, client_worked = server.cpu_seconds() - worked, time.process_time() - client_worked
+    totals = sorted(map(sum, zip(*stations.values(), strict=True)))
     parts = ", ".join(f"{name} {1e3 * statistics.median(each):.2f}" for name, each in stations.items())
-    print(f"one group at a time, median ms: {parts}; p90 of all {1e3 * sorted(totals)[len(totals) * 9 // 10]:.2f}")
-    clients, of_redis = (1e3 * seconds / num_groups for seconds in (client_worked, worked))
+    print(f"one group at a time, median ms: {parts}; p90 of all {1e3 * totals[len(totals) * 9 // 10]:.2f}")
+    clients, of_redis = (1e3 * seconds / len(totals) for seconds in (client_worked, worked))
     print(f"  of processor time, mean ms a group: the clients' Python {clients:.2f}, Redis {of_redis:.2f}")
     return [Figure("what the queue adds to a group, median", 1e3 * statistics.median(totals), MAX_MILLISECONDS, "ms")]
+
+
+async def _one_group(line: Line, prompt: Prompt, stations: dict[str, list[float]]) -> PromptId:
+    marks = [time.perf_counter()]
+    line.queue.feed(prompt)
+    marks.append(time.perf_counter())
+    (held,) = await line.consumer.take(1, VERSION, 1)
+    group = line.group_of(held.prompt)
+    marks.append(time.perf_counter())
+    assert await line.consumer.publish(held, group)
+    marks.append(time.perf_counter())
+    (got,) = line.queue.read(1)
+    marks.append(time.perf_counter())
+    for name, begin, end in zip(stations, marks, marks[1:], strict=False):
+        stations[name].append(end - begin)
+    return got.prompt.id
 
 
 async def size(server: Server, num_groups: int) -> list[Figure]:
@@ -178,7 +183,7 @@ def main() -> None:
     os.sched_setaffinity(0, {options.client_core})
     measurements: dict[str, Callable[[Server], list[Figure]]] = {
         "throughput": lambda server: asyncio.run(throughput(server, options.seconds)),
-        "latency": lambda server: asyncio.run(latency(server, options.groups)),
+        "latency": lambda server: asyncio.run(latency(server, max(1, options.groups // BATCH))),
         "size": lambda server: asyncio.run(size(server, options.groups)),
         "recovery": lambda server: recovery(server, options.pending),
     }

@@ -25,7 +25,7 @@ PLACEHOLDER = "#SHA256"
 
 def users() -> dict[str, set[str]]:
     """User name -> commands by the names of Redis' rules."""
-    learner = _used_by("groups.py")
+    learner = _used_by("groups.py") | _used_by("patience.py") | {"info"}  # which process it is that answers
     rollout = _used_by("prompts.py")
     ledger = {"info"} | _of_scripts({"accounts"}) | _used_by("accounts.py")
     return {

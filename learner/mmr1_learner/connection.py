@@ -10,6 +10,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from mmr1.redis_access import RedisAccess, access_to
+from mmr1.streams import RestartWatch
 
 log = structlog.get_logger()
 
@@ -22,8 +23,8 @@ def connect(given: RedisAccess | str, answer_seconds: float = _ANSWER_SECONDS) -
 
     `given` is a URL, or one with what stands beside it.
 
-    Commands are not repeated: what a lost answer has read would be read by nobody. The error ends this learner, and the
-    next one reconciles Redis with the checkpoint.
+    It repeats no command: whether a lost answer may be asked for again, only the caller knows. A connection to a Redis
+    that was started anew meanwhile is an error, once.
 
     Raises:
         ConfigurationError: Redis turns us away: a restart would not mend it.
@@ -31,7 +32,10 @@ def connect(given: RedisAccess | str, answer_seconds: float = _ANSWER_SECONDS) -
     """
     access = access_to(given)
     client = access.client(
-        socket_timeout=answer_seconds, socket_connect_timeout=answer_seconds, retry=Retry(NoBackoff(), 0)
+        socket_timeout=answer_seconds,
+        socket_connect_timeout=answer_seconds,
+        retry=Retry(NoBackoff(), 0),
+        redis_connect_func=RestartWatch(),
     )
     deadline = time.monotonic() + _START_SECONDS
     while True:

@@ -20,7 +20,7 @@ from mmr1.errors import ConfigurationError, WeightUpdateError
 from mmr1.records import Group, PolicyVersion, Prompt, PromptId
 from mmr1.redis_access import RedisAccess
 from mmr1.rollout_client import RolloutClient
-from mmr1.streams import RunQueue
+from mmr1.streams import Patience, RunQueue
 from mmr1_learner import metrics as outputs
 from mmr1_learner.checkpoint import Checkpoints, RunState
 from mmr1_learner.connection import connect
@@ -63,7 +63,8 @@ class Leader:
         check_prompt_lengths(config, encoder, self._prompts, [*self._problems, *held_out])
         self._evaluator = Evaluator(config, self._prompts, held_out) if held_out else None
         self._scorer = Scorer(config, policy, encoder, ranks.device)
-        self.queue = RunQueue(connect(RedisAccess.from_config(config)), config.run)
+        patience = Patience(self._tick, self._redis_pauses, self._redis_is_back)
+        self.queue = RunQueue(connect(RedisAccess.from_config(config)), config.run, patience)
         self._sender = WeightSender(config, self.queue, policy, config.host)
         self.version = PolicyVersion(0, 0)
         self._state = RunState(0, 0, 0)
@@ -298,6 +299,14 @@ class Leader:
         if behind:
             log.info("bringing rollout servers up to date", servers=[member.server_id for member in behind])
             self._send(self._probe)
+
+    def _redis_pauses(self, reason: str) -> None:
+        log.warning("the run pauses", reason=reason)
+        self.files.write("status", {"phase": "paused", "detail": f"paused: {reason}"})
+
+    def _redis_is_back(self) -> None:
+        log.info("the run goes on")
+        self.files.repeat_status()
 
     def _tick(self) -> None:
         """Called all the while that we wait for somebody: the other ranks wait for us, with a deadline."""

@@ -49,6 +49,7 @@ class RunFiles:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
+        self._status = {"phase": "loading", "detail": ""}
 
     def append(self, name: str, records: Iterable[dict[str, Any]]) -> None:
         """Append JSON objects to `name`.jsonl. Numbers that JSON lacks become null."""
@@ -83,7 +84,12 @@ class RunFiles:
 
     def status(self, phase: str, detail: str = "") -> None:
         """What the learner is doing now, for the live panel."""
-        self.write("status", {"phase": phase, "detail": detail})
+        self._status = {"phase": phase, "detail": detail}
+        self.repeat_status()
+
+    def repeat_status(self) -> None:
+        """Something else stood there for a while."""
+        self.write("status", self._status)
 
 
 def serve_metrics(host: str, port: int) -> None:

@@ -19,6 +19,9 @@ class Metrics:
             "mmr1_rollout_policy_version", "number of the committed policy version", registry=self.registry
         )
         self.running = Gauge("mmr1_rollout_running_prompts", "prompts being sampled", registry=self.registry)
+        self.redis_waits = Gauge(
+            "mmr1_rollout_redis_waits", "1 while Redis is away, full or read-only", registry=self.registry
+        )
         self.prompts = Counter(
             "mmr1_rollout_prompts_total", "prompts by what became of them", ["end"], registry=self.registry
         )

@@ -23,6 +23,7 @@ from mmr1.streams import Delivery, PromptConsumer
 from mmr1.wire import SchemaVersionError
 from mmr1_rollout_server.errors import EngineDiedError, NotServingError, PromptError
 from mmr1_rollout_server.metrics import Metrics
+from mmr1_rollout_server.redis_waits import RedisWaits
 from mmr1_rollout_server.scoring import RewardOutageError, Scorer
 from mmr1_rollout_server.weights import Policy
 
@@ -63,6 +64,7 @@ class PromptWorker:
         self._running: set[asyncio.Task[None]] = set()
         self._suspects: list[Delivery] = []  # a holder of these has died: each runs alone, so that it ends nothing else
         self._refusal: ConfigurationError | None = None  # another service turns us away: no waiting mends that
+        self._waits = RedisWaits(metrics.redis_waits)
         self._state_changed = asyncio.Event()
         self._left = asyncio.Event()
 
@@ -96,9 +98,12 @@ class PromptWorker:
             self._state_changed.clear()
             try:
                 await self._register(self._config.lease_seconds)
+                self._waits.done("renewing the lease")
             except RedisError as error:
                 await self._out_of_reach("renewing the lease", error)
-            await _wait_for(self._state_changed, self._config.lease_seconds / 3)
+            # Without a lease nothing is taken and no weights come: once Redis is back it is wanted at once.
+            pause = RETRY_SECONDS if self._waits.any else self._config.lease_seconds / 3
+            await _wait_for(self._state_changed, pause)
 
     async def _register(self, lease_seconds: float) -> None:
         await self._consumer.register(self._address, self._policy.state.value, self._policy.version, lease_seconds)
@@ -112,6 +117,7 @@ class PromptWorker:
             except RedisError as error:
                 await self._out_of_reach("keeping claims", error)
                 continue
+            self._waits.done("keeping claims")
             for entry_id in held.keys() & self._held.keys() - kept:
                 _log.warning("claim_lost", entry=entry_id)
 
@@ -124,7 +130,7 @@ class PromptWorker:
     async def _out_of_reach(self, doing: str, error: RedisError) -> None:
         """Redis may come back, and is waited for, unless it is there and does not let us in."""
         self._refusal = self._refusal or await asyncio.to_thread(self._redis.refusal, error)
-        _log.warning("redis_unreachable", doing=doing, reason=str(error))
+        self._waits.refused(doing, error)
 
     def _raise_refusal(self) -> None:
         if self._refusal is not None:
@@ -133,7 +139,8 @@ class PromptWorker:
     async def _prepare(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
             try:
-                return await self._consumer.prepare()
+                await self._consumer.prepare()
+                return self._waits.done("joining the run")
             except RedisError as error:
                 await self._out_of_reach("joining the run", error)
                 self._raise_refusal()
@@ -146,7 +153,7 @@ class PromptWorker:
             if self._suspects and not self._running:
                 await self._run_alone(self._suspects.pop(0), stop)
             elif not await self._take_some():
-                await _wait_for(stop, POLL_SECONDS)
+                await _wait_for(stop, RETRY_SECONDS if self._waits.any else POLL_SECONDS)
 
     async def _take_some(self) -> bool:
         """Take as many as there is room for; False when there was nothing to do."""
@@ -163,6 +170,7 @@ class PromptWorker:
         except RedisError as error:
             await self._out_of_reach("taking prompts", error)
             return False
+        self._waits.done("taking prompts")
         for delivery in deliveries:
             self._held[delivery.entry_id] = delivery
             if delivery.num_deliveries > 1:
@@ -247,11 +255,14 @@ class PromptWorker:
         """
         while True:
             try:
-                return await call()
+                result = await call()
             except RedisError as error:
-                await self._out_of_reach("ending a prompt", error)
+                await self._out_of_reach("handing prompts over", error)
                 self._raise_refusal()
                 await asyncio.sleep(RETRY_SECONDS)
+            else:
+                self._waits.done("handing prompts over")
+                return result
 
     def _count(self, delivery: Delivery, end: str) -> None:
         self._metrics.prompts.labels(end).inc()

@@ -7,6 +7,8 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 
+from redis.exceptions import RedisError
+
 from mmr1.credentials import PASSWORD_VARIABLE, holds_password
 from mmr1.errors import ConfigurationError
 from mmr1.lifecycle import CommandParser
@@ -39,11 +41,17 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigurationError(f"--redis-url holds a password, which everybody can list; set {PASSWORD_VARIABLE}")
     access = RedisAccess.from_environment(options.redis_url)
     check_redis(access)
-    with access.client() as redis:
-        accounts = read_accounts(redis, options.run)
-        if not accounts.known:
-            raise ConfigurationError(_unknown(options.run, access.shown, run_names(redis)))
-        dead = list(read_dead(redis, options.run)) if options.dead else []
+    try:
+        with access.client() as redis:
+            accounts = read_accounts(redis, options.run)
+            if not accounts.known:
+                raise ConfigurationError(_unknown(options.run, access.shown, run_names(redis)))
+            dead = list(read_dead(redis, options.run)) if options.dead else []
+    except RedisError as error:  # gone meanwhile, still loading its file, or without permission
+        refusal = access.refusal(error)
+        raise refusal or ConfigurationError(
+            f"redis_url {access.shown}: {' '.join(str(error).split())}; try again when it answers"
+        ) from None
     if options.json:
         print(json.dumps(as_json(options.run, accounts, dead if options.dead else None), indent=2))
     else:

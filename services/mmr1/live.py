@@ -31,6 +31,7 @@ PHASES = {
     "parity": "comparing both engines' log-probabilities",
     "evaluating": "measuring on held-out problems",
     "training": "training",
+    "paused": "paused: Redis does not take what the learner writes",
     "done": "done",
 }
 

@@ -3,6 +3,7 @@
 from mmr1.streams.accounts import Accounts, read_accounts
 from mmr1.streams.groups import Member, RunQueue
 from mmr1.streams.ledger import Ledger, read_ledger
+from mmr1.streams.patience import Patience, RestartWatch
 from mmr1.streams.prompts import Delivery, PromptConsumer
 from mmr1.streams.scripts import RunForgottenError
 
@@ -11,7 +12,9 @@ __all__ = [
     "Delivery",
     "Ledger",
     "Member",
+    "Patience",
     "PromptConsumer",
+    "RestartWatch",
     "RunForgottenError",
     "RunQueue",
     "read_accounts",

@@ -1,7 +1,8 @@
 """The learner's side of the queue: feed prompts, read groups, acknowledge what a durable checkpoint contains.
 
 Every call carries the learner's incarnation and raises StaleWriterError once a newer learner exists, RunForgottenError
-when Redis has been emptied. This file knows nothing of datasets, batches or checkpoints; `mmr1_learner.source` does.
+when Redis has been emptied. With a Patience, a Redis that is away, full or read-only is waited for. This file knows
+nothing of datasets, batches or checkpoints; `mmr1_learner.source` does.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from mmr1.errors import ConfigurationError
 from mmr1.records import SCHEMA_VERSION, Group, PolicyVersion, Prompt, PromptId
 from mmr1.streams.accounts import Accounts, accounts_from
 from mmr1.streams.ledger import Ledger, ledger_from_accounts
-from mmr1.streams.scripts import Scripts, refusal
+from mmr1.streams.patience import Patience, WriterCalls
+from mmr1.streams.scripts import Scripts
 from mmr1.wire import decode_group, encode_prompt
 
 _FED_AT_ONCE = 500
@@ -38,12 +40,20 @@ class Member:
 class RunQueue:
     """The queue of one run, as its one current learner."""
 
-    def __init__(self, redis: Redis, run: str) -> None:
+    def __init__(self, redis: Redis, run: str, patience: Patience | None = None) -> None:
         self._redis = redis
         self._run = run
         self._scripts = Scripts(redis, run)
+        self._calls = WriterCalls(redis, self._scripts, patience, self._replay)
         self._replayed: str | None = "0-0"  # what an earlier life had claimed is read before anything new
-        self.incarnation = 0
+        self._held: set[PromptId] = set()  # read, and neither acknowledged nor dropped: not to be read twice
+
+    @property
+    def incarnation(self) -> int:
+        return self._calls.incarnation
+
+    def _replay(self) -> None:
+        self._replayed = "0-0"
 
     def become_writer(self, run_id: str = "", last_incarnation: int = 0) -> int:
         """Take the next incarnation; every older learner is refused from here on.
@@ -55,42 +65,35 @@ class RunQueue:
         Raises:
             ConfigurationError: Redis holds a run of this name that belongs to another folder.
         """
-        for stream, group in (("prompts", "rollout"), ("groups", "learner")):
-            try:
-                self._redis.xgroup_create(self._scripts.key(stream), group, id="0", mkstream=True)
-            except ResponseError as error:
-                if not str(error).startswith("BUSYGROUP"):
-                    raise
+        self._held.clear()
+        self._replay()
         try:
-            self.incarnation = int(self._scripts.call("become_writer", run_id, last_incarnation, SCHEMA_VERSION))
+            return self._calls.begin(lambda: self._take_incarnation(run_id, last_incarnation))
         except ResponseError as error:
             if str(error).startswith("FOREIGN"):
                 raise ConfigurationError(
                     f"Redis holds a run named {self._run!r} of another run folder; give this one another --run name"
                 ) from None
             raise
-        self._replayed = "0-0"
-        return self.incarnation
+
+    def _take_incarnation(self, run_id: str, last_incarnation: int) -> int:
+        for stream, group in (("prompts", "rollout"), ("groups", "learner")):
+            try:
+                self._redis.xgroup_create(self._scripts.key(stream), group, id="0", mkstream=True)
+            except ResponseError as error:
+                if not str(error).startswith("BUSYGROUP"):
+                    raise
+        return int(self._scripts.call("become_writer", run_id, last_incarnation, SCHEMA_VERSION))
 
     def feed(self, prompt: Prompt, *, force: bool = False) -> bool:
         """Queue a prompt. False: this id has been fed before. `force` feeds a place again that Redis has forgotten."""
-        id_ = prompt.id
-        return bool(self._write("feed", str(id_), id_.position, id_.attempt, encode_prompt(prompt), int(force)))
+        return bool(self._write("feed", int(force), *_as_fed(prompt)))
 
     def feed_again(self, prompts: Iterable[Prompt]) -> None:
         """Queue places again that Redis has forgotten, many in one exchange."""
         remaining = iter(prompts)
         while chunk := list(islice(remaining, _FED_AT_ONCE)):
-            with self._redis.pipeline(transaction=False) as pipeline:
-                for prompt in chunk:
-                    id_ = prompt.id
-                    arguments = (self.incarnation, str(id_), id_.position, id_.attempt, encode_prompt(prompt), 1)
-                    self._scripts.call("feed", *arguments, client=pipeline)
-                for reply in pipeline.execute(raise_on_error=False):
-                    if isinstance(reply, ResponseError):
-                        raise refusal(reply) or reply
-                    if isinstance(reply, Exception):
-                        raise reply
+            self._write("feed", 1, *(argument for prompt in chunk for argument in _as_fed(prompt)))
 
     def read(self, count: int) -> list[Group]:
         """Up to `count` scored groups, without waiting. After a restart, those of the earlier life come first.
@@ -103,9 +106,15 @@ class RunQueue:
         while self._replayed is not None and len(groups) < count:
             entries = self._write("read_groups", count - len(groups), self._replayed)
             self._replayed = entries[-1][0].decode() if entries else None
-            groups += [decode_group(payload) for _, _, payload in entries]
+            groups += self._new(entries)
         if len(groups) < count:
-            groups += [decode_group(payload) for _, _, payload in self._write("read_groups", count - len(groups), ">")]
+            groups += self._new(self._write("read_groups", count - len(groups), ">"))
+        return groups
+
+    def _new(self, entries: Sequence[tuple[bytes, bytes, bytes]]) -> list[Group]:
+        """Those that this learner does not hold already: a Redis that has forgotten their delivery gives them again."""
+        groups = [group for _, _, payload in entries if (group := decode_group(payload)).prompt.id not in self._held]
+        self._held.update(group.prompt.id for group in groups)
         return groups
 
     def mark_applied(self, ids: Iterable[PromptId]) -> None:
@@ -118,12 +127,16 @@ class RunQueue:
 
     def acknowledge(self, ids: Sequence[PromptId]) -> int:
         """A durable checkpoint contains these groups. Returns how many were still pending."""
-        return int(self._write("finish", *map(str, ids))) if ids else 0
+        count = int(self._write("finish", *map(str, ids))) if ids else 0
+        self._held.difference_update(ids)
+        return count
 
     def drop(self, id_: PromptId, reason: str, next_prompt: Prompt | None = None) -> bool:
         """Drop a group for `reason` and, in the same step, feed its place's next attempt. False: not pending."""
         following = (str(next_prompt.id), encode_prompt(next_prompt)) if next_prompt else ("", b"")
-        return bool(self._write("drop", str(id_), reason, *following))
+        dropped = bool(self._write("drop", str(id_), reason, *following))
+        self._held.discard(id_)
+        return dropped
 
     def commit_version(self, version: PolicyVersion) -> None:
         """Every serving rollout server holds this version now."""
@@ -134,7 +147,7 @@ class RunQueue:
     def members(self) -> list[Member]:
         """The rollout servers whose lease is valid, in order of their id."""
         members = []
-        for encoded in self._scripts.call("members"):
+        for encoded in self._calls.insist(lambda: self._scripts.call("members")):
             lease = json.loads(encoded)
             version = PolicyVersion(int(lease["incarnation"]), int(lease["number"]))
             members.append(
@@ -143,10 +156,10 @@ class RunQueue:
         return sorted(members, key=lambda member: member.server_id)
 
     def ledger(self) -> Ledger:
-        return ledger_from_accounts(self._scripts.call("accounts"))
+        return ledger_from_accounts(self._calls.insist(lambda: self._scripts.call("accounts")))
 
     def accounts(self) -> Accounts:
-        return accounts_from(self._scripts.call("inspect"))
+        return accounts_from(self._calls.insist(lambda: self._scripts.call("inspect")))
 
     def pending_ids(self) -> set[PromptId]:
         """Every id that is fed, ready or applied."""
@@ -154,7 +167,7 @@ class RunQueue:
 
     def snapshot(self) -> tuple[Ledger, set[PromptId]]:
         """The accounts and every pending id, at one instant."""
-        reply = self._scripts.call("snapshot")
+        reply = self._calls.insist(lambda: self._scripts.call("snapshot"))
         pending = set()
         for field in reply[6]:
             position, _, attempt = field.decode().partition("/")
@@ -170,7 +183,8 @@ class RunQueue:
         return bool(self._write("restore", *fields))
 
     def _write(self, name: str, *arguments: str | bytes | int) -> Any:
-        try:
-            return self._scripts.call(name, self.incarnation, *arguments)
-        except ResponseError as error:
-            raise refusal(error) or error from None
+        return self._calls.write(name, *arguments)
+
+
+def _as_fed(prompt: Prompt) -> tuple[str, int, int, bytes]:
+    return str(prompt.id), prompt.id.position, prompt.id.attempt, encode_prompt(prompt)

@@ -38,12 +38,12 @@ class Scripts:
     def key(self, name: str) -> str:
         return self._keys[_KEYS.index(name)].decode()
 
-    def call(self, name: str, *arguments: str | bytes | int | float, client: Any = None) -> Any:
-        """Run one script. With an asyncio client the result is awaited by the caller; `client`: a pipeline instead."""
+    def call(self, name: str, *arguments: str | bytes | int | float) -> Any:
+        """Run one script. With an asyncio client the result is awaited by the caller."""
         script = self._registered.get(name)
         if script is None:
             script = self._registered[name] = self._redis.register_script(_source(name))
-        return script(keys=self._keys, args=list(arguments), client=client)
+        return script(keys=self._keys, args=list(arguments))
 
 
 def refusal(error: ResponseError) -> StaleWriterError | RunForgottenError | None:

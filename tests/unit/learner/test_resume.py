@@ -63,6 +63,9 @@ class Run:
         self.checkpoints = Checkpoints(folder / "checkpoints", keep_last=2)
         self.trained: list[PromptId] = []  # in the parameters that the newest checkpoint holds
 
+    def connect(self) -> RunQueue:
+        return RunQueue(redis.Redis.from_url(self.url), "test")
+
     def learner(self) -> Learner:
         found = self.checkpoints.newest()
         return Learner(self, found[1] if found else None)
@@ -92,7 +95,7 @@ class Learner:
 
     def __init__(self, run: Run, state: RunState | None) -> None:
         self.run = run
-        self.queue = RunQueue(redis.Redis.from_url(run.url), "test")
+        self.queue = run.connect()
         incarnation = self.queue.become_writer("run-id", state.version_number if state else 0)
         self.step = state.step if state else 0
         self.version = PolicyVersion(incarnation, self.step)

@@ -104,6 +104,7 @@ class Bench:
         )
         self.redis = Redis.from_url(url)
         self.transport = transport
+        self.metrics = Metrics()
         self.stop = asyncio.Event()
         self.drain_seconds = 2.0
 
@@ -133,7 +134,7 @@ class Bench:
                 self.sampler,  # type: ignore[arg-type]
                 self.policy,
                 Scorer(client, client),
-                Metrics(),
+                self.metrics,
                 self.config,
                 "127.0.0.1:1",
             )

@@ -96,6 +96,7 @@ def test_a_server_without_a_lease_or_left_behind_takes_nothing(queue: RunQueue, 
 
 
 def test_a_dead_holders_prompt_moves_and_the_old_holder_is_fenced(queue: RunQueue, redis_url: str) -> None:
+    """SEMANTICS 5: holders refresh their claims, so slow generation counts nothing; a holder's death counts."""
     queue.feed(make_prompt())
 
     async def serve(dead: PromptConsumer, alive: PromptConsumer) -> None:
@@ -119,6 +120,7 @@ def test_a_dead_holders_prompt_moves_and_the_old_holder_is_fenced(queue: RunQueu
 def test_an_idle_entry_goes_to_nobody_who_works_on_it_and_to_the_next_process_of_that_name(
     queue: RunQueue, redis_url: str
 ) -> None:
+    """SEMANTICS 5: late heartbeats are no death; a process that was started anew under the same name is."""
     for position in range(3):
         queue.feed(make_prompt(position))
 
@@ -137,6 +139,7 @@ def test_an_idle_entry_goes_to_nobody_who_works_on_it_and_to_the_next_process_of
 def test_a_prompt_whose_holders_keep_dying_is_dead_and_giving_back_counts_nothing(
     queue: RunQueue, redis_url: str
 ) -> None:
+    """SEMANTICS 5: giving back counts nothing; after max_deliveries deaths the prompt is dead."""
     queue.feed(make_prompt())
 
     async def serve(a: PromptConsumer, b: PromptConsumer) -> None:
@@ -156,6 +159,7 @@ def test_a_prompt_whose_holders_keep_dying_is_dead_and_giving_back_counts_nothin
 
 
 def test_a_buried_prompt_tells_who_held_it_last_and_what_that_one_said(queue: RunQueue, redis_url: str) -> None:
+    """SEMANTICS 5: it is dead with the last error."""
     queue.feed(make_prompt(0))
     queue.feed(make_prompt(1))
 

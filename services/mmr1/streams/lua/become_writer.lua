@@ -6,10 +6,5 @@ if owner and owner ~= ARGV[1] then return redis.error_reply('FOREIGN ' .. owner)
 local known = tonumber(redis.call('HGET', writer, 'incarnation') or '0')
 local incarnation = math.max(known, tonumber(ARGV[2])) + 1
 redis.call('HSET', writer, 'run_id', ARGV[1], 'incarnation', incarnation, 'schema', ARGV[3])
-redis.call('DEL', applied)
-local cursor = '0-0'
-repeat
-  local claimed = redis.call('XAUTOCLAIM', groups, 'learner', 'learner-' .. incarnation, 0, cursor, 'COUNT', 1000, 'JUSTID')
-  cursor = claimed[1]
-until cursor == '0-0'
+take_over(incarnation)
 return incarnation

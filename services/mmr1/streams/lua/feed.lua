@@ -1,9 +1,19 @@
--- ARGV: incarnation, id, position, attempt, payload, force. Feeding the same id twice does nothing.
+-- ARGV: incarnation, force, then id, position, attempt and payload of each. Feeding the same id twice does nothing; nor
+-- does feeding a place again that has passed, unless it is forced. Returns how many were fed.
 local refused = stale(ARGV[1]); if refused then return refused end
-if redis.call('HEXISTS', items, ARGV[2]) == 1 then return 0 end
-local position, following = tonumber(ARGV[3]), tonumber(redis.call('HGET', ledger, 'next_position') or '0')
-if ARGV[4] == '0' and ARGV[6] == '0' and position < following then return 0 end
-if position >= following then redis.call('HSET', ledger, 'next_position', position + 1) end
-feed(ARGV[2], ARGV[5], 0)
-redis.call('HINCRBY', ledger, 'fed', 1)
-return 1
+local following = tonumber(redis.call('HGET', ledger, 'next_position') or '0')
+local count = 0
+for i = 3, #ARGV, 4 do
+  local id, position = ARGV[i], tonumber(ARGV[i + 1])
+  local passed = ARGV[i + 2] == '0' and ARGV[2] == '0' and position < following
+  if not passed and redis.call('HEXISTS', items, id) == 0 then
+    following = math.max(following, position + 1)
+    feed(id, ARGV[i + 3], 0)
+    count = count + 1
+  end
+end
+if count > 0 then
+  redis.call('HSET', ledger, 'next_position', following)
+  redis.call('HINCRBY', ledger, 'fed', count)
+end
+return count

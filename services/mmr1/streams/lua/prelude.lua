@@ -12,7 +12,7 @@ end
 local function stale(incarnation)
   local current = redis.call('HGET', writer, 'incarnation')
   if current == incarnation then return nil end
-  if not current then return redis.error_reply('FORGOTTEN incarnation ' .. incarnation) end
+  if not current or tonumber(current) < tonumber(incarnation) then return redis.error_reply('FORGOTTEN incarnation ' .. incarnation) end
   return redis.error_reply('STALE incarnation ' .. incarnation .. ' was superseded by ' .. current)
 end
 
@@ -84,4 +84,14 @@ local function bury(entry, id, reason, detail, payload)
   forget(id)
   redis.call('HINCRBY', ledger, 'dead:' .. reason, 1)
   redis.call('XADD', graveyard, '*', 'id', id, 'reason', reason, 'detail', detail, 'payload', payload)
+end
+
+-- What earlier learners had claimed or applied is ready again, for this one.
+local function take_over(incarnation)
+  redis.call('DEL', applied)
+  local cursor = '0-0'
+  repeat
+    local claimed = redis.call('XAUTOCLAIM', groups, 'learner', 'learner-' .. incarnation, 0, cursor, 'COUNT', 1000, 'JUSTID')
+    cursor = claimed[1]
+  until cursor == '0-0'
 end
