@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mmr1.records import FinishReason, Group, Outcome, PolicyVersion, Score, VersionSpan
-from mmr1_learner.plan import StepPlan
+from mmr1_learner.plan import StepPlan, cut
 from mmr1_learner.source import Collected
 from mmr1_learner.step_records import completion_records, step_record
 from tests.conftest import make_group, make_prompt
@@ -49,6 +49,24 @@ def test_a_completion_is_recorded_with_its_verdict_and_who_sampled_it(tmp_path: 
     assert all({name: line[name] for name in same} == same for line in lines)
     assert lines[0]["advantage"] == pytest.approx(-lines[1]["advantage"]) and lines[0]["advantage"] > 0.5
     assert lines[2]["advantage"] is None
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"reward_shuffle": True}, {"reward_scale": 2.0, "objective": "dr_grpo"}, {"overlong": "mask"}]
+)
+def test_a_completions_advantage_is_the_one_it_was_trained_with(options: dict[str, Any], tmp_path: Path) -> None:
+    """The control's too: its rewards as scored, and the advantage of the reward that the shuffle dealt it."""
+    config = small_config(tmp_path, **options)
+    plan = StepPlan(4, tuple(make_group(make_prompt(place), (1.0, 0.25 * place, 0.0)) for place in range(3)))
+    first = plan.groups[0].rollouts[0]
+    cut_off = replace(plan.groups[0], rollouts=(replace(first, finish_reason=FinishReason.LENGTH),) * 2)
+    plan = replace(plan, groups=(cut_off, *plan.groups[1:]))
+    lines = list(completion_records(config, plan, [0, 0, 0]))
+    assert [line["reward"] for line in lines] == [1.0, 1.0, 1.0, 0.25, 0.0, 1.0, 0.5, 0.0]
+    (((forward, *_),),) = cut(plan, config, 1)
+    trained = {(sample.group, sample.rollout): sample.advantage for sample in forward}
+    places = [(index, turn) for index, group in enumerate(plan.groups) for turn in range(len(group.rollouts))]
+    assert [line["advantage"] for line in lines] == [trained.get(place) for place in places]
 
 
 def test_a_steps_line_says_what_its_groups_were(tmp_path: Path) -> None:
