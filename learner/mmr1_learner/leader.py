@@ -142,6 +142,7 @@ class Leader:
         """Send the new version, and write down what the step was."""
         started = time.monotonic()
         lags, sampled_by = self._collected.lags, self.version
+        self._state = replace(self._state, step=plan.step + 1)  # what is sampled from here on, probes too, is of it
         result = None
         if report:
             self.version = PolicyVersion(sampled_by.incarnation, sampled_by.number + 1)
@@ -232,7 +233,7 @@ class Leader:
         return report.max_abs_dlogp
 
     def _probe(self, client: RolloutClient) -> float:
-        """After each update: one fixed prompt with its image."""
+        """After each update: one fixed prompt with its image, sampled as the next step's are."""
         groups = self._sample(client, 1)
         report = self._scorer.compare(groups)
         bound = self._config.bound(self._config.dtype)

@@ -16,11 +16,13 @@ import redis
 from PIL import Image
 
 from mmr1.errors import ConfigurationError, StaleWriterError
-from mmr1.records import PromptId
+from mmr1.records import Group, Problem, Prompt, PromptId
 from mmr1.streams import RunForgottenError, RunQueue
 from mmr1_learner.checkpoint import RunState, _from_json, verify
 from mmr1_learner.leader import Leader
+from mmr1_learner.parity import ParityReport
 from mmr1_learner.plan import StepPlan
+from mmr1_learner.prompts import PromptFactory
 from mmr1_learner.resume import check_prompts_per_step
 from mmr1_learner.train import _take_steps
 from tests.unit.learner.run_of_a_test import PER_STEP, STEPS, Learner, Run, places
@@ -294,3 +296,35 @@ def test_a_run_of_the_same_name_from_another_folder_is_refused(run: Run) -> None
     stranger = RunQueue(redis.Redis.from_url(run.url), "test")
     with pytest.raises(ConfigurationError, match="another run folder; give this one another --run name"):
         stranger.become_writer("another-id", 0)
+
+
+def test_a_probe_is_sampled_as_the_step_that_follows_the_update(
+    redis_url: str, tmp_path: Path, small_model: Path
+) -> None:
+    """It asks whether a server samples what the learner scores; of a schedule, at the temperature that comes next."""
+    linear = {"temperature_func": "linear", "temperature_begin": 0.6, "temperature_end": 1.0}
+    run = Run(redis_url, tmp_path, **linear)
+    config = run.config.model_copy(update={"model": str(small_model)})
+    asked: list[float] = []
+
+    def ask(prompts: Sequence[Prompt], **_: Any) -> list[Group]:
+        asked.extend(prompt.sampling.temperature for prompt in prompts)
+        return []
+
+    def learner() -> Learner:
+        life = run.learner()
+        problems = [Problem(0, "How many?", 3, (), "counting")]
+        servers, serve = life.leader._sender, life.leader._sender.update
+        servers.call = lambda call, _: call()
+        servers.update = lambda version, probe, *_: probe(Mock(generate_many=ask)) and serve(version)
+        life.leader._problems, life.leader._prompts = problems, PromptFactory(config, problems, ())
+        life.leader._scorer = Mock(compare=lambda _: ParityReport(1e-9, 1e-9, 1))
+        return life
+
+    first = learner()
+    first.collect()
+    first.save()
+    second = learner()
+    second.collect()
+    second.collect()
+    assert asked == pytest.approx([0.8, 1.0, 1.0]), "the last of three steps has none after it"
