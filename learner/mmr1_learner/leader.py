@@ -81,6 +81,22 @@ class Leader:
 
     def prepare(self, state: RunState | None) -> None:
         """Become the run's one learner, bring queue and servers to `state`, and prove that both engines agree."""
+        self.take_over(state)
+        outputs.serve_metrics(self._config.host, self._config.learner_metrics_port)
+        self.files.status("loading", "waiting for rollout servers")
+        self._sender.wait_for_servers(self._config.rollout_replicas, self._tick)
+        self.files.status("parity", "comparing log-probabilities with the rollout servers")
+        self._send(self._parity_gate)
+        if state is None and self._config.eval_at_start:
+            self._evaluate("before", 0)
+        self._started = time.monotonic()
+
+    def take_over(self, state: RunState | None) -> None:
+        """The part of it that needs no rollout server: the run is this learner's, and its queue stands at `state`.
+
+        Raises:
+            ConfigurationError: the run cannot go on from `state` with these options; it is still whose it was.
+        """
         if state is not None:
             check_prompts_per_step(self._config, state)
             say_other_length(self._config, state.num_steps, state.step)
@@ -90,14 +106,6 @@ class Leader:
         next_position = reconcile(self.queue, state, self._prompts)
         self._source = GroupSource(self._config, self.queue, self._prompts, next_position, dict(self._state.lineage))
         self.files.rewind(state.step if state else -1)
-        outputs.serve_metrics(self._config.host, self._config.learner_metrics_port)
-        self.files.status("loading", "waiting for rollout servers")
-        self._sender.wait_for_servers(self._config.rollout_replicas, self._tick)
-        self.files.status("parity", "comparing log-probabilities with the rollout servers")
-        self._send(self._parity_gate)
-        if state is None and self._config.eval_at_start:
-            self._evaluate("before", 0)
-        self._started = time.monotonic()
 
     def _become_writer(self) -> int:
         """The next incarnation. The run folder remembers whose run it is and the last incarnation, if Redis forgets."""
@@ -135,6 +143,7 @@ class Leader:
         """Send the new version, and write down what the step was."""
         started = time.monotonic()
         lags, sampled_by = self._collected.lags, self.version
+        self._state = replace(self._state, step=plan.step + 1)  # what is sampled from here on, probes too, is of it
         result = None
         if report:
             self.version = PolicyVersion(sampled_by.incarnation, sampled_by.number + 1)
@@ -225,7 +234,7 @@ class Leader:
         return report.max_abs_dlogp
 
     def _probe(self, client: RolloutClient) -> float:
-        """After each update: one fixed prompt with its image."""
+        """After each update: one fixed prompt with its image, sampled as the next step's are."""
         groups = self._sample(client, 1)
         report = self._scorer.compare(groups)
         bound = self._config.bound(self._config.dtype)

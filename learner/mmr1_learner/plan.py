@@ -106,14 +106,20 @@ def _length(plan: StepPlan, sample: Sample) -> int:
     return len(plan.groups[sample.group].rollouts[sample.rollout].token_ids)
 
 
-def _samples(plan: StepPlan, config: RunConfig) -> list[Sample]:
+def step_rewards(plan: StepPlan, config: RunConfig) -> list[list[float | None]]:
+    """What each rollout of each group is trained by: scaled, with what being too long costs, and shuffled if so asked.
+
+    None for one that takes part in nothing.
+    """
     rewards = [training_rewards(group, config) for group in plan.groups]
-    if config.reward_shuffle:
-        rewards = _shuffled(rewards, random.Random(f"{config.seed}/{plan.step}"))
+    return _shuffled(rewards, random.Random(f"{config.seed}/{plan.step}")) if config.reward_shuffle else rewards
+
+
+def _samples(plan: StepPlan, config: RunConfig) -> list[Sample]:
     samples = []
-    for group_index, group in enumerate(plan.groups):
-        advantages = group_advantages(rewards[group_index], config.objective)
-        in_policy_term = has_variance(rewards[group_index])
+    for group_index, (group, rewards) in enumerate(zip(plan.groups, step_rewards(plan, config), strict=True)):
+        advantages = group_advantages(rewards, config.objective)
+        in_policy_term = has_variance(rewards)
         in_kimikl = config.kimikl_task_id in (None, group.prompt.task)
         for index, advantage in enumerate(advantages or ()):
             if advantage is not None and group.rollouts[index].token_ids:

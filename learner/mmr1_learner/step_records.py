@@ -10,11 +10,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mmr1.config import RunConfig
-from mmr1.records import Group
-from mmr1_learner.group_rewards import training_rewards
 from mmr1_learner.loss import group_advantages
 from mmr1_learner.loss.report import QUANTILES, TERMS
-from mmr1_learner.plan import StepPlan
+from mmr1_learner.plan import StepPlan, step_rewards
 from mmr1_learner.source import Collected
 
 
@@ -79,9 +77,9 @@ _REPORTED = (
 
 
 def completion_records(config: RunConfig, plan: StepPlan, lags: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """A line in completions.jsonl for each rollout of the step."""
-    for group, lag in zip(plan.groups, lags, strict=True):
-        advantages = _advantages(config, group)
+    """A line in completions.jsonl for each rollout of the step. `reward` is as scored, `advantage` as trained with."""
+    for group, lag, rewards in zip(plan.groups, lags, step_rewards(plan, config), strict=True):
+        advantages = group_advantages(rewards, config.objective) or [None] * len(group.rollouts)
         for index, rollout in enumerate(group.rollouts):
             score = rollout.score
             yield {
@@ -103,10 +101,6 @@ def completion_records(config: RunConfig, plan: StepPlan, lags: Sequence[int]) -
                 "advantage": advantages[index],
                 "server": group.server_id,
             }
-
-
-def _advantages(config: RunConfig, group: Group) -> list[float | None]:
-    return group_advantages(training_rewards(group, config), config.objective) or [None] * len(group.rollouts)
 
 
 def _quantile(values: Sequence[int], share: float) -> int | None:

@@ -17,7 +17,7 @@ from mmr1.images import ImageStore
 from mmr1.records import FinishReason, Group, Problem, Prompt, PromptId
 from mmr1_learner.prompts import PromptFactory
 from tests.models import small_config
-from tests.unit.learner.test_resume import PER_STEP, STEPS, Run, places
+from tests.unit.learner.run_of_a_test import PER_STEP, STEPS, Run, places
 
 Rewards = Callable[[Prompt], tuple[float | None, ...]]
 EQUAL, DIFFERENT = (1.0, 1.0), (1.0, 0.0)

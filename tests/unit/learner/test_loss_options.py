@@ -21,6 +21,7 @@ from tests.conftest import make_group, make_prompt
 from tests.models import small_config
 from tests.unit.learner import loss_problem
 from tests.unit.learner.loss_problem import DUMMY, EQUAL, LENGTHS, OTHER_TASK, column, distribution, ours, problem
+from tests.unit.learner.named_tests import missing_tests
 
 P = problem()
 D = (distribution(P, P.hidden, P.head) - distribution(P, P.ref_hidden, P.ref_head)).gather(1, P.targets[:, None])[:, 0]
@@ -248,9 +249,22 @@ def test_the_temperature_applies_to_all_that_is_scored(tmp_path: Path) -> None:
         assert other.sums[name] == pytest.approx(report.sums[name], rel=1e-6), name
 
 
-def test_every_option_of_the_objective_is_in_a_test_here() -> None:
-    """A new one needs a line above."""
-    page = Path(__file__).read_text()
-    elsewhere = {"rewards", "dynamic_sampling_limit", "num_generations", "top_p", "max_prompt_length", "stop"}
-    names = {*ObjectiveOptions.model_fields, *SamplingOptions.model_fields} - elsewhere
-    assert {name for name in names if f'"{name}"' not in page and f"{name}=" not in page} == set()
+_DYNAMIC = "learner/test_dynamic_sampling.py::"
+ELSEWHERE = {
+    "rewards": "learner/test_prompts.py::test_a_prompt_carries_how_it_is_sampled_and_scored",
+    "num_generations": "learner/test_prompts.py::test_a_prompt_carries_how_it_is_sampled_and_scored",
+    "top_p": "config/test_options.py::test_a_wrong_value_is_named_with_its_remedy",
+    "stop": "learner/test_prompts.py::test_a_prompt_carries_how_it_is_sampled_and_scored",
+    "max_prompt_length": "learner/test_prompt_lengths.py::test_the_one_long_text_is_found",
+    "dynamic_sampling": f"{_DYNAMIC}test_the_place_of_a_group_with_equal_rewards_is_sampled_anew",
+    "dynamic_sampling_limit": f"{_DYNAMIC}test_what_never_differs_ends_the_run_by_name",
+    "orphan_groups": "learner/test_orphans.py::test_refeed_drops_orphans_with_a_reason_and_samples_their_places_anew",
+}
+
+
+def test_every_option_of_the_objective_is_in_a_test() -> None:
+    """A new one needs a line in a table above, in which it is turned on; or one that says where else that is."""
+    here = {case.option for case in CASES} | {"objective"}
+    here |= {name for options, _, _ in SCHEDULES for name in options}
+    assert {*ObjectiveOptions.model_fields, *SamplingOptions.model_fields} == here | ELSEWHERE.keys()
+    assert missing_tests(ELSEWHERE.values()) == set()

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmr1.images import ImageStore
 from mmr1.records import Group
 from mmr1_learner import trainer as trainer_file
 from mmr1_learner.model import Policy, PromptEncoder
@@ -74,8 +75,9 @@ class Setting:
         self.model, self.folder = model, folder
         self.groups: list[Group] = groups_with_images(folder, [56, 84, 56])
         self.policy, self.reference = small_policy(model), small_policy(model, seed=1)
+        self.rates: list[float] = []  # of the optimizer, when each rank had taken its step
 
-    def step(self, world_size: int = 1, **options: Any) -> tuple[list[Tensor], list[dict[str, float]]]:
+    def step(self, world_size: int = 1, at: int = 0, **options: Any) -> tuple[list[Tensor], list[dict[str, float]]]:
         """The gradients of each update, as DeepSpeed would average them, and every rank's report."""
         config = small_config(
             self.model, image_root=str(self.folder), learner_processes=world_size, **{"learning_rate": 0.05, **options}
@@ -86,8 +88,9 @@ class Setting:
             encoder = PromptEncoder(self.model, policy, config)
             ranks = Alone(rank, world_size, torch.device("cpu"))
             trainer = Trainer(config, ranks, policy, encoder, self.reference)
-            reports.append(trainer.step(StepPlan(0, tuple(self.groups))))
+            reports.append(trainer.step(StepPlan(at, tuple(self.groups))))
             gradients.append(trainer.engine.gradients)
+            self.rates += [group["lr"] for group in trainer.engine.optimizer.param_groups]
         return [torch.stack(parts).mean(0) for parts in zip(*gradients, strict=True)], reports
 
 
@@ -169,3 +172,38 @@ def test_the_second_update_measures_from_where_the_batch_began(setting: Setting)
         assert (found - expected).norm() < 1e-4 * expected.norm()
         trainer.engine.optimizer.step()
         policy.zero_grad()
+
+
+def entropies(setting: Setting, group: Group) -> list[Tensor]:
+    """The plain way: each answer by itself, every logit kept, the group's own mask and temperature."""
+    encoder = PromptEncoder(setting.model, setting.policy, small_config(setting.model))
+    images = [ImageStore(setting.folder).open(image) for image in group.prompt.images]
+    prompt, sampling, found = encoder.encode(group.prompt.text, images), group.prompt.sampling, []
+    for rollout in group.rollouts:
+        ids = torch.tensor([prompt.token_ids + rollout.token_ids])
+        is_image = (ids == encoder.image_token_id).long()
+        with torch.no_grad():
+            logits = setting.policy.hf(input_ids=ids, mm_token_type_ids=is_image, **prompt.images).logits[0]
+        logits = logits[len(prompt.token_ids) - 1 : -1]
+        logits[:, list(sampling.forbidden_token_ids)] = -1e9
+        found.append(torch.distributions.Categorical(logits=logits / sampling.temperature).entropy())
+    return found
+
+
+def test_the_loss_sees_each_group_at_its_own_temperature_and_under_its_own_mask(setting: Setting) -> None:
+    """Sampled in three steps of a schedule, and trained on in one."""
+    forbidden = tuple(range(200, 260))
+    for index, temperature in enumerate((0.4, 1.0, 1.7)):
+        group = setting.groups[index]
+        sampling = replace(group.prompt.sampling, temperature=temperature, forbidden_token_ids=forbidden)
+        setting.groups[index] = replace(group, prompt=replace(group.prompt, sampling=sampling))
+    _, (report,) = setting.step(per_device_batch_size=12)
+    expected = torch.cat([each for group in setting.groups for each in entropies(setting, group)])
+    assert report["entropy"] == pytest.approx(float(expected.mean()), rel=1e-5)
+
+
+def test_a_batch_moves_the_parameters_by_the_rate_of_its_step(setting: Setting) -> None:
+    """The third of four steps, of a rate that has risen in one and falls to 0 in three."""
+    curve = {"lr_scheduler": "linear", "warmup_steps": 1, "num_steps": 4}
+    _, (report,) = setting.step(at=2, per_device_batch_size=12, **curve)
+    assert report["learning_rate"] == pytest.approx(0.05 * 2 / 3) == setting.rates[-1]

@@ -8,7 +8,7 @@ from pathlib import Path
 from mmr1.records import Group, PolicyVersion
 from mmr1_learner.source import ORPHAN, is_orphan
 from tests.conftest import make_group, make_prompt
-from tests.unit.learner.test_resume import PER_STEP, STEPS, Learner, Run, places
+from tests.unit.learner.run_of_a_test import PER_STEP, STEPS, Learner, Run, places
 
 LONG_RUN_STEPS = 8
 
@@ -81,12 +81,7 @@ def test_many_orphans_are_fed_again_within_the_bound_and_nothing_becomes_stale(r
         run.serve()
 
     while second.step < LONG_RUN_STEPS:
-        collected = second.source.collect(second.version, serve)
-        assert len(collected.groups) == PER_STEP
-        second.unsaved += [group.prompt.id for group in collected.groups]
-        second.step += 1
-        second.version = second.version._replace(number=second.version.number + 1)
-        second.queue.commit_version(second.version)
+        assert len(second.collect(serve)) == PER_STEP
     second.save()
     ledger = second.queue.ledger()
     assert ledger.balanced and ledger.pending == 0

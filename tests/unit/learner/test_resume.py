@@ -1,12 +1,11 @@
-"""The learner's end of the queue and its checkpoints, on a real Redis and real files: no engine is needed for it."""
+"""The leader's end of the queue and its checkpoints, on a real Redis and real files: no engine is needed for it."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -14,131 +13,19 @@ from unittest.mock import Mock
 
 import pytest
 import redis
-import redis.asyncio
 from PIL import Image
 
-from mmr1.config import RunConfig
 from mmr1.errors import ConfigurationError, StaleWriterError
-from mmr1.images import ImageStore
-from mmr1.records import Group, PolicyVersion, Prompt, PromptId
-from mmr1.streams import PromptConsumer, RunForgottenError, RunQueue
-from mmr1_learner.checkpoint import Checkpoints, RunState, _from_json, verify
+from mmr1.records import Group, Problem, Prompt, PromptId
+from mmr1.streams import RunForgottenError, RunQueue
+from mmr1_learner.checkpoint import RunState, _from_json, verify
 from mmr1_learner.leader import Leader
+from mmr1_learner.parity import ParityReport
 from mmr1_learner.plan import StepPlan
-from mmr1_learner.resume import check_prompts_per_step, reconcile
-from mmr1_learner.source import GroupSource
+from mmr1_learner.prompts import PromptFactory
+from mmr1_learner.resume import check_prompts_per_step
 from mmr1_learner.train import _take_steps
-from tests.conftest import make_group, make_prompt
-from tests.models import small_config
-
-STEPS, PER_STEP = 3, 2
-
-
-class Prompts:
-    """Stands where PromptFactory does: the same place always gives the same prompt. Needs no model."""
-
-    def __init__(self, root: Path) -> None:
-        Image.new("L", (28, 28)).save(root / "a.png")
-        self._image = ImageStore(root).ref("a.png")
-
-    def training(self, id_: PromptId) -> Prompt:
-        return replace(make_prompt(id_.position, id_.attempt, id_.run), images=(self._image,))
-
-
-class Run:
-    """One run folder with its Redis, and learners that come and go."""
-
-    def __init__(self, url: str, folder: Path, **options: Any) -> None:
-        self.url, self.folder = url, folder
-        self.config: RunConfig = small_config(
-            folder,
-            run="test",
-            image_root=str(folder),
-            num_steps=STEPS,
-            num_generations=2,
-            per_device_batch_size=2 * PER_STEP,
-            **options,
-        )
-        self.prompts: Any = Prompts(folder)
-        self.checkpoints = Checkpoints(folder / "checkpoints", keep_last=2)
-        self.trained: list[PromptId] = []  # in the parameters that the newest checkpoint holds
-
-    def connect(self) -> RunQueue:
-        return RunQueue(redis.Redis.from_url(self.url), "test")
-
-    def learner(self) -> Learner:
-        found = self.checkpoints.newest()
-        return Learner(self, found[1] if found else None)
-
-    def serve(
-        self, rewards: Callable[[Prompt], tuple[float | None, ...]] = lambda _: (1.0, 0.0), count: int = 100
-    ) -> None:
-        """A rollout server takes what waits and publishes it, scored by `rewards`."""
-
-        async def work() -> None:
-            async with redis.asyncio.Redis.from_url(self.url) as client:
-                consumer = PromptConsumer(client, "test", "a", claim_idle_seconds=60, max_deliveries=3)
-                queue = RunQueue(redis.Redis.from_url(self.url), "test")
-                version = PolicyVersion(queue.ledger().incarnation, queue.ledger().version_number)
-                await consumer.register("x", "serves", version, 30)
-                for held in await consumer.take(count, version, 1):
-                    group = make_group(held.prompt, rewards(held.prompt), version.number)
-                    spans = tuple(span._replace(version=version) for span in group.rollouts[0].spans)
-                    rollouts = tuple(replace(rollout, spans=spans) for rollout in group.rollouts)
-                    await consumer.publish(held, replace(group, rollouts=rollouts))
-
-        asyncio.run(work())
-
-
-class Learner:
-    """The queue's side of `leader.py`, step by step, so that a test can end it anywhere."""
-
-    def __init__(self, run: Run, state: RunState | None) -> None:
-        self.run = run
-        self.queue = run.connect()
-        incarnation = self.queue.become_writer("run-id", state.version_number if state else 0)
-        self.step = state.step if state else 0
-        self.version = PolicyVersion(incarnation, self.step)
-        self.queue.commit_version(self.version)
-        self.lineage = dict(state.lineage) if state else {}
-        next_position = reconcile(self.queue, state, run.prompts)
-        self.source = GroupSource(run.config, self.queue, run.prompts, next_position, self.lineage)
-        self.unsaved: list[PromptId] = []
-
-    def collect(self, **serve: Any) -> list[Group]:
-        collected = self.source.collect(self.version, lambda: self.run.serve(**serve))
-        self.unsaved += [group.prompt.id for group in collected.groups]
-        self.step += 1
-        self.version = self.version._replace(number=self.version.number + 1)
-        self.queue.commit_version(self.version)
-        return collected.groups
-
-    def save(self, *, acknowledge: bool = True) -> None:
-        ledger, pending = self.queue.snapshot()
-        contained = tuple(self.unsaved)
-        accounts = {**ledger.as_dict(), "trained": ledger.trained + len(contained)}
-        state = RunState(
-            self.step,
-            self.version.number,
-            self.source.next_position,
-            contained,
-            tuple(sorted(pending - set(contained))),
-            accounts,
-            lineage=tuple({**self.lineage, self.version.incarnation: self.version.number}.items()),
-        )
-        self.run.checkpoints.start(self.step)
-        self.run.checkpoints.finish(state, self.queue.ensure_current)
-        self.run.trained += contained
-        if acknowledge:
-            self.queue.acknowledge(contained)
-            self.unsaved.clear()
-
-    def finish(self, **serve: Any) -> None:
-        while self.step < STEPS:
-            self.collect(**serve)
-        self.save()
-        ledger = self.queue.ledger()
-        assert ledger.balanced and ledger.pending == 0, ledger
+from tests.unit.learner.run_of_a_test import PER_STEP, STEPS, Learner, Run, places
 
 
 @pytest.fixture
@@ -146,16 +33,65 @@ def run(redis_url: str, tmp_path: Path) -> Run:
     return Run(redis_url, tmp_path)
 
 
-def places(run: Run) -> list[int]:
-    return sorted(id_.position for id_ in run.trained)
+class CrashError(Exception):
+    """The learner ends here."""
 
 
-def test_a_crash_between_checkpoint_and_acknowledgement_trains_nothing_twice(run: Run) -> None:
+def crash(*_: object) -> None:
+    raise CrashError
+
+
+def test_a_crash_between_checkpoint_and_acknowledgement_trains_nothing_twice(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = run.learner()
     first.collect()
-    first.save(acknowledge=False)
+    monkeypatch.setattr(first.queue, "acknowledge", crash)
+    with pytest.raises(CrashError):
+        first.save()
+    assert first.queue.ledger().trained == 0
     second = run.learner()
     assert second.queue.ledger().trained == PER_STEP, "what the checkpoint contains is acknowledged first"
+    second.finish()
+    assert places(run) == list(range(STEPS * PER_STEP))
+
+
+def test_a_crash_before_the_checkpoint_has_its_name_has_acknowledged_nothing(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its groups would be nobody's: no parameters contain them, and Redis would have let go of them."""
+    first = run.learner()
+    applied = {group.prompt.id for group in first.collect()}
+    monkeypatch.setattr(run.checkpoints, "_give_name", crash)
+    with pytest.raises(CrashError):
+        first.save()
+    monkeypatch.undo()
+    ledger = first.queue.ledger()
+    assert ledger.trained == 0 and ledger.balanced and run.checkpoints.newest() is None
+    second = run.learner()
+    assert {group.prompt.id for group in second.collect()} == applied
+    second.finish()
+    assert places(run) == list(range(STEPS * PER_STEP))
+
+
+def test_a_newer_learner_between_checkpoint_and_acknowledgement_counts_its_groups_once(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The older one froze when its checkpoint had its name; the newer goes on from it, and then the older wakes up."""
+    first = run.learner()
+    first.collect()
+    acknowledge = first.queue.acknowledge
+    newer: list[Learner] = []
+
+    def frozen(ids: Sequence[PromptId]) -> int:
+        newer.append(run.learner())
+        return acknowledge(ids)
+
+    monkeypatch.setattr(first.queue, "acknowledge", frozen)
+    with pytest.raises(StaleWriterError, match="superseded by 2"):
+        first.save()
+    (second,) = newer
+    assert second.step == 1 and second.queue.ledger().trained == PER_STEP
     second.finish()
     assert places(run) == list(range(STEPS * PER_STEP))
 
@@ -178,7 +114,7 @@ def test_an_emptied_redis_is_filled_from_the_checkpoint(run: Run) -> None:
     first.save()
     redis.Redis.from_url(run.url).flushall()
     second = run.learner()
-    assert second.version.incarnation > first.version.incarnation - 1
+    assert second.version.incarnation > first.version.incarnation
     ledger = second.queue.ledger()
     assert ledger.balanced and ledger.trained == PER_STEP
     second.finish()
@@ -360,3 +296,35 @@ def test_a_run_of_the_same_name_from_another_folder_is_refused(run: Run) -> None
     stranger = RunQueue(redis.Redis.from_url(run.url), "test")
     with pytest.raises(ConfigurationError, match="another run folder; give this one another --run name"):
         stranger.become_writer("another-id", 0)
+
+
+def test_a_probe_is_sampled_as_the_step_that_follows_the_update(
+    redis_url: str, tmp_path: Path, small_model: Path
+) -> None:
+    """It asks whether a server samples what the learner scores; of a schedule, at the temperature that comes next."""
+    linear = {"temperature_func": "linear", "temperature_begin": 0.6, "temperature_end": 1.0}
+    run = Run(redis_url, tmp_path, **linear)
+    config = run.config.model_copy(update={"model": str(small_model)})
+    asked: list[float] = []
+
+    def ask(prompts: Sequence[Prompt], **_: Any) -> list[Group]:
+        asked.extend(prompt.sampling.temperature for prompt in prompts)
+        return []
+
+    def learner() -> Learner:
+        life = run.learner()
+        problems = [Problem(0, "How many?", 3, (), "counting")]
+        servers, serve = life.leader._sender, life.leader._sender.update
+        servers.call = lambda call, _: call()
+        servers.update = lambda version, probe, *_: probe(Mock(generate_many=ask)) and serve(version)
+        life.leader._problems, life.leader._prompts = problems, PromptFactory(config, problems, ())
+        life.leader._scorer = Mock(compare=lambda _: ParityReport(1e-9, 1e-9, 1))
+        return life
+
+    first = learner()
+    first.collect()
+    first.save()
+    second = learner()
+    second.collect()
+    second.collect()
+    assert asked == pytest.approx([0.8, 1.0, 1.0]), "the last of three steps has none after it"

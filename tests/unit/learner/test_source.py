@@ -21,8 +21,8 @@ from mmr1_learner.errors import StopRequestedError
 from mmr1_learner.resume import FORGOTTEN, reconcile
 from mmr1_learner.source import NOT_FINITE
 from tests.conftest import make_group
-from tests.unit.learner import test_resume
-from tests.unit.learner.test_resume import PER_STEP, STEPS, Run
+from tests.unit.learner import run_of_a_test
+from tests.unit.learner.run_of_a_test import PER_STEP, STEPS, Run
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def broken_logprob(number: float, places: set[int], monkeypatch: pytest.MonkeyPa
         first, *others = group.rollouts
         return replace(group, rollouts=(replace(first, logprobs=(number, *first.logprobs[1:])), *others))
 
-    monkeypatch.setattr(test_resume, "make_group", make)
+    monkeypatch.setattr(run_of_a_test, "make_group", make)
 
 
 @pytest.mark.parametrize("number", [-math.inf, math.nan])

@@ -1,0 +1,74 @@
+"""What the loss is told of a token is what its own group was sampled with, and what the plan says of its sample."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+import torch
+
+from mmr1.records import Group, PolicyVersion, VersionSpan
+from mmr1_learner.batches import Batcher
+from mmr1_learner.plan import Sample, StepPlan
+from mmr1_learner.rows import EncodedPrompt, RowBatch
+from tests.conftest import make_group, make_prompt
+from tests.models import small_config
+
+NOW, BEFORE = PolicyVersion(3, 7), PolicyVersion(3, 6)
+PROMPT = EncodedPrompt((11, 12), torch.arange(2), {})
+NEWEST = (VersionSpan(NOW, 0, 3),)
+
+
+def batcher(folder: Path) -> Batcher:
+    encoder = Mock(image_token_id=2, pad_token_id=0)
+    encoder.config.get_text_config.return_value.hidden_size = 64
+    return Batcher(small_config(folder), encoder)
+
+
+def group(position: int, temperature: float, *spans: tuple[VersionSpan, ...]) -> Group:
+    """Completions of three tokens each, sampled by these versions."""
+    prompt = make_prompt(position)
+    one = make_group(replace(prompt, sampling=replace(prompt.sampling, temperature=temperature)))
+    return replace(one, rollouts=tuple(replace(one.rollouts[0], spans=each) for each in spans))
+
+
+def packed(folder: Path, plan: StepPlan, *samples: Sample) -> RowBatch:
+    return batcher(folder).pack(plan, samples, {index: PROMPT for index in range(len(plan.groups))})
+
+
+def by_token(*values: float) -> list[float]:
+    return [pytest.approx(value) for value in values for _ in range(3)]
+
+
+def test_a_group_is_scored_at_the_temperature_and_under_the_mask_that_it_was_sampled_with(tmp_path: Path) -> None:
+    """Neither is the run's at this step: a linear temperature has moved on since."""
+    plan = StepPlan(5, (group(0, 0.6, NEWEST, NEWEST), group(1, 1.4, NEWEST)), version=NOW)
+    batch = packed(tmp_path, plan, Sample(0, 0, 1.0), Sample(1, 0, 1.0), Sample(0, 1, 1.0))
+    assert batch.temperatures.tolist() == by_token(0.6, 0.6, 1.4), "a group after the other"
+    assert batch.forbidden.tolist() == list(make_prompt().sampling.forbidden_token_ids) == [1, 5]
+
+
+def test_only_what_the_current_version_sampled_alone_is_on_policy(tmp_path: Path) -> None:
+    """An update in the middle of a completion, or the same number of another life, is another version."""
+    middle = (VersionSpan(BEFORE, 0, 1), VersionSpan(NOW, 1, 3))
+    other_life = (VersionSpan(PolicyVersion(2, 7), 0, 3),)
+    plan = StepPlan(5, (group(0, 1.0, NEWEST, (VersionSpan(BEFORE, 0, 3),), middle, other_life),), version=NOW)
+    batch = packed(tmp_path, plan, *(Sample(0, index, 1.0) for index in range(4)))
+    assert batch.on_policy.tolist() == by_token(1, 0, 0, 0)
+
+
+def test_a_sample_keeps_its_advantage_its_weight_and_its_terms(tmp_path: Path) -> None:
+    plan = StepPlan(5, (group(0, 1.0, NEWEST, NEWEST),), version=NOW)
+    samples = (
+        Sample(0, 0, 1.5, 0.25, in_policy_term=True, in_kimikl=False),
+        Sample(0, 1, -0.5, 0.75, in_policy_term=False, in_kimikl=True),
+    )
+    batch = packed(tmp_path, plan, *samples)
+    assert batch.advantages.tolist() == by_token(1.5, -0.5)
+    assert batch.weights.tolist() == by_token(0.25, 0.75)
+    assert batch.in_policy_term.tolist() == by_token(1, 0)
+    assert batch.in_kimikl.tolist() == by_token(0, 1)
+    assert batch.targets.tolist() == [7, 8, 9] * 2
+    assert batch.rollout_logprobs.tolist() == [-0.5, -0.25, -1.0] * 2
