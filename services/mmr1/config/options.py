@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from mmr1.config.access import AccessOptions
+from mmr1.config.forms import GivenForms
 from mmr1.config.objective import ObjectiveOptions
 from mmr1.config.optimizer import OptimizerOptions
 
@@ -170,6 +171,7 @@ class RunConfig(
     SamplingOptions,
     DataOptions,
     ModelOptions,
+    GivenForms,
     BaseSettings,
 ):
     """All options of a run. Unknown keys are errors; relative paths are relative to the working directory."""
