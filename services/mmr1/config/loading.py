@@ -146,7 +146,7 @@ def _parse_arguments(kind: type[RunConfig], arguments: Sequence[str]) -> dict[st
 def _shape(kind: type[RunConfig], name: str, values: list[str]) -> Any:
     is_list = "list[" in str(kind.model_fields[name].annotation)
     if is_list:
-        return values
+        return values[0] if len(values) == 1 else values  # one word may hold several values
     if len(values) > 1:
         raise ConfigurationError(f"command line: --{name} takes one value, got {len(values)}: {' '.join(values)}")
     if not values and kind.model_fields[name].annotation is not bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, model_validator
 from pydantic_settings import NoDecode
 
 from mmr1.records import RewardSpec
@@ -98,12 +98,6 @@ class ObjectiveOptions(BaseModel):
     def _defaults_of_objective(cls, given: dict[str, Any]) -> dict[str, Any]:
         """What a user gives wins; the saved configuration holds what came of it."""
         return {**_OBJECTIVE_DEFAULTS.get(str(given.get("objective")), {}), **given}
-
-    @field_validator("rewards", "kl", mode="before")
-    @classmethod
-    def _words(cls, value: object) -> object:
-        """`--rewards a=1 b=2` reaches us as one string; YAML gives a list."""
-        return value.replace(",", " ").split() if isinstance(value, str) else value
 
     @property
     def reward_specs(self) -> tuple[RewardSpec, ...]:

@@ -60,12 +60,6 @@ class SamplingOptions(BaseModel):
         default_factory=list, description="strings that end a completion"
     )
 
-    @field_validator("stop", mode="before")
-    @classmethod
-    def _one(cls, value: object) -> object:
-        """A single string, from the environment, is one stop string: it may hold spaces."""
-        return [value] if isinstance(value, str) else value
-
     def temperature_at(self, step: int, num_steps: int) -> float:
         """The sampling temperature of optimizer step `step` (from 0) of `num_steps`."""
         if self.temperature_func == "constant":
@@ -123,12 +117,6 @@ class RecordOptions(BaseModel):
     dump_steps: Annotated[list[Annotated[int, Field(gt=0)]], NoDecode] = Field(
         default_factory=list, description="steps, from 1, to keep for `mmr1 replay`; one that is not finite always is"
     )
-
-    @field_validator("trackers", "dump_steps", mode="before")
-    @classmethod
-    def _several(cls, value: object) -> object:
-        """`--trackers a b` reaches us as words, the environment gives one string."""
-        return value.replace(",", " ").split() if isinstance(value, str) else value
 
 
 class StackOptions(BaseModel):

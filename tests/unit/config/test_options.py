@@ -17,7 +17,7 @@ REQUIRED = ["--model", "m", "--train_file", "t.json", "--num_steps", "3", "--per
     [
         (["--top_p", "0.9"], "only 1.0 is exact"),
         (["--rewards"], "rewards is empty"),
-        (["--stop", ""], r"option .stop.0.: String should have at least 1 character"),
+        (["--stop", "a", ""], r"option .stop.1.: String should have at least 1 character"),
         (["--rewards", "counting=nan"], "'counting=nan' is not NAME or NAME=WEIGHT"),
         (["--learning_rate", "inf"], "finite number"),
         (["--learning_rate", "--seed", "1"], "--learning_rate needs a value"),

@@ -23,10 +23,10 @@ TEXTS = {
     "temperature_begin": "0.5",
     "temperature_end": "1.5",
     "redis_url": "redis://127.0.0.1:7000/1",
-    "lora_target_modules": "q_proj",
-    "rewards": "counting=0.2",
-    "dump_steps": "3",
-    "stop": "</answer>",
+    "lora_target_modules": "q_proj,v_proj",
+    "rewards": "counting=1,format=0.2",
+    "dump_steps": "3 5",
+    "stop": "</answer>, now",
     "overlong_buffer": "7",
     "icepop_high": "3",
     "tis_bound": "3",
@@ -62,10 +62,6 @@ def text_for(name: str) -> str:
     return "other"
 
 
-def is_list(name: str) -> bool:
-    return get_origin(RunConfig.model_fields[name].annotation) is list
-
-
 def load(tmp_path: Path, document: dict[str, Any], *arguments: str) -> RunConfig:
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(document))
@@ -80,8 +76,7 @@ def test_every_option_is_set_by_a_text_from_every_source(
     texts = {name: text_for(name) for name in names}
     base = {**REQUIRED, "num_steps": 0} if second else {}
     words = [word for name, text in texts.items() for word in (f"--{name}", text)]
-    native = {name: yaml.safe_load(text) for name, text in texts.items() if not is_list(name)}
-    native |= {name: [yaml.safe_load(text)] for name, text in texts.items() if is_list(name)}
+    native = {name: text if name == "stop" else yaml.safe_load(text) for name, text in texts.items()}
     found = {
         "command line": load(tmp_path, base, *words),
         "YAML text": load(tmp_path, {**base, **texts}),
@@ -106,3 +101,39 @@ def test_a_choice_among_numbers_is_a_number(stage: int, tmp_path: Path, monkeypa
     assert found == stage and isinstance(found, int)
     with pytest.raises(ConfigurationError, match=r"zero_stage.*0, 1, 2 or 3 \(given '4'\)"):
         load(tmp_path, REQUIRED, "--zero_stage", "4")
+
+
+@pytest.mark.parametrize(
+    ("name", "texts", "value"),
+    [
+        ("kl", ["k1,k3", "k1, k3", "k1 k3"], ["k1", "k3"]),
+        ("kl", [""], []),
+        ("rewards", ["counting=1,format=0.2", "counting=1 format=0.2"], ["counting=1", "format=0.2"]),
+        ("trackers", ["wandb,tensorboard", "wandb tensorboard"], ["wandb", "tensorboard"]),
+        ("lora_target_modules", ["q_proj,v_proj", "q_proj v_proj"], ["q_proj", "v_proj"]),
+        ("dump_steps", ["3,5", "3 5"], [3, 5]),
+        ("dump_steps", ["3"], [3]),
+        ("stop", ["a, b"], ["a, b"]),
+        ("stop", [""], []),
+    ],
+)
+def test_a_list_is_written_alike_everywhere(
+    name: str, texts: list[str], value: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for text in texts:
+        assert getattr(load(tmp_path, {**REQUIRED, name: text}), name) == value, f"YAML {text!r}"
+        assert getattr(load(tmp_path, REQUIRED, f"--{name}", text), name) == value, f"command line {text!r}"
+        with monkeypatch.context() as patch:
+            patch.setenv(f"MMR1_{name.upper()}", text)
+            assert getattr(load(tmp_path, REQUIRED), name) == value, f"environment {text!r}"
+    assert getattr(load(tmp_path, {**REQUIRED, name: value}), name) == value
+    assert getattr(load(tmp_path, REQUIRED, f"--{name}", *map(str, value)), name) == value
+
+
+def test_yaml_may_give_one_value_or_nothing_for_a_list(tmp_path: Path) -> None:
+    config = load(tmp_path, {**REQUIRED, "dump_steps": 3, "kl": None, "stop": None, "trackers": "wandb"})
+    assert (config.dump_steps, config.kl, config.stop, config.trackers) == ([3], [], [], ["wandb"])
+    with pytest.raises(ConfigurationError, match="rewards is empty"):
+        load(tmp_path, {**REQUIRED, "rewards": None})
+    with pytest.raises(ConfigurationError, match=r"option 'kl\.1'"):
+        load(tmp_path, REQUIRED, "--kl", "k1,k33")
