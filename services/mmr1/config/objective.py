@@ -46,7 +46,9 @@ class ObjectiveOptions(BaseModel):
         0.5, ge=0, description="pulls a response less the less sure the policy is of it; 0 = plain k3"
     )
     kimikl_weight: float = Field(0.1, ge=0, description="of the kimikl term in the loss")
-    kimikl_task_id: str | None = Field(None, description="the only task whose samples have a kimikl term; default all")
+    kimikl_task_id: str | None = Field(
+        None, min_length=1, description="the only task whose samples have a kimikl term; default all"
+    )
     kimifull_weight: float = Field(0.05, ge=0, description="of the kimifull term in the loss")
     entropy_reg: bool = Field(False, description="the policy's entropy enters the loss")
     entropy_weight: float = Field(0.01, description="of the entropy: above 0 raises it, below 0 sharpens the policy")
@@ -107,9 +109,11 @@ class ObjectiveOptions(BaseModel):
             specs.append(RewardSpec(name, float(weight) if weight else 1.0))
         return tuple(specs)
 
-    @property
-    def has_regularisation(self) -> bool:
-        """Whether a sample without an advantage still has something to learn from: a divergence, or entropy."""
-        weights = {"k1": self.k1_weight, "k3": self.k3_weight}
-        weights |= {"kimikl": self.kimikl_weight, "kimifull": self.kimifull_weight}
+    def has_regularisation(self, task: str) -> bool:
+        """Whether a sample of this task, without an advantage, still has something to learn from in the loss.
+
+        That is a divergence that reaches the task, or entropy, with a weight.
+        """
+        weights = {"k1": self.k1_weight, "k3": self.k3_weight, "kimifull": self.kimifull_weight}
+        weights["kimikl"] = self.kimikl_weight if self.kimikl_task_id in (None, task) else 0.0
         return any(weights[name] for name in self.kl) or (self.entropy_reg and self.entropy_weight != 0)

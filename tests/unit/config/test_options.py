@@ -23,6 +23,7 @@ REQUIRED = ["--model", "m", "--train_file", "t.json", "--num_steps", "3", "--per
         (["--learning_rate", "--seed", "1"], "--learning_rate needs a value"),
         (["--num_stepz", "4"], "did you mean 'num_steps'"),
         (["--seed", "1", "2"], "--seed takes one value"),
+        (["--kimikl_task_id", ""], "'kimikl_task_id': String should have at least 1 character"),
         (["--per_device_batch_size", "12"], "nearest valid per_device_batch_size: 8, 16"),
         (["--temperature_func", "linear", "--temperature_begin", "2"], "temperature_begin is above temperature_end"),
     ],
@@ -70,3 +71,11 @@ def test_an_objectives_defaults_hold_for_what_nobody_gives(monkeypatch: pytest.M
     monkeypatch.setenv("MMR1_CLIP_LOW", "0.3")
     assert load_config(path).aggregation == "token_mean"
     assert load_config(path, ["--clip_low", "0.4"]).clip_low == 0.4
+
+
+def test_a_divergence_of_one_task_regularises_that_task_alone() -> None:
+    config = load_config(None, [*REQUIRED, "--kl", "kimikl", "--kimikl_task_id", "ocr"])
+    assert config.has_regularisation("ocr") and not config.has_regularisation("counting")
+    assert config.model_copy(update={"kimikl_task_id": None}).has_regularisation("counting")
+    assert config.model_copy(update={"kl": ["kimikl", "k3"]}).has_regularisation("counting")
+    assert config.model_copy(update={"entropy_reg": True}).has_regularisation("counting")

@@ -25,7 +25,7 @@ from mmr1.errors import ConfigurationError
 from mmr1.families import pixel_bounds
 from mmr1.local.ports import Port, require_free
 from mmr1.local.run_lock import run_lock
-from mmr1.preflight import check_model, check_redis, check_reward_server
+from mmr1.preflight import check_kimikl_task, check_model, check_redis, check_reward_server
 from mmr1.preprocessing import compare
 from mmr1.report import build
 from mmr1.reward_names import check_names_of_own_server
@@ -75,6 +75,12 @@ def port_in_use() -> None:
 def in_use(folder: str, *holder: str) -> None:
     with run_lock(Path(folder), *holder), run_lock(Path(folder)):
         pass
+
+
+def task_of_kimikl() -> None:
+    dataset(row("a.png"))
+    chosen = config(kl=["kimikl"], kimikl_task_id="couting")
+    check_kimikl_task(chosen, train_problems(chosen))
 
 
 def unknown_run() -> None:
@@ -167,6 +173,7 @@ CASES: dict[str, Callable[[], object]] = {
     "no vision tower": lambda: check_vision_tower(["layers.0.q_proj"]),
     "rewards": lambda: config(rewards=["counting=high"]),
     "unknown reward": lambda: check_names_of_own_server(config(rewards=["couting=1.0"])),
+    "task of kimikl": task_of_kimikl,
     "unknown template": lambda: Templates.from_config(config(question_template="r1")),
     "tracker missing": tracker_missing,
     "tracker without a key": tracker_without_key,
