@@ -25,6 +25,7 @@ from mmr1.preflight import check_data, check_kimikl_task, check_training
 from mmr1.redis_access import RedisAccess
 from mmr1.reward_names import check_reward_names
 from mmr1.rollout_access import RolloutAccess
+from mmr1.run_identity import check_same_run
 from mmr1.telemetry import configure_logging
 from mmr1.wire import SchemaVersionError
 from mmr1_learner.errors import StopRequestedError
@@ -167,6 +168,7 @@ def check(config: RunConfig) -> None:
     RedisAccess.from_config(config)
     check_reward_names(config)
     check_kimikl_task(config, check_data(config))
+    check_same_run(config)
 
 
 def number_of_ranks() -> str:

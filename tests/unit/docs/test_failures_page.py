@@ -29,6 +29,7 @@ from mmr1.preflight import check_kimikl_task, check_model, check_redis, check_re
 from mmr1.preprocessing import compare
 from mmr1.report import build
 from mmr1.reward_names import check_names_of_own_server
+from mmr1.run_identity import check_same_run
 from mmr1.templates import Templates
 from mmr1.tracker_names import check_trackers
 from mmr1.trained_layers import check_vision_tower, layers_to_adapt
@@ -94,6 +95,16 @@ def unknown_run() -> None:
 def damaged_checkpoint() -> None:
     Path("runs/demo/checkpoints/step-000040").mkdir(parents=True)
     Checkpoints(Path("runs/demo/checkpoints"), 2).newest()
+
+
+def another_run() -> None:
+    dataset(row("a.png"))
+    state = Path("runs/demo/checkpoints/step-000040/state.json")
+    state.parent.mkdir(parents=True)
+    state.write_text('{"identity": {"seed": 0}}')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mmr1.run_identity.check_model", lambda _: None)
+        check_same_run(config(seed=1, run_dir="runs/demo"))
 
 
 def model_of_another_family() -> None:
@@ -202,6 +213,7 @@ CASES: dict[str, Callable[[], object]] = {
     "run in use": lambda: in_use("runs/demo"),
     "fine-tuning in use": lambda: in_use("runs/demo/sft", "mmr1 sft"),
     "no run": lambda: build(Path("runs/dmeo")),
+    "another run": another_run,
     "damaged checkpoint": damaged_checkpoint,
 }
 
