@@ -5,9 +5,9 @@ Facts about single options, and what an objective makes of the others' defaults;
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, ModelWrapValidatorHandler, model_validator
 from pydantic_settings import NoDecode
 
 from mmr1.records import RewardSpec
@@ -19,6 +19,9 @@ _OBJECTIVE_DEFAULTS: dict[str, dict[str, Any]] = {
     "gspo": {"clip_low": 3e-4, "clip_high": 4e-4},
     "cispo": {"aggregation": "token_mean"},
 }
+
+# Options whose default is the objective's affair.
+OF_OBJECTIVE = frozenset(name for defaults in _OBJECTIVE_DEFAULTS.values() for name in defaults)
 
 
 class ObjectiveOptions(BaseModel):
@@ -95,11 +98,16 @@ class ObjectiveOptions(BaseModel):
         False, description="a control: rewards are permuted within the batch, so nothing can be learned"
     )
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _defaults_of_objective(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """What a user gives wins; the saved configuration holds what came of it."""
-        return {**_OBJECTIVE_DEFAULTS.get(str(given.get("objective")), {}), **given}
+    def _defaults_of_objective(cls, given: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
+        """What a user gives wins, and only that counts as set: another objective has its own defaults again."""
+        if not isinstance(given, dict):
+            return validate(given)
+        defaults = _OBJECTIVE_DEFAULTS.get(str(given.get("objective")), {})
+        options = validate({**defaults, **given})
+        options.model_fields_set.difference_update(defaults.keys() - given.keys())
+        return options
 
     @property
     def reward_specs(self) -> tuple[RewardSpec, ...]:
