@@ -22,7 +22,7 @@ TEXTS = {
     "top_p": "1.0",
     "temperature_begin": "0.5",
     "temperature_end": "1.5",
-    "redis_url": "redis://127.0.0.1:7000/1",
+    "redis_url": "rediss://127.0.0.1:7000/1",
     "lora_target_modules": "q_proj,v_proj",
     "rewards": "counting=1,format=0.2",
     "dump_steps": "3 5",
@@ -36,7 +36,7 @@ TEXTS = {
     "num_epochs": "2.5",
 }
 # These contradict others of the first: they are set in a load of their own.
-SECOND = ("num_epochs", "lora_rank")
+SECOND = ("num_epochs", "lora_rank", "lora_updates", "freeze_vision_tower")
 SAME_AS_DEFAULT = {"top_p"}  # no other value is exact
 
 
