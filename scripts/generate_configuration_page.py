@@ -22,14 +22,21 @@ INTRODUCTION = """\
 
 One flat set of options governs a run. `mmr1 up CONFIG` reads them, in this order of precedence, from
 
-1. the command line: `--num_steps 20`, `--num-steps 20` or `--num_steps=20`; a list takes several words;
+1. the command line: `--num_steps 20`, `--num-steps 20` or `--num_steps=20`;
 2. the environment: `MMR1_NUM_STEPS=20`;
 3. the YAML file CONFIG: `num_steps: 20`;
 4. the defaults below.
 
+A list is written alike in all of them: one value, or several with blanks or commas between them (`--kl k1 k3`,
+`--kl k1,k3`, `MMR1_KL=k1,k3`, `kl: k1, k3`; on the command line as several words, in YAML as a list too). An empty text
+is the empty list (`--kl ""`, `MMR1_KL=`), and so is YAML's `kl:` with nothing behind it. The texts of `stop` may hold
+blanks and commas, so one text is always one of them: several are several words or a YAML list, and the environment can
+give one.
+
 An unknown option, a value of the wrong type or out of bounds, and options that contradict each other are refused with
 one line, before anything starts. The resolved configuration is written to `config.yaml` in the run's folder, and every
-process of the run reads it from there. Relative paths are relative to the working directory.
+process of the run reads it from there. What is only the chosen objective's own default is a comment in it: with another
+`--objective` the file gives that one's. Relative paths are relative to the working directory.
 """
 
 

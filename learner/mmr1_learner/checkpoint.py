@@ -40,6 +40,8 @@ class RunState:
     num_weight_updates: int = 0
     prompts_per_step: int = 0  # 0: written before it was kept
     num_steps: int = 0  # of the whole run, which schedules follow; 0: written before it was kept
+    identity: dict[str, Any] = field(default_factory=dict)  # `mmr1.run_identity`; empty: written before it was kept
+    options: dict[str, Any] = field(default_factory=dict)  # that may change from life to life; empty likewise
     lineage: tuple[tuple[int, int], ...] = ()  # what led here: each incarnation and the last version number it reached
 
 

@@ -20,6 +20,7 @@ from mmr1.errors import ConfigurationError, WeightUpdateError
 from mmr1.records import Group, PolicyVersion, Prompt, PromptId
 from mmr1.redis_access import RedisAccess
 from mmr1.rollout_client import RolloutClient
+from mmr1.run_identity import identity_of, options_of, say_changed_options
 from mmr1.streams import Patience, RunQueue
 from mmr1_learner import metrics as outputs
 from mmr1_learner.checkpoint import Checkpoints, RunState
@@ -61,6 +62,7 @@ class Leader:
         self._prompts = PromptFactory(config, self._problems, encoder.forbidden_token_ids)
         held_out = eval_problems(config, check_images=False)
         check_prompt_lengths(config, encoder, self._prompts, [*self._problems, *held_out])
+        self._identity = identity_of(config, self._problems, held_out)
         self._evaluator = Evaluator(config, self._prompts, held_out) if held_out else None
         self._scorer = Scorer(config, policy, encoder, ranks.device)
         patience = Patience(self._tick, self._redis_pauses, self._redis_is_back)
@@ -100,6 +102,7 @@ class Leader:
         if state is not None:
             check_prompts_per_step(self._config, state)
             say_other_length(self._config, state.num_steps, state.step)
+            say_changed_options(state.options, self._config)
         incarnation = self._become_writer()
         self._state = state or self._state
         self.version = PolicyVersion(incarnation, self._state.version_number)
@@ -193,6 +196,8 @@ class Leader:
             seconds=self._state.seconds + time.monotonic() - self._started,
             prompts_per_step=self._config.prompts_per_step,
             num_steps=self._config.num_steps,
+            identity=self._identity,
+            options=options_of(self._config),
             lineage=tuple({**dict(self._state.lineage), self.version.incarnation: self.version.number}.items()),
         )
 

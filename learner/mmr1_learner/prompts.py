@@ -17,6 +17,8 @@ from mmr1.images import ImageError, ImageStore
 from mmr1.records import Problem, Prompt, PromptId, RewardSpec, Sampling
 from mmr1.templates import Templates, render
 
+_ATTEMPT_STRIDE = 2**32  # places: more than any run has, and the same whatever num_steps becomes
+
 
 class PromptFactory:
     """Makes the prompts of one run."""
@@ -34,7 +36,7 @@ class PromptFactory:
         """The prompt of one attempt at one position, at the temperature of the step that the position belongs to."""
         config = self._config
         # Dynamic sampling asks something else at a place whose group was of no use, and not the same again.
-        elsewhere = id_.attempt * config.num_steps * config.prompts_per_step if config.dynamic_sampling else 0
+        elsewhere = id_.attempt * _ATTEMPT_STRIDE if config.dynamic_sampling else 0
         problem = self._problems[self._order.index(id_.position + elsewhere)]
         step = id_.position // config.prompts_per_step
         sampling = self.sampling(

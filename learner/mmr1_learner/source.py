@@ -208,7 +208,7 @@ class GroupSource:
         rewards = training_rewards(group, self._config)
         if group_advantages(rewards) is None:
             return OVERLONG
-        keeps_equal = self._config.has_regularisation and not self._config.dynamic_sampling
+        keeps_equal = self._config.has_regularisation(group.prompt.task) and not self._config.dynamic_sampling
         return None if keeps_equal or has_variance(rewards) else NO_VARIANCE
 
     def _refuse_nothing(self, collected: Collected) -> None:

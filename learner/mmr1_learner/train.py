@@ -21,10 +21,11 @@ from mmr1.config import RunConfig, load_config
 from mmr1.dataset import with_steps
 from mmr1.errors import ConfigurationError, StaleWriterError
 from mmr1.lifecycle import run_command
-from mmr1.preflight import check_data, check_training
+from mmr1.preflight import check_data, check_kimikl_task, check_training
 from mmr1.redis_access import RedisAccess
 from mmr1.reward_names import check_reward_names
 from mmr1.rollout_access import RolloutAccess
+from mmr1.run_identity import check_same_run
 from mmr1.telemetry import configure_logging
 from mmr1.wire import SchemaVersionError
 from mmr1_learner.errors import StopRequestedError
@@ -166,7 +167,8 @@ def check(config: RunConfig) -> None:
     RolloutAccess.from_config(config)
     RedisAccess.from_config(config)
     check_reward_names(config)
-    check_data(config)
+    check_kimikl_task(config, check_data(config))
+    check_same_run(config)
 
 
 def number_of_ranks() -> str:

@@ -6,8 +6,10 @@ names, types and relations is `mmr1.config`'s part and done by now. Imports no e
 
 from __future__ import annotations
 
+import difflib
 import shutil
 import ssl
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
@@ -19,6 +21,7 @@ from mmr1.deepspeed_file import read_deepspeed_file
 from mmr1.errors import ConfigurationError
 from mmr1.local.ports import ports_of, require_free
 from mmr1.model_folder import WEIGHT_PATTERNS, check_folder_for, check_model
+from mmr1.records import Problem
 from mmr1.redis_access import RedisAccess, access_to
 from mmr1.reward_access import reward_tls
 from mmr1.reward_names import check_names_of_own_server, check_reward_names
@@ -49,7 +52,7 @@ def check(config: RunConfig) -> None:
             check_reward_names(config)
         except RewardServerError as error:
             raise ConfigurationError(f"reward_url {config.reward_url}: {error}") from None
-    check_data(config)
+    check_kimikl_task(config, check_data(config))
 
 
 def check_training(config: RunConfig) -> Path | None:
@@ -67,10 +70,28 @@ def check_training(config: RunConfig) -> Path | None:
     return folder
 
 
-def check_data(config: RunConfig) -> None:
-    """Both files, by row and key, and every image. Raises ConfigurationError at the first that is wrong."""
-    train_problems(config)
+def check_data(config: RunConfig) -> list[Problem]:
+    """Both files, by row and key, and every image. Raises ConfigurationError at the first that is wrong.
+
+    Returns:
+        The training problems.
+    """
+    problems = train_problems(config)
     eval_problems(config)
+    return problems
+
+
+def check_kimikl_task(config: RunConfig, problems: Sequence[Problem]) -> None:
+    """A misspelt task would switch the kimikl term off without a word.
+
+    Raises:
+        ConfigurationError: no training problem is of `kimikl_task_id`; the nearest task is named.
+    """
+    wanted, tasks = config.kimikl_task_id, sorted({problem.task for problem in problems})
+    if wanted is not None and wanted not in tasks:
+        near = difflib.get_close_matches(wanted, tasks, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(tasks)}"
+        raise ConfigurationError(f"option 'kimikl_task_id': no training problem is of task {wanted!r}; {hint}")
 
 
 def check_space(config: RunConfig, model_folder: Path | None) -> None:
@@ -130,4 +151,13 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-__all__ = ["check", "check_data", "check_model", "check_redis", "check_reward_server", "check_space", "check_training"]
+__all__ = [
+    "check",
+    "check_data",
+    "check_kimikl_task",
+    "check_model",
+    "check_redis",
+    "check_reward_server",
+    "check_space",
+    "check_training",
+]

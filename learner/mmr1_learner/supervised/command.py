@@ -25,6 +25,7 @@ from mmr1.local.plan import child_environment, has_cuda
 from mmr1.local.process import ChildProcess
 from mmr1.local.run_lock import run_lock
 from mmr1.preflight import check_data, check_space, check_training
+from mmr1.run_identity import check_same_run
 from mmr1.telemetry import configure_logging
 from mmr1_learner.train import number_of_ranks, set_environment
 
@@ -82,6 +83,7 @@ def check(config: SftConfig) -> None:
     config.folder.mkdir(parents=True, exist_ok=True)
     check_space(config, check_training(config))
     check_data(config)
+    check_same_run(config)
 
 
 def _train(config: SftConfig) -> int:

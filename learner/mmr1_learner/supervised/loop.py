@@ -14,6 +14,7 @@ import structlog
 
 from mmr1.config.sft_options import SftConfig
 from mmr1.dataset import eval_problems, train_problems
+from mmr1.run_identity import identity_of, options_of, say_changed_options
 from mmr1_learner.checkpoint import Checkpoints, RunState
 from mmr1_learner.errors import NonFiniteLossError
 from mmr1_learner.export import export
@@ -54,6 +55,7 @@ class _Run:
         problems = train_problems(config, check_images=False)  # the command has looked at them
         self._config = config = config.for_problems(len(problems), ranks.world_size)
         held_out = eval_problems(config, check_images=False)
+        self._identity = identity_of(config, problems, held_out) if ranks.is_first else {}
         examples = Examples(config, self._encoder, problems)
         self._held_out = Examples(config, self._encoder, held_out) if held_out else None
         if ranks.is_first:
@@ -175,7 +177,15 @@ class _Run:
         first = self._ranks.is_first
         self.tuner.state.save((self._checkpoints.start(step) if first else self._checkpoints.aside(step)) / "engine")
         seconds = self._state.seconds + time.monotonic() - self._began
-        self._state = RunState(step, 0, position, seconds=seconds, num_steps=self._config.num_steps)
+        self._state = RunState(
+            step,
+            0,
+            position,
+            seconds=seconds,
+            num_steps=self._config.num_steps,
+            identity=self._identity,
+            options=options_of(self._config),
+        )
         self._began = time.monotonic()
         if first:
             self._checkpoints.finish(self._state, lambda: None)  # there is no other writer to be superseded by
@@ -192,6 +202,7 @@ class _Run:
         self.tuner.state.load(folder / "engine")
         if first:
             say_other_length(self._config, self._state.num_steps, self._state.step, samples=False)
+            say_changed_options(self._state.options, self._config)
         log.info("going on", step=self._state.step)
         return True
 

@@ -21,6 +21,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from mmr1.config.objective import OF_OBJECTIVE
 from mmr1.config.options import RunConfig
 from mmr1.credentials import PASSWORD_VARIABLE, holds_password
 from mmr1.errors import ConfigurationError
@@ -70,12 +71,24 @@ def load_options(kind: type[Config], path: Path | str | None, arguments: Sequenc
 
 
 def save_config(config: RunConfig, path: Path) -> None:
-    """Write the resolved configuration, for the services that `mmr1 up` starts. A Redis URL's password is left out."""
+    """Write the resolved configuration, for the services that `mmr1 up` starts. A Redis URL's password is left out.
+
+    What is only the objective's own default stands there as a comment: read with another objective, the file must not
+    give it the defaults of this one.
+    """
     document = config.model_dump(mode="json")
+    own = {name: document.pop(name) for name in sorted(OF_OBJECTIVE - config.model_fields_set)}
     if document["redis_url"] and holds_password(document["redis_url"]):
         del document["redis_url"]  # children inherit MMR1_REDIS_URL
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(document, sort_keys=False))
+    path.write_text(yaml.safe_dump(document, sort_keys=False) + _comment(config, own))
+
+
+def _comment(config: RunConfig, own: dict[str, Any]) -> str:
+    if not own:
+        return ""
+    values = "".join(f"#   {line}\n" for line in yaml.safe_dump(own).splitlines())
+    return f"# Not given, so as objective {config.objective} has it:\n{values}"
 
 
 def option_help(kind: type[RunConfig] = RunConfig) -> str:
@@ -146,7 +159,7 @@ def _parse_arguments(kind: type[RunConfig], arguments: Sequence[str]) -> dict[st
 def _shape(kind: type[RunConfig], name: str, values: list[str]) -> Any:
     is_list = "list[" in str(kind.model_fields[name].annotation)
     if is_list:
-        return values
+        return values[0] if len(values) == 1 else values  # one word may hold several values
     if len(values) > 1:
         raise ConfigurationError(f"command line: --{name} takes one value, got {len(values)}: {' '.join(values)}")
     if not values and kind.model_fields[name].annotation is not bool:

@@ -5,9 +5,9 @@ Facts about single options, and what an objective makes of the others' defaults;
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, ModelWrapValidatorHandler, model_validator
 from pydantic_settings import NoDecode
 
 from mmr1.records import RewardSpec
@@ -19,6 +19,9 @@ _OBJECTIVE_DEFAULTS: dict[str, dict[str, Any]] = {
     "gspo": {"clip_low": 3e-4, "clip_high": 4e-4},
     "cispo": {"aggregation": "token_mean"},
 }
+
+# Options whose default is the objective's affair.
+OF_OBJECTIVE = frozenset(name for defaults in _OBJECTIVE_DEFAULTS.values() for name in defaults)
 
 
 class ObjectiveOptions(BaseModel):
@@ -46,7 +49,9 @@ class ObjectiveOptions(BaseModel):
         0.5, ge=0, description="pulls a response less the less sure the policy is of it; 0 = plain k3"
     )
     kimikl_weight: float = Field(0.1, ge=0, description="of the kimikl term in the loss")
-    kimikl_task_id: str | None = Field(None, description="the only task whose samples have a kimikl term; default all")
+    kimikl_task_id: str | None = Field(
+        None, min_length=1, description="the only task whose samples have a kimikl term; default all"
+    )
     kimifull_weight: float = Field(0.05, ge=0, description="of the kimifull term in the loss")
     entropy_reg: bool = Field(False, description="the policy's entropy enters the loss")
     entropy_weight: float = Field(0.01, description="of the entropy: above 0 raises it, below 0 sharpens the policy")
@@ -93,17 +98,16 @@ class ObjectiveOptions(BaseModel):
         False, description="a control: rewards are permuted within the batch, so nothing can be learned"
     )
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _defaults_of_objective(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """What a user gives wins; the saved configuration holds what came of it."""
-        return {**_OBJECTIVE_DEFAULTS.get(str(given.get("objective")), {}), **given}
-
-    @field_validator("rewards", "kl", mode="before")
-    @classmethod
-    def _words(cls, value: object) -> object:
-        """`--rewards a=1 b=2` reaches us as one string; YAML gives a list."""
-        return value.replace(",", " ").split() if isinstance(value, str) else value
+    def _defaults_of_objective(cls, given: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
+        """What a user gives wins, and only that counts as set: another objective has its own defaults again."""
+        if not isinstance(given, dict):
+            return validate(given)
+        defaults = _OBJECTIVE_DEFAULTS.get(str(given.get("objective")), {})
+        options = validate({**defaults, **given})
+        options.model_fields_set.difference_update(defaults.keys() - given.keys())
+        return options
 
     @property
     def reward_specs(self) -> tuple[RewardSpec, ...]:
@@ -113,9 +117,11 @@ class ObjectiveOptions(BaseModel):
             specs.append(RewardSpec(name, float(weight) if weight else 1.0))
         return tuple(specs)
 
-    @property
-    def has_regularisation(self) -> bool:
-        """Whether a sample without an advantage still has something to learn from: a divergence, or entropy."""
-        weights = {"k1": self.k1_weight, "k3": self.k3_weight}
-        weights |= {"kimikl": self.kimikl_weight, "kimifull": self.kimifull_weight}
+    def has_regularisation(self, task: str) -> bool:
+        """Whether a sample of this task, without an advantage, still has something to learn from in the loss.
+
+        That is a divergence that reaches the task, or entropy, with a weight.
+        """
+        weights = {"k1": self.k1_weight, "k3": self.k3_weight, "kimifull": self.kimifull_weight}
+        weights["kimikl"] = self.kimikl_weight if self.kimikl_task_id in (None, task) else 0.0
         return any(weights[name] for name in self.kl) or (self.entropy_reg and self.entropy_weight != 0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, model_validator
 from pydantic_settings import NoDecode
 
 from mmr1.adapter_limits import check_adapter_updates
@@ -73,11 +73,6 @@ class OptimizerOptions(BaseModel):
     learner_threads: int = Field(1, gt=0, description="CPU threads per learner rank")
     checkpoint_every: int = Field(20, gt=0, description="optimizer steps between durable checkpoints")
     keep_last: int = Field(2, gt=0, description="checkpoints kept")
-
-    @field_validator("lora_target_modules", mode="before")
-    @classmethod
-    def _module_names(cls, value: object) -> object:
-        return value.replace(",", " ").split() if isinstance(value, str) else value
 
     @property
     def generations_per_step(self) -> int:

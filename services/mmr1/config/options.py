@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from mmr1.config.access import AccessOptions
+from mmr1.config.forms import GivenForms
 from mmr1.config.objective import ObjectiveOptions
 from mmr1.config.optimizer import OptimizerOptions
 
@@ -58,12 +59,6 @@ class SamplingOptions(BaseModel):
     stop: Annotated[list[Annotated[str, Field(min_length=1)]], NoDecode] = Field(
         default_factory=list, description="strings that end a completion"
     )
-
-    @field_validator("stop", mode="before")
-    @classmethod
-    def _one(cls, value: object) -> object:
-        """A single string, from the environment, is one stop string: it may hold spaces."""
-        return [value] if isinstance(value, str) else value
 
     def temperature_at(self, step: int, num_steps: int) -> float:
         """The sampling temperature of optimizer step `step` (from 0) of `num_steps`."""
@@ -123,12 +118,6 @@ class RecordOptions(BaseModel):
         default_factory=list, description="steps, from 1, to keep for `mmr1 replay`; one that is not finite always is"
     )
 
-    @field_validator("trackers", "dump_steps", mode="before")
-    @classmethod
-    def _several(cls, value: object) -> object:
-        """`--trackers a b` reaches us as words, the environment gives one string."""
-        return value.replace(",", " ").split() if isinstance(value, str) else value
-
 
 class StackOptions(BaseModel):
     run: str = Field(
@@ -170,6 +159,7 @@ class RunConfig(
     SamplingOptions,
     DataOptions,
     ModelOptions,
+    GivenForms,
     BaseSettings,
 ):
     """All options of a run. Unknown keys are errors; relative paths are relative to the working directory."""

@@ -17,6 +17,7 @@ from mmr1.local.ports import free_port
 from mmr1.local.run_lock import run_lock
 from mmr1.local.supervisor import supervise
 from mmr1.preflight import check
+from mmr1.run_identity import check_same_run
 
 TOKEN_NAME = "rollout.token"  # of the stack's own servers, in the run's folder
 
@@ -50,6 +51,8 @@ def run_stack(
         config = with_steps(config)
         if makes_token := config.rollout_token_file is None and TOKEN_VARIABLE not in os.environ:
             config = config.model_copy(update={"rollout_token_file": config.run_dir / TOKEN_NAME})
+        if clear is None:  # else what is there goes
+            check_same_run(config)
         services = plan(config)
         if clear is not None:
             clear()

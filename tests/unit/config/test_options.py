@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mmr1.config import load_config, save_config
+from mmr1.config import RunConfig, load_config, save_config
 from mmr1.errors import ConfigurationError
 
 REQUIRED = ["--model", "m", "--train_file", "t.json", "--num_steps", "3", "--per_device_batch_size", "8"]
@@ -17,12 +17,13 @@ REQUIRED = ["--model", "m", "--train_file", "t.json", "--num_steps", "3", "--per
     [
         (["--top_p", "0.9"], "only 1.0 is exact"),
         (["--rewards"], "rewards is empty"),
-        (["--stop", ""], r"option .stop.0.: String should have at least 1 character"),
+        (["--stop", "a", ""], r"option .stop.1.: String should have at least 1 character"),
         (["--rewards", "counting=nan"], "'counting=nan' is not NAME or NAME=WEIGHT"),
         (["--learning_rate", "inf"], "finite number"),
         (["--learning_rate", "--seed", "1"], "--learning_rate needs a value"),
         (["--num_stepz", "4"], "did you mean 'num_steps'"),
         (["--seed", "1", "2"], "--seed takes one value"),
+        (["--kimikl_task_id", ""], "'kimikl_task_id': String should have at least 1 character"),
         (["--per_device_batch_size", "12"], "nearest valid per_device_batch_size: 8, 16"),
         (["--temperature_func", "linear", "--temperature_begin", "2"], "temperature_begin is above temperature_end"),
     ],
@@ -66,7 +67,34 @@ def test_an_objectives_defaults_hold_for_what_nobody_gives(monkeypatch: pytest.M
     assert (config.kl, config.entropy_reg) == (["k1", "kimifull"], True)
     save_config(config, tmp_path / "saved.yaml")
     assert load_config(tmp_path / "saved.yaml") == config
+    saved = (tmp_path / "saved.yaml").read_text()
+    assert "clip_low: 0.1\n" in saved and "\n#   clip_high: 0.28\n" in saved, "both can be read, one was given"
     monkeypatch.setenv("MMR1_OBJECTIVE", "cispo")
     monkeypatch.setenv("MMR1_CLIP_LOW", "0.3")
     assert load_config(path).aggregation == "token_mean"
     assert load_config(path, ["--clip_low", "0.4"]).clip_low == 0.4
+
+
+def test_a_divergence_of_one_task_regularises_that_task_alone() -> None:
+    config = load_config(None, [*REQUIRED, "--kl", "kimikl", "--kimikl_task_id", "ocr"])
+    assert config.has_regularisation("ocr") and not config.has_regularisation("counting")
+    assert config.model_copy(update={"kimikl_task_id": None}).has_regularisation("counting")
+    assert config.model_copy(update={"kl": ["kimikl", "k3"]}).has_regularisation("counting")
+    assert config.model_copy(update={"entropy_reg": True}).has_regularisation("counting")
+
+
+def test_another_objective_does_not_inherit_the_defaults_of_a_saved_one(tmp_path: Path) -> None:
+    """What somebody gave stays, whatever the objective; a run of the saved one is the same run."""
+    path = tmp_path / "config.yaml"
+    dapo = load_config(None, [*REQUIRED, "--objective", "dapo", "--overlong", "mask"])
+    save_config(dapo, path)
+    assert load_config(path) == dapo
+    grpo = load_config(path, ["--objective", "grpo"])
+    assert grpo == load_config(None, [*REQUIRED, "--overlong", "mask"])
+    assert (grpo.clip_high, grpo.aggregation, grpo.dynamic_sampling) == (0.2, "sequence_mean", False)
+    save_config(grpo.model_copy(update={"redis_port": 7000}), path)
+    assert load_config(path, ["--objective", "dapo", "--redis_port", "6390"]) == dapo
+    given = RunConfig(model="m", train_file="t", num_steps=3, per_device_batch_size=8, objective="gspo", clip_low=0.1)
+    save_config(given, path)
+    found = load_config(path, ["--objective", "grpo"])
+    assert (found.clip_low, found.clip_high) == (0.1, 0.2)

@@ -25,10 +25,11 @@ from mmr1.errors import ConfigurationError
 from mmr1.families import pixel_bounds
 from mmr1.local.ports import Port, require_free
 from mmr1.local.run_lock import run_lock
-from mmr1.preflight import check_model, check_redis, check_reward_server
+from mmr1.preflight import check_kimikl_task, check_model, check_redis, check_reward_server
 from mmr1.preprocessing import compare
 from mmr1.report import build
 from mmr1.reward_names import check_names_of_own_server
+from mmr1.run_identity import check_same_run
 from mmr1.templates import Templates
 from mmr1.tracker_names import check_trackers
 from mmr1.trained_layers import check_vision_tower, layers_to_adapt
@@ -77,6 +78,12 @@ def in_use(folder: str, *holder: str) -> None:
         pass
 
 
+def task_of_kimikl() -> None:
+    dataset(row("a.png"))
+    chosen = config(kl=["kimikl"], kimikl_task_id="couting")
+    check_kimikl_task(chosen, train_problems(chosen))
+
+
 def unknown_run() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ledger_cli, "check_redis", lambda _: None)
@@ -88,6 +95,16 @@ def unknown_run() -> None:
 def damaged_checkpoint() -> None:
     Path("runs/demo/checkpoints/step-000040").mkdir(parents=True)
     Checkpoints(Path("runs/demo/checkpoints"), 2).newest()
+
+
+def another_run() -> None:
+    dataset(row("a.png"))
+    state = Path("runs/demo/checkpoints/step-000040/state.json")
+    state.parent.mkdir(parents=True)
+    state.write_text('{"identity": {"seed": 0}}')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mmr1.run_identity.check_model", lambda _: None)
+        check_same_run(config(seed=1, run_dir="runs/demo"))
 
 
 def model_of_another_family() -> None:
@@ -167,6 +184,7 @@ CASES: dict[str, Callable[[], object]] = {
     "no vision tower": lambda: check_vision_tower(["layers.0.q_proj"]),
     "rewards": lambda: config(rewards=["counting=high"]),
     "unknown reward": lambda: check_names_of_own_server(config(rewards=["couting=1.0"])),
+    "task of kimikl": task_of_kimikl,
     "unknown template": lambda: Templates.from_config(config(question_template="r1")),
     "tracker missing": tracker_missing,
     "tracker without a key": tracker_without_key,
@@ -195,6 +213,7 @@ CASES: dict[str, Callable[[], object]] = {
     "run in use": lambda: in_use("runs/demo"),
     "fine-tuning in use": lambda: in_use("runs/demo/sft", "mmr1 sft"),
     "no run": lambda: build(Path("runs/dmeo")),
+    "another run": another_run,
     "damaged checkpoint": damaged_checkpoint,
 }
 

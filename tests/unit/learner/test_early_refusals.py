@@ -72,6 +72,31 @@ def start_rank_of_sft(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start_sft(folder, monkeypatch)
 
 
+def test_a_misspelt_task_of_the_kimikl_term_is_named(
+    small_model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would switch the term off without a word. Fine-tuning has no such term, and its data may be another."""
+    options = {"num_steps": 1, "per_device_batch_size": 8, "kl": ["kimikl"], "kimikl_task_id": "couting"}
+    write_config(folder, small_model, folder, **options)
+    with pytest.raises(ConfigurationError, match="no training problem is of task 'couting'; did you mean 'counting'"):
+        start_learner(folder, monkeypatch)
+    started = []
+    monkeypatch.setattr(command, "_train", lambda _: started.append(True) or 0)
+    assert command.main(["sft.yaml"]) == 0 and started
+
+
+@pytest.mark.parametrize("start", [start_learner, start_sft])
+def test_a_folder_of_another_run_is_named(
+    start: Any, small_model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_config(folder, small_model, folder, num_steps=1, per_device_batch_size=8, seed=1)
+    state = folder / ("sft" if start is start_sft else "") / "checkpoints/step-000001/state.json"
+    state.parent.mkdir(parents=True)
+    state.write_text(json.dumps({"identity": {"seed": 5}}))
+    with pytest.raises(ConfigurationError, match="another run: seed was 5 and is 1"):
+        start(folder, monkeypatch)
+
+
 @pytest.mark.parametrize("start", [start_learner, start_sft, start_rank_of_sft])
 @pytest.mark.parametrize(("options", "reason"), MISTAKES)
 def test_a_mistake_is_named_before_weights_are_read(

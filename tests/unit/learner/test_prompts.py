@@ -76,3 +76,16 @@ def test_an_image_that_changes_before_a_rank_encodes_it_is_named_with_the_remedy
     Image.new("L", (56, 56)).save(tmp_path / "a.png")
     with pytest.raises(ConfigurationError, match=r"image a\.png: .*; restore it, and the same command goes on"):
         batcher.encode(plan, [forward])
+
+
+def test_a_later_attempt_asks_the_same_in_a_longer_run(small_model: Path, tmp_path: Path) -> None:
+    """A place that Redis has forgotten is fed again as it was, also where num_steps has changed in between."""
+    Image.new("L", (28, 28)).save(tmp_path / "a.png")
+    problems = [Problem(index, f"How many {index}?", 1, ("a.png",), "counting") for index in range(50)]
+    asked = []
+    for num_steps in (4, 9):
+        config = small_config(small_model, image_root=str(tmp_path), dynamic_sampling=True, num_steps=num_steps)
+        factory = PromptFactory(config, problems, ())
+        asked.append([factory.training(PromptId("run", 3, attempt)).problem for attempt in range(6)])
+    assert asked[0] == asked[1]
+    assert len(set(asked[0])) > 3, "each attempt asks something else"

@@ -19,7 +19,7 @@ from mmr1.streams import Ledger, PromptConsumer
 from mmr1_learner.checkpoint import RunState
 from mmr1_learner.errors import StopRequestedError
 from mmr1_learner.resume import FORGOTTEN, reconcile
-from mmr1_learner.source import NOT_FINITE
+from mmr1_learner.source import NO_VARIANCE, NOT_FINITE
 from tests.conftest import make_group
 from tests.unit.learner import run_of_a_test
 from tests.unit.learner.run_of_a_test import PER_STEP, STEPS, Run
@@ -135,3 +135,13 @@ def test_a_run_in_which_no_log_probability_is_a_number_ends(run: Run, monkeypatc
     with pytest.raises(ConfigurationError, match="no group of 3 steps came with finite log-probabilities"):
         learner.finish()
     assert learner.queue.ledger().balanced
+
+
+@pytest.mark.parametrize(("task", "kept"), [("counting", PER_STEP), ("ocr", 0)])
+def test_equal_rewards_are_kept_where_a_divergence_reaches_their_task(
+    redis_url: str, tmp_path: Path, task: str, kept: int
+) -> None:
+    """kimikl of another task leaves such a group without any loss; it would only stand in the denominators."""
+    learner = Run(redis_url, tmp_path, kl=["kimikl"], kimikl_task_id=task).learner()
+    assert len(learner.collect(rewards=lambda _: (1.0, 1.0))) == kept
+    assert learner.queue.ledger().dropped == ({NO_VARIANCE: PER_STEP} if kept == 0 else {})

@@ -251,6 +251,12 @@ def test_wrong_input_is_named_before_an_engine_loads(
     assert "\n" not in str(caught.value)
 
 
+def test_a_checkpoint_remembers_whose_run_it_is(learned: Path) -> None:
+    state = json.loads((learned / "checkpoints/step-000060/state.json").read_text())
+    assert state["identity"]["seed"] == 0 and state["identity"]["train_file"].startswith("4 problems (")
+    assert state["options"]["learning_rate"] == 2e-3 and "temperature" not in state["options"]
+
+
 def test_answers_that_are_too_long(small_model: Path, data: Path, tmp_path: Path) -> None:
     config = load_options(
         SftConfig, write_config(tmp_path, small_model, data, num_steps=1), ["--max_completion_length", "5"]

@@ -1,0 +1,139 @@
+"""Is this the run that a folder's checkpoint belongs to? Asked before a process starts and before weights are read.
+
+A checkpoint remembers what makes its run this one and no other (`identity_of`), and the options that may be changed on
+purpose (`options_of`). It knows a checkpoint's state.json by its place and reads one key of it; whether a checkpoint
+is whole is the learner's part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import structlog
+from pydantic import BaseModel
+
+from mmr1.config.objective import ObjectiveOptions
+from mmr1.config.optimizer import OptimizerOptions
+from mmr1.config.options import ModelOptions, RunConfig, SamplingOptions
+from mmr1.config.sft_options import SftConfig
+from mmr1.dataset import eval_problems, train_problems
+from mmr1.errors import ConfigurationError
+from mmr1.model_folder import WEIGHT_PATTERNS, check_model
+from mmr1.records import Problem
+
+log = structlog.get_logger()
+
+_COMMON = ("seed", "system_prompt_template", "question_template")
+_OF_A_RUN = ("objective", "num_generations", "reward_scale", "reward_shuffle")
+_OF_FINE_TUNING = ("answer_template",)
+_EDGE_BYTES = 2**16  # of each weight file, at both ends: enough to tell two trainings of one model apart
+_DIGITS = 12
+
+
+def identity_of(config: RunConfig, problems: Sequence[Problem], held_out: Sequence[Problem]) -> dict[str, Any]:
+    """What a run is: by option, in JSON's own types. None stands for what cannot be known or is not there.
+
+    Raises:
+        ConfigurationError: the model is no longer there.
+    """
+    own = _OF_FINE_TUNING if isinstance(config, SftConfig) else _OF_A_RUN
+    identity: dict[str, Any] = {name: getattr(config, name) for name in (*_COMMON, *own)}
+    identity |= {"model": _model_digest(config.model), "train_file": _digest(problems), "eval_file": _digest(held_out)}
+    identity["lora_alpha"] = config.lora_alpha if config.lora_rank else None
+    if not isinstance(config, SftConfig):
+        identity["rewards"] = " ".join(f"{spec.task}={spec.weight:g}" for spec in config.reward_specs)
+    return identity
+
+
+def options_of(config: RunConfig) -> dict[str, Any]:
+    """The options that shape the training and may be another's in a run's next life, in JSON's own types."""
+    kinds: list[type[BaseModel]] = [ModelOptions, OptimizerOptions]
+    if not isinstance(config, SftConfig):
+        kinds += [SamplingOptions, ObjectiveOptions]
+    names = {name for kind in kinds for name in kind.model_fields}
+    fixed = {*_COMMON, *_OF_A_RUN, *_OF_FINE_TUNING, "model", "rewards", "lora_alpha", "num_epochs"}
+    return config.model_dump(mode="json", include=names - fixed)
+
+
+def check_same_run(config: RunConfig) -> None:
+    """Hold the options and the data against the newest checkpoint of the run's folder. None there: nothing to compare.
+
+    Raises:
+        ConfigurationError: they make another run; one line with each option, both values and the remedy.
+    """
+    folder = config.folder if isinstance(config, SftConfig) else config.run_dir
+    before = _recorded(folder)
+    if not before:
+        return
+    problems = train_problems(config, check_images=False)
+    now = identity_of(config, problems, eval_problems(config, check_images=False))
+    changed = _differences(before, {name: value for name, value in now.items() if value is not None})
+    if changed:
+        listed = "; ".join(f"{name} was {old} and is {new}" for name, (old, new) in changed.items())
+        raise ConfigurationError(
+            f"run_dir {config.run_dir}: its checkpoint is of another run: {listed}; restore what it was, or give a new "
+            "run_dir"
+        )
+
+
+def say_changed_options(before: dict[str, Any], config: RunConfig) -> None:
+    """Name the options that are others than when the checkpoint was written. `before` is empty: they were not kept."""
+    changed = _differences(before, options_of(config))
+    if changed:
+        log.warning(
+            "options have changed since the checkpoint: the run goes on with the new ones",
+            **{name: f"{old} before, {new} now" for name, (old, new) in changed.items()},
+        )
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Old and new value of each name that both sides have: one that is missing was not recorded."""
+    same = json.loads(json.dumps(now))
+    names = [name for name in before if name in same and before[name] != same[name]]
+    return {name: (before[name], same[name]) for name in names}
+
+
+def _recorded(folder: Path) -> dict[str, Any]:
+    """The identity in the newest checkpoint; empty where there is none, or it was written before it was kept."""
+    states = sorted(path for path in (folder / "checkpoints").glob("step-*/state.json") if ".writing" not in str(path))
+    if not states:
+        return {}
+    try:
+        identity = json.loads(states[-1].read_text())["identity"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}  # a damaged checkpoint is named by the learner
+    return {name: value for name, value in identity.items() if value is not None}
+
+
+def _digest(problems: Sequence[Problem]) -> str | None:
+    """Texts, solutions, image paths and tasks, in the order in which they are kept. The images' bytes are not read."""
+    if not problems:
+        return None
+    rows = [[problem.problem, problem.solution, problem.images, problem.task] for problem in problems]
+    return f"{len(rows)} problems ({_short(json.dumps(rows).encode())})"
+
+
+def _model_digest(model: str) -> str | None:
+    """Of config.json and of the ends of each weight file, wherever it lies; None: it is on the hub and not here yet."""
+    folder = check_model(model)
+    if folder is None:
+        return None
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in sorted(path for pattern in WEIGHT_PATTERNS for path in folder.glob(pattern)):
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            digest.update(f"{path.name} {size}".encode() + file.read(_EDGE_BYTES))
+            file.seek(max(0, size - _EDGE_BYTES))
+            digest.update(file.read())
+    return f"files {digest.hexdigest()[:_DIGITS]}"
+
+
+def _short(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:_DIGITS]
+
+
+__all__ = ["check_same_run", "identity_of", "options_of", "say_changed_options"]
