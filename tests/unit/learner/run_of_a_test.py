@@ -63,6 +63,9 @@ class Run:
         self.checkpoints = Checkpoints(folder / "checkpoints", keep_last=2)
         self.trained: list[PromptId] = []  # in the parameters that the newest checkpoint holds
 
+    def connect(self) -> RunQueue:
+        return RunQueue(redis.Redis.from_url(self.url), "test")
+
     def learner(self) -> Learner:
         found = self.checkpoints.newest()
         return Learner(self, found[1] if found else None)
@@ -110,8 +113,9 @@ class Learner:
             "_checkpoints": run.checkpoints,
             "_prompts": run.prompts,
             "_evaluator": None,
+            "_identity": {},
             "files": RunFiles(run.config.run_dir),
-            "queue": RunQueue(redis.Redis.from_url(run.url), "test"),
+            "queue": run.connect(),
             "_state": RunState(0, 0, 0),
             "_unsaved": [],
             "_collected": Collected(),
@@ -133,6 +137,11 @@ class Learner:
     @property
     def source(self) -> GroupSource:
         found: GroupSource = self.leader._source
+        return found
+
+    @property
+    def unsaved(self) -> list[PromptId]:
+        found: list[PromptId] = self.leader._unsaved
         return found
 
     @property

@@ -21,7 +21,7 @@ from mmr1.streams.patience import RedisRestartedError, obstacle
 from mmr1_learner.connection import connect
 from mmr1_learner.errors import StopRequestedError
 from tests.own_redis import OwnRedis
-from tests.unit.learner.test_resume import PER_STEP, STEPS, Learner, Run, places
+from tests.unit.learner.run_of_a_test import PER_STEP, STEPS, Learner, Run, places
 
 
 class PatientRun(Run):
@@ -100,7 +100,7 @@ def test_a_redis_that_forgets_its_last_second_is_told_again(run: PatientRun, for
     def train_one() -> None:
         """A group that is read by hand is trained by hand."""
         groups = learner.queue.read(1)
-        learner.unsaved += [group.prompt.id for group in groups]
+        learner.unsaved.extend(group.prompt.id for group in groups)
         station("applying", lambda: learner.queue.mark_applied([group.prompt.id for group in groups]))
 
     def step() -> None:
