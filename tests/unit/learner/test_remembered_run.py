@@ -14,7 +14,7 @@ from mmr1.records import PolicyVersion
 from mmr1.run_identity import options_of
 from mmr1_learner.checkpoint import RunState, _from_json
 from mmr1_learner.leader import Leader
-from tests.unit.learner.test_resume import PER_STEP, Run
+from tests.unit.learner.run_of_a_test import PER_STEP, Run
 
 
 @pytest.fixture
