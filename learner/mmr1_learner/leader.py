@@ -62,7 +62,7 @@ class Leader:
         self._prompts = PromptFactory(config, self._problems, encoder.forbidden_token_ids)
         held_out = eval_problems(config, check_images=False)
         check_prompt_lengths(config, encoder, self._prompts, [*self._problems, *held_out])
-        self._identity = identity_of(config, self._problems, held_out)
+        self._identity = identity_of(config, self._problems)
         self._evaluator = Evaluator(config, self._prompts, held_out) if held_out else None
         self._scorer = Scorer(config, policy, encoder, ranks.device)
         patience = Patience(self._tick, self._redis_pauses, self._redis_is_back)
@@ -113,6 +113,7 @@ class Leader:
     def _become_writer(self) -> int:
         """The next incarnation. The run folder remembers whose run it is and the last incarnation, if Redis forgets."""
         identity = self.files.read("run", {"run_id": uuid.uuid4().hex, "incarnation": 0})
+        identity["identity"] = self._identity  # what waits in the queue is of this run, also before any checkpoint
         self.files.write("run", identity)
         incarnation = self.queue.become_writer(identity["run_id"], identity["incarnation"])
         self.files.write("run", {**identity, "incarnation": incarnation})
@@ -238,6 +239,12 @@ class Leader:
         self._record_parity(report, client)
         return report.max_abs_dlogp
 
+    def _late_probe(self, client: RolloutClient) -> float:
+        """For servers that come after the gate: nobody has asked yet what they make of an image."""
+        status = self._sender.call(client.status, self._tick)
+        self._scorer.compare_preprocessing(status.server_id, status.preprocessing)
+        return self._probe(client)
+
     def _probe(self, client: RolloutClient) -> float:
         """After each update: one fixed prompt with its image, sampled as the next step's are."""
         groups = self._sample(client, 1)
@@ -312,7 +319,7 @@ class Leader:
         behind = self._sender.behind(self.version, self._tick)
         if behind:
             log.info("bringing rollout servers up to date", servers=[member.server_id for member in behind])
-            self._send(self._probe)
+            self._send(self._late_probe)
 
     def _redis_pauses(self, reason: str) -> None:
         log.warning("the run pauses", reason=reason)

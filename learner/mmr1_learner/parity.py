@@ -28,6 +28,7 @@ from mmr1_learner.whole import shape_of
 
 # Large enough to move log-probabilities well past any bound for the dtype, small enough to be a plausible fault.
 _PERTURBATION = 1.5
+_PLANTED_ABOVE = 10.0  # times what the two engines differ by: then wrong adapters stand out, also within the bound
 
 
 class ParityError(ConfigurationError):
@@ -121,16 +122,26 @@ def gate(scorer: Scorer, policy: Policy | Published, groups: Sequence[Group], bo
     return report
 
 
-def see_wrong_adapters(clients: Sequence[RolloutClient], probe: Callable[[RolloutClient], float]) -> None:
+def see_wrong_adapters(
+    clients: Sequence[RolloutClient], probe: Callable[[RolloutClient], float], agreed: Sequence[float]
+) -> None:
     """The servers have planted adapters and the learner its own: a probe that sees no difference proves nothing.
 
+    A policy that has become sure of its answers moves less than the bound under planted adapters; it must then still
+    move far more than the two engines differ by.
+
+    Args:
+        agreed: what `probe` returned for each server while the learner had the planted adapters too.
+
     Raises:
-        ParityError: `probe` does not raise WeightUpdateError.
+        ParityError: `probe` neither raises WeightUpdateError nor returns far more than that.
     """
-    for client in clients:
+    for client, engines in zip(clients, agreed, strict=True):
         try:
             seen = probe(client)
         except WeightUpdateError:
+            continue
+        if seen > _PLANTED_ABOVE * engines:
             continue
         raise ParityError(
             f"lora_updates adapter: {client.address} samples with planted adapters, and its log-probabilities are only "

@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not (arguments.dump / "config.yaml").exists():
         raise ConfigurationError(f"{arguments.dump} is no dump of a step; give a folder of RUN_DIR/dumps")
     _refuse_fine_tuning(arguments.dump)
-    config = load_config(arguments.dump / "config.yaml", options)
+    config = load_config(arguments.dump / "config.yaml", options, environment=False)
     set_environment(config)
     os.environ.setdefault("MASTER_PORT", "0")  # of a process alone: any free one
     configure_logging("replay")

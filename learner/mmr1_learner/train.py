@@ -28,7 +28,7 @@ from mmr1.rollout_access import RolloutAccess
 from mmr1.run_identity import check_same_run
 from mmr1.telemetry import configure_logging
 from mmr1.wire import SchemaVersionError
-from mmr1_learner.errors import StopRequestedError
+from mmr1_learner.errors import NonFiniteLossError, StopRequestedError
 
 if TYPE_CHECKING:  # they import torch
     from mmr1_learner.checkpoint import Checkpoints
@@ -151,6 +151,12 @@ def main(argv: list[str] | None = None) -> int:
         if refusal := RedisAccess.from_config(config).refusal(error):
             raise refusal from None
         raise
+    except NonFiniteLossError as error:
+        # The same groups are handed out again, and would end the next life at the same place.
+        raise ConfigurationError(
+            f"{error}; the run stops, and nothing of this step is kept: change what made it (a lower learning_rate, "
+            "another dtype), and the same command goes on from the newest checkpoint"
+        ) from None
     except StopRequestedError:
         log.info("stopped while waiting; the newest checkpoint is where the run goes on")
         return 128 + signal.SIGTERM

@@ -173,11 +173,9 @@ class WeightSender:
         assert self._adapters is not None
         with self._adapters.planted():
             self._deliver(collective, clients, version, tick)
-            if probe is not None:
-                for client in clients:
-                    probe(client)
+            agreed = [probe(client) for client in clients] if probe is not None else []
         if probe is not None:
-            see_wrong_adapters(clients, probe)
+            see_wrong_adapters(clients, probe, agreed)
 
     def _deliver(
         self,

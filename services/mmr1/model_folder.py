@@ -37,15 +37,26 @@ def check_model(model: str) -> Path | None:
         raise ConfigurationError(
             f"model {model!r} does not exist; give a model folder or a hub name like Qwen/Qwen2.5-VL-3B-Instruct"
         )
-    cached = sorted((_hub_cache() / f"models--{parts[0]}--{parts[1]}" / "snapshots").glob("*"))
-    if cached:
-        return _check_folder(model, cached[-1])
+    cached = _cached_snapshot(_hub_cache() / f"models--{parts[0]}--{parts[1]}")
+    if cached is not None:
+        return _check_folder(model, cached)
     if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "TRUE", "YES", "ON"):
         raise ConfigurationError(
             f"model {model!r} is neither a folder nor in the cache {_hub_cache()}; download it, or unset HF_HUB_OFFLINE"
         )
     _check_hub(model)
     return None
+
+
+def _cached_snapshot(folder: Path) -> Path | None:
+    """The one that loads when nobody names a revision: main's, or what there is where main is not known."""
+    try:
+        main = folder / "snapshots" / (folder / "refs" / "main").read_text().strip()
+    except OSError:
+        main = folder
+    if main.parent.name == "snapshots" and main.is_dir():
+        return main
+    return max((folder / "snapshots").glob("*"), default=None)
 
 
 def check_folder_for(config: RunConfig, folder: Path) -> None:

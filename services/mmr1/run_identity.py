@@ -20,9 +20,9 @@ from mmr1.config.objective import ObjectiveOptions
 from mmr1.config.optimizer import OptimizerOptions
 from mmr1.config.options import ModelOptions, RunConfig, SamplingOptions
 from mmr1.config.sft_options import SftConfig
-from mmr1.dataset import eval_problems, train_problems
+from mmr1.dataset import train_problems
 from mmr1.errors import ConfigurationError
-from mmr1.model_folder import WEIGHT_PATTERNS, check_model
+from mmr1.model_folder import check_model
 from mmr1.records import Problem
 
 log = structlog.get_logger()
@@ -34,7 +34,7 @@ _EDGE_BYTES = 2**16  # of each weight file, at both ends: enough to tell two tra
 _DIGITS = 12
 
 
-def identity_of(config: RunConfig, problems: Sequence[Problem], held_out: Sequence[Problem]) -> dict[str, Any]:
+def identity_of(config: RunConfig, problems: Sequence[Problem]) -> dict[str, Any]:
     """What a run is: by option, in JSON's own types. None stands for what cannot be known or is not there.
 
     Raises:
@@ -42,10 +42,10 @@ def identity_of(config: RunConfig, problems: Sequence[Problem], held_out: Sequen
     """
     own = _OF_FINE_TUNING if isinstance(config, SftConfig) else _OF_A_RUN
     identity: dict[str, Any] = {name: getattr(config, name) for name in (*_COMMON, *own)}
-    identity |= {"model": _model_digest(config.model), "train_file": _digest(problems), "eval_file": _digest(held_out)}
+    identity |= {"model": _model_digest(config.model), "train_file": _digest(problems)}
     identity["lora_alpha"] = config.lora_alpha if config.lora_rank else None
     if not isinstance(config, SftConfig):
-        identity["rewards"] = " ".join(f"{spec.task}={spec.weight:g}" for spec in config.reward_specs)
+        identity["rewards"] = " ".join(sorted(f"{spec.task}={spec.weight:g}" for spec in config.reward_specs))
     return identity
 
 
@@ -56,26 +56,32 @@ def options_of(config: RunConfig) -> dict[str, Any]:
         kinds += [SamplingOptions, ObjectiveOptions]
     names = {name for kind in kinds for name in kind.model_fields}
     fixed = {*_COMMON, *_OF_A_RUN, *_OF_FINE_TUNING, "model", "rewards", "lora_alpha", "num_epochs"}
+    if not isinstance(config, SftConfig):
+        names.add("max_off_policy_steps")  # decides which groups are trained on
     return config.model_dump(mode="json", include=names - fixed)
 
 
 def check_same_run(config: RunConfig) -> None:
-    """Hold the options and the data against the newest checkpoint of the run's folder. None there: nothing to compare.
+    """Hold the options and the data against what the run's folder remembers. Nothing there: nothing to compare.
 
     Raises:
-        ConfigurationError: they make another run; one line with each option, both values and the remedy.
+        ConfigurationError: they make another run, or one that is past its end; one line with the remedy.
     """
     folder = config.folder if isinstance(config, SftConfig) else config.run_dir
-    before = _recorded(folder)
+    whose, before, step = _recorded(folder)
+    if 0 < config.num_steps < step:
+        raise ConfigurationError(
+            f"run_dir {config.run_dir}: its checkpoint is of step {step}, past num_steps {config.num_steps}; give "
+            "num_steps of at least that, or a new run_dir"
+        )
     if not before:
         return
-    problems = train_problems(config, check_images=False)
-    now = identity_of(config, problems, eval_problems(config, check_images=False))
+    now = identity_of(config, train_problems(config, check_images=False))
     changed = _differences(before, {name: value for name, value in now.items() if value is not None})
     if changed:
         listed = "; ".join(f"{name} was {old} and is {new}" for name, (old, new) in changed.items())
         raise ConfigurationError(
-            f"run_dir {config.run_dir}: its checkpoint is of another run: {listed}; restore what it was, or give a new "
+            f"run_dir {config.run_dir}: its {whose} is of another run: {listed}; restore what it was, or give a new "
             "run_dir"
         )
 
@@ -97,16 +103,20 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple
     return {name: (before[name], same[name]) for name in names}
 
 
-def _recorded(folder: Path) -> dict[str, Any]:
-    """The identity in the newest checkpoint; empty where there is none, or it was written before it was kept."""
+def _recorded(folder: Path) -> tuple[str, dict[str, Any], int]:
+    """What remembers the run, its identity and its step; empty and 0 where nothing does, or did not keep it.
+
+    Before the first checkpoint it is run.json, which is written when the queue becomes the run's: the prompts that wait
+    there are of that run.
+    """
     states = sorted(path for path in (folder / "checkpoints").glob("step-*/state.json") if ".writing" not in str(path))
-    if not states:
-        return {}
     try:
-        identity = json.loads(states[-1].read_text())["identity"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}  # a damaged checkpoint is named by the learner
-    return {name: value for name, value in identity.items() if value is not None}
+        found = json.loads((states[-1] if states else folder / "run.json").read_text())
+        identity, step = found.get("identity") or {}, int(found.get("step", 0))
+        known = {name: value for name, value in identity.items() if value is not None}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return "checkpoint", {}, 0  # a damaged checkpoint is named by the learner
+    return "checkpoint" if states else "queue", known, step
 
 
 def _digest(problems: Sequence[Problem]) -> str | None:
@@ -118,12 +128,13 @@ def _digest(problems: Sequence[Problem]) -> str | None:
 
 
 def _model_digest(model: str) -> str | None:
-    """Of config.json and of the ends of each weight file, wherever it lies; None: it is on the hub and not here yet."""
+    """Of the ends of each file that weights are loaded from, wherever they lie; None: on the hub and not here yet."""
     folder = check_model(model)
     if folder is None:
         return None
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for path in sorted(path for pattern in WEIGHT_PATTERNS for path in folder.glob(pattern)):
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    digest = hashlib.sha256()
+    for path in files:
         size = path.stat().st_size
         with path.open("rb") as file:
             digest.update(f"{path.name} {size}".encode() + file.read(_EDGE_BYTES))

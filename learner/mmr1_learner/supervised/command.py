@@ -27,6 +27,7 @@ from mmr1.local.run_lock import run_lock
 from mmr1.preflight import check_data, check_space, check_training
 from mmr1.run_identity import check_same_run
 from mmr1.telemetry import configure_logging
+from mmr1_learner.errors import NonFiniteLossError
 from mmr1_learner.train import number_of_ranks, set_environment
 
 USAGE = """\
@@ -94,6 +95,11 @@ def _train(config: SftConfig) -> int:
 
     try:
         return fine_tune(config)
+    except NonFiniteLossError as error:
+        raise ConfigurationError(
+            f"{error}; change what made it (a lower learning_rate, another dtype), and the same command goes on from "
+            "the newest checkpoint"
+        ) from None
     except ImageError as error:
         raise ConfigurationError(f"{error}; restore it, and the same command goes on") from None
 

@@ -59,7 +59,7 @@ def write_dump(config: SftConfig, found: FoundStep, rank: int, world_size: int, 
         # As Python writes a float: every bit comes back, and NaN and infinity have a form, which JSON lacks.
         "examples": [{**seen.example, "loss": repr(seen.loss)} for seen in found.seen],
     }
-    (aside / DOCUMENT).write_text(json.dumps(document, indent=1, ensure_ascii=False))
+    (aside / DOCUMENT).write_text(json.dumps(document, indent=1, ensure_ascii=False), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(aside, folder)
     return folder

@@ -55,7 +55,7 @@ class _Run:
         problems = train_problems(config, check_images=False)  # the command has looked at them
         self._config = config = config.for_problems(len(problems), ranks.world_size)
         held_out = eval_problems(config, check_images=False)
-        self._identity = identity_of(config, problems, held_out) if ranks.is_first else {}
+        self._identity = identity_of(config, problems) if ranks.is_first else {}
         examples = Examples(config, self._encoder, problems)
         self._held_out = Examples(config, self._encoder, held_out) if held_out else None
         if ranks.is_first:
@@ -129,7 +129,7 @@ class _Run:
                 found = FoundStep(step + 1, position, reason, self.tuner.seen)
                 folder = write_dump(self._config, found, ranks.rank, ranks.world_size, checkpoint)
                 message = f"{message}; {folder} lists its examples with their losses"
-            except OSError as error:  # a full disk must not hide what happened
+            except (OSError, ValueError) as error:  # a full disk must not hide what happened
                 message = f"{message}; it could not be dumped: {error}"
         ranks.barrier()
         return message

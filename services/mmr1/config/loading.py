@@ -29,18 +29,21 @@ from mmr1.errors import ConfigurationError
 Config = TypeVar("Config", bound=RunConfig)
 
 
-def load_config(path: Path | str | None, arguments: Sequence[str] = ()) -> RunConfig:
+def load_config(path: Path | str | None, arguments: Sequence[str] = (), *, environment: bool = True) -> RunConfig:
     """Read, merge and validate the options of a run. Arguments and errors as `load_options`."""
-    return load_options(RunConfig, path, arguments)
+    return load_options(RunConfig, path, arguments, environment=environment)
 
 
-def load_options(kind: type[Config], path: Path | str | None, arguments: Sequence[str] = ()) -> Config:
+def load_options(
+    kind: type[Config], path: Path | str | None, arguments: Sequence[str] = (), *, environment: bool = True
+) -> Config:
     """Read, merge and validate.
 
     Args:
         kind: RunConfig, or a command's own kind of it.
         path: the YAML file, or None for options alone.
         arguments: `--name value` pairs that override it; list options take several values.
+        environment: False for a file that says what has been, which no variable of today may change.
 
     Raises:
         ConfigurationError: the file, a name or a value is wrong; the message is one line with the remedy.
@@ -49,17 +52,16 @@ def load_options(kind: type[Config], path: Path | str | None, arguments: Sequenc
     _check_names(kind, document, f"{path}")
     options = _parse_arguments(kind, arguments)
     _check_environment(kind, os.environ)
+    _choose_length(options, document)
 
     class _Sources(kind):  # type: ignore[valid-type, misc]
         @classmethod
         def settings_customise_sources(
             cls, settings_cls: type[BaseSettings], *_: PydanticBaseSettingsSource, **__: PydanticBaseSettingsSource
         ) -> tuple[PydanticBaseSettingsSource, ...]:
-            return (
-                InitSettingsSource(settings_cls, init_kwargs=options),
-                EnvSettingsSource(settings_cls),
-                InitSettingsSource(settings_cls, init_kwargs=document),
-            )
+            given = InitSettingsSource(settings_cls, init_kwargs=options)
+            read = InitSettingsSource(settings_cls, init_kwargs=document)
+            return (given, EnvSettingsSource(settings_cls), read) if environment else (given, read)
 
     try:
         merged = _Sources()
@@ -120,6 +122,16 @@ def _check_names(kind: type[RunConfig], names: dict[str, Any], where: str) -> No
             near = difflib.get_close_matches(str(name), kind.model_fields, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]!r}?" if near else "; `mmr1 up --help` lists them"
             raise ConfigurationError(f"{where}: unknown option {name!r}{hint}")
+
+
+def _choose_length(options: dict[str, Any], document: dict[str, Any]) -> None:
+    """num_steps and num_epochs say one thing in two ways: the one from the more specific source counts."""
+    neither = {"num_steps": 0, "num_epochs": None}
+    if len(neither.keys() & options.keys()) == 1:
+        options |= {name: value for name, value in neither.items() if name not in options}
+    elif any(f"MMR1_{name}".upper() in os.environ for name in neither):
+        for name in neither:
+            document.pop(name, None)
 
 
 def _check_environment(kind: type[RunConfig], environment: Mapping[str, str]) -> None:

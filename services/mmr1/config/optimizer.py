@@ -26,7 +26,7 @@ class OptimizerOptions(BaseModel):
     lr_scheduler: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="from the warm-up to the end of the run; linear and cosine end at 0"
     )
-    warmup_steps: int = Field(0, ge=0, description="optimizer steps in which the learning rate rises")
+    warmup_steps: int = Field(0, ge=0, description="steps of the run in which the learning rate rises")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="decay of AdamW's mean of gradients")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="decay of AdamW's mean of squared gradients")
     weight_decay: float = Field(0.0, ge=0, description="of AdamW")

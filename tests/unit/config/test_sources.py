@@ -137,3 +137,14 @@ def test_yaml_may_give_one_value_or_nothing_for_a_list(tmp_path: Path) -> None:
         load(tmp_path, {**REQUIRED, "rewards": None})
     with pytest.raises(ConfigurationError, match=r"option 'kl\.1'"):
         load(tmp_path, REQUIRED, "--kl", "k1,k33")
+
+
+def test_a_file_that_says_what_has_been_is_read_without_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("model: m\ntrain_file: t\nnum_steps: 1\nper_device_batch_size: 8\nobjective: rloo\n")
+    monkeypatch.setenv("MMR1_OBJECTIVE", "kimi")
+    assert load_config(file).objective == "kimi"
+    assert load_config(file, environment=False).objective == "rloo"
+    assert load_config(file, ["--objective", "gspo"], environment=False).objective == "gspo"

@@ -200,6 +200,24 @@ def test_a_run_has_one_length_and_fine_tuning_may_be_given_another(root: Path) -
     assert both.for_problems(16, 1).num_steps == 3  # 1.5 x 16 / 8: epochs go before
 
 
+@pytest.mark.parametrize("kind", [RunConfig, SftConfig])
+def test_the_length_of_the_more_specific_source_counts(
+    kind: type[RunConfig], root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = root / "length.yaml"
+
+    def length(written: str, *arguments: str) -> tuple[int, float | None]:
+        file.write_text(f"model: m\ntrain_file: t\nper_device_batch_size: 8\n{written}\n")
+        config = load_options(kind, file, arguments)
+        return config.num_steps, config.num_epochs
+
+    assert length("num_epochs: 1", "--num_steps", "10") == (10, None)
+    assert length("num_steps: 10", "--num_epochs", "2") == (0, 2.0)
+    monkeypatch.setenv("MMR1_NUM_STEPS", "7")
+    assert length("num_epochs: 1") == (7, None)
+    assert length("num_epochs: 1", "--num_epochs", "2") == (0, 2.0)
+
+
 @pytest.mark.parametrize("num_problems", [1, 2, 3, 37, 64, 1000])
 def test_every_epoch_takes_every_problem_once(num_problems: int) -> None:
     order = DataOrder(num_problems, seed=5)

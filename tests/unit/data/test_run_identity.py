@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from mmr1.config import RunConfig
 from mmr1.config.sft_options import SftConfig
-from mmr1.dataset import eval_problems, train_problems
+from mmr1.dataset import train_problems
 from mmr1.errors import ConfigurationError
 from mmr1.local import stack
 from mmr1.run_identity import check_same_run, identity_of, options_of, say_changed_options
@@ -46,7 +46,7 @@ def save(of: RunConfig, step: int = 2) -> Path:
     path = Path("r") / ("sft" if isinstance(of, SftConfig) else "") / f"checkpoints/step-{step:06d}/state.json"
     path.parent.mkdir(parents=True)
     problems = train_problems(of, check_images=False)
-    identity = identity_of(of, problems, eval_problems(of, check_images=False))
+    identity = identity_of(of, problems)
     path.write_text(json.dumps({"step": step, "identity": identity, "options": options_of(of)}))
     return path
 
@@ -63,7 +63,6 @@ def save(of: RunConfig, step: int = 2) -> Path:
         ({"question_template": "qwen"}, "question_template was default and is qwen"),
         ({"task": "ocr"}, r"train_file was 3 problems \(\w{12}\) and is 3 problems \(\w{12}\)"),
         ({"train_file": "eval.json"}, r"train_file was 3 problems \(\w{12}\) and is 1 problems"),
-        ({"eval_file": "train.json"}, "eval_file was 1 problems"),
         ({"lora_alpha": 64}, r"lora_alpha was 32\.0 and is 64\.0"),
     ],
 )
@@ -102,6 +101,7 @@ def test_what_may_be_changed_goes_on_and_is_said(folder: Path) -> None:
     check_same_run(now)
     with capture_logs() as logs:
         say_changed_options(state["options"], now)
+    check_same_run(config(model="moved", eval_file="train.json", eval_sample_size=1))
     (line,) = logs
     assert {name for name in line if name not in ("event", "log_level")} == set(changed)
     assert line["learning_rate"] == "1e-06 before, 1e-05 now" and line["log_level"] == "warning"
@@ -117,7 +117,9 @@ def test_the_newest_checkpoint_counts_and_an_older_release_recorded_nothing(fold
         check_same_run(config(seed=1))
     save(config(seed=1), step=10)
     save(config(seed=2), step=11).parent.rename("r/checkpoints/step-000011.writing")
-    check_same_run(config(seed=1))
+    check_same_run(config(seed=1, num_steps=10))
+    with pytest.raises(ConfigurationError, match="its checkpoint is of step 10, past num_steps 9; give num_steps"):
+        check_same_run(config(seed=1, num_steps=9))
     shutil.rmtree("r/checkpoints/step-000010")
     path.write_text(json.dumps({"step": 2}))
     check_same_run(config(seed=1))
@@ -148,3 +150,20 @@ def test_mmr1_up_refuses_before_it_writes_or_starts_anything(folder: Path, monke
 
     with pytest.raises(ClearedError):
         stack.run_stack(config(seed=1), Console(), clear=clear)
+
+
+def test_before_a_checkpoint_the_queue_is_the_run_s(folder: Path) -> None:
+    """Its prompts were rendered and will be rewarded as the first life had it."""
+    identity = identity_of(config(), train_problems(config(), check_images=False))
+    Path("r").mkdir()
+    Path("r/run.json").write_text(json.dumps({"run_id": "x", "incarnation": 1, "identity": identity}))
+    check_same_run(config())
+    with pytest.raises(ConfigurationError, match="its queue is of another run: seed was 0 and is 1; restore"):
+        check_same_run(config(seed=1))
+
+
+def test_order_of_rewards_and_files_that_nobody_loads_make_no_other_run(folder: Path) -> None:
+    save(config(rewards=["counting=1.0", "format=0.5"]))
+    Path("m/training_args.bin").write_bytes(b"x")
+    Path("m/config.json").write_text('{"edited": true}')
+    check_same_run(config(rewards=["format=0.5", "counting=1.0"]))

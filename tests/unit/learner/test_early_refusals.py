@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,10 @@ from torch import nn
 
 from mmr1.errors import ConfigurationError
 from mmr1.families import FAMILIES
-from mmr1.model_folder import check_folder_for
+from mmr1.model_folder import check_folder_for, check_model
 from mmr1.trained_layers import layers_to_adapt
 from mmr1_learner import train as by_hand
+from mmr1_learner.errors import NonFiniteLossError
 from mmr1_learner.model import load_policy
 from mmr1_learner.supervised import command
 from tests.family_models import build
@@ -103,10 +103,9 @@ def test_a_mistake_is_named_before_weights_are_read(
     start: Any, options: dict[str, Any], reason: str, small_model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_config(folder, small_model, folder, **{"num_steps": 1, "per_device_batch_size": 8, **options})
-    started = time.monotonic()
     with pytest.raises(ConfigurationError, match=reason) as caught:
         start(folder, monkeypatch)
-    assert "\n" not in str(caught.value) and time.monotonic() - started < 2
+    assert "\n" not in str(caught.value)
 
 
 def test_ranks_of_a_launcher_count_for_the_batch_of_deepspeeds_file(
@@ -147,3 +146,35 @@ def test_pixel_bounds_and_the_stage_of_a_family(tmp_path: Path) -> None:
         ConfigurationError, match=r"a other_vl, trained in padded rows, .*; set zero_stage to 2 or less"
     ):
         check_folder_for(small_config(tmp_path, zero_stage=3), tmp_path)
+
+
+def test_a_loss_that_is_no_number_ends_the_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exit code 2: a supervisor that started it again would hand it the same groups."""
+
+    def diverge(_: Any) -> None:
+        raise NonFiniteLossError("step 3: loss nan from groups 4/0")
+
+    write_config(folder, Path("m"), folder, num_steps=1, per_device_batch_size=8)
+    for name in ("set_environment", "configure_logging", "check"):
+        monkeypatch.setattr(by_hand, name, lambda _: None)
+    monkeypatch.setattr(by_hand, "train", diverge)
+    with pytest.raises(ConfigurationError, match="step 3: loss nan from groups 4/0; the run stops") as raised:
+        by_hand.main(["--config", "sft.yaml"])
+    assert "\n" not in str(raised.value)
+
+
+def test_the_cached_snapshot_that_would_load_is_looked_at(
+    tmp_path: Path, small_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """main's, whatever others are called; the last by name where nobody knows main."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    model = tmp_path / "models--some--model"
+    (model / "snapshots").mkdir(parents=True)
+    (model / "snapshots" / "1111").symlink_to(small_model)
+    (model / "snapshots" / "ffff").mkdir()
+    (model / "snapshots" / "ffff" / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
+    with pytest.raises(ConfigurationError, match="has no weights"):
+        check_model("some/model")
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text("1111")
+    assert check_model("some/model") == model / "snapshots" / "1111"
