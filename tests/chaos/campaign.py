@@ -53,7 +53,7 @@ def run_campaign(
     """Inflict `faults` one after the other, each once the run has taken a step after the one before; then let it end.
 
     Args:
-        budget_seconds: after which no further fault is begun.
+        budget_seconds: after which, counted from the run's first step, no further fault is begun.
         mutations: guarantees to break, by the agent's names for them.
 
     Raises:
@@ -63,8 +63,9 @@ def run_campaign(
     campaign, began = Campaign(), time.monotonic()
     with Stack(folder, digits, seed, mutations) as stack:
         stack.start()
+        ready = time.monotonic()
         for fault in faults:
-            if budget_seconds is not None and time.monotonic() - began > budget_seconds:
+            if budget_seconds is not None and time.monotonic() - ready > budget_seconds:
                 break
             seconds = stack.inflict(fault)
             campaign.seconds.setdefault(fault, []).append(seconds)

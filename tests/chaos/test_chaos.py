@@ -11,7 +11,7 @@ from tests.chaos.faults import FAULTS, LONG, Fault, draw
 
 pytestmark = [pytest.mark.engine, pytest.mark.chaos, pytest.mark.timeout(1500)]
 
-BUDGET_SECONDS = 180.0
+BUDGET_SECONDS = 150.0
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def test_every_group_is_trained_once_whatever_is_killed_or_frozen(digits: Path, 
     campaign = run_campaign(
         tmp_path / "stack", digits, draw(len(FAULTS), seed=1), seed=1, budget_seconds=BUDGET_SECONDS
     )
-    assert campaign.num_faults >= 5, "too slow to show anything"
+    assert campaign.num_faults >= 3, "too slow to show anything"
     assert campaign.looks > 100 and campaign.unbalanced == []
     assert campaign.proof is not None and campaign.proof.holds, (campaign.proof, campaign.ledger)
     assert campaign.proof.num_trained > 0
