@@ -46,14 +46,12 @@ def run_campaign(
     faults: Sequence[Fault],
     *,
     seed: int = 0,
-    budget_seconds: float | None = None,
     mutations: tuple[str, ...] = (),
     say: Callable[[str], None] = print,
 ) -> Campaign:
     """Inflict `faults` one after the other, each once the run has taken a step after the one before; then let it end.
 
     Args:
-        budget_seconds: after which, counted from the run's first step, no further fault is begun.
         mutations: guarantees to break, by the agent's names for them.
 
     Raises:
@@ -63,10 +61,7 @@ def run_campaign(
     campaign, began = Campaign(), time.monotonic()
     with Stack(folder, digits, seed, mutations) as stack:
         stack.start()
-        ready = time.monotonic()
         for fault in faults:
-            if budget_seconds is not None and time.monotonic() - ready > budget_seconds:
-                break
             seconds = stack.inflict(fault)
             campaign.seconds.setdefault(fault, []).append(seconds)
             say(f"{time.monotonic() - began:7.1f} s  {fault}: next step after {seconds:.1f} s")

@@ -92,6 +92,18 @@ FAULTS: tuple[Fault, ...] = (
 )
 
 
+# One of each service, killed where it hurts most, and one frozen past all deadlines: some minutes of a real run.
+SUBSET: tuple[Fault, ...] = (
+    Fault("rollout", "before publish", LONG),
+    Fault("learner", "between checkpoint and ack"),
+    Fault("redis", "before publish"),
+    Fault("wire", "bytes leaving"),
+    Fault("reward", "scoring"),
+    Fault("engine", "mid-generation"),
+    Fault("rollout", "weights arriving"),
+)
+
+
 def draw(number: int, seed: int) -> list[Fault]:
     """`number` faults: every kind once, in an order that the seed decides, then every kind again."""
     rng = random.Random(seed)

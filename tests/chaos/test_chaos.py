@@ -7,11 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.campaign import draw_problems, run_campaign
-from tests.chaos.faults import FAULTS, LONG, Fault, draw
+from tests.chaos.faults import LONG, SUBSET, Fault
 
 pytestmark = [pytest.mark.engine, pytest.mark.chaos, pytest.mark.timeout(1500)]
-
-BUDGET_SECONDS = 150.0
 
 
 @pytest.fixture(scope="module")
@@ -20,11 +18,9 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_group_is_trained_once_whatever_is_killed_or_frozen(digits: Path, tmp_path: Path) -> None:
-    """SEMANTICS: a group's life, versions and writers, the weight update. As many kinds of fault as the time allows."""
-    campaign = run_campaign(
-        tmp_path / "stack", digits, draw(len(FAULTS), seed=1), seed=1, budget_seconds=BUDGET_SECONDS
-    )
-    assert campaign.num_faults >= 3, "too slow to show anything"
+    """SEMANTICS: a group's life, versions and writers, the weight update."""
+    campaign = run_campaign(tmp_path / "stack", digits, SUBSET)
+    assert campaign.num_faults == len(SUBSET)
     assert campaign.looks > 100 and campaign.unbalanced == []
     assert campaign.proof is not None and campaign.proof.holds, (campaign.proof, campaign.ledger)
     assert campaign.proof.num_trained > 0
