@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import TypeVar
@@ -16,6 +17,7 @@ T = TypeVar("T")
 
 # Should the first interruption be swallowed, by a destructor or a bare `except`, another follows.
 _AGAIN_SECONDS = 0.05
+_SHORTEST_SECONDS = 0.01
 
 
 class OutOfTime(Exception):
@@ -34,10 +36,16 @@ def within_processor_time(seconds: float, compute: Callable[[], T]) -> T:
     if threading.current_thread() is not threading.main_thread():
         return compute()
     running = True
+    began = time.thread_time()
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        if running:
+        if not running:
+            return
+        # The timer runs down by what all threads of this process do; only this one's work is limited.
+        left = seconds - (time.thread_time() - began)
+        if left <= 0:
             raise _Interruption
+        signal.setitimer(signal.ITIMER_VIRTUAL, max(left, _SHORTEST_SECONDS), _AGAIN_SECONDS)
 
     previous = signal.signal(signal.SIGVTALRM, interrupt)
     timer = signal.setitimer(signal.ITIMER_VIRTUAL, seconds, _AGAIN_SECONDS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import signal
 import threading
 import time
@@ -106,13 +107,36 @@ def test_what_is_no_arithmetic(text: str) -> None:
 
 
 def _busy(seconds: float) -> str:
-    end = time.process_time() + seconds
-    while time.process_time() < end:
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
         try:
             time.sleep(0)
         except Exception:  # as SymPy handles everything
             return "handled"
     return "done"
+
+
+def test_other_threads_of_the_process_take_nothing_from_a_computation() -> None:
+    """Compiled code beside us keeps the processor busy, as the process's own timer sees it."""
+    stop = threading.Event()
+
+    def hash_on() -> None:
+        while not stop.is_set():
+            hashlib.pbkdf2_hmac("sha256", b"x", b"y", 200_000)  # without the interpreter's lock
+
+    others = [threading.Thread(target=hash_on) for _ in range(3)]
+    for other in others:
+        other.start()
+    try:
+        began = time.process_time()
+        assert within_processor_time(0.4, lambda: _busy(0.3)) == "done"
+        assert time.process_time() - began > 0.4, "the others were not busy, so nothing was shown"
+        with pytest.raises(OutOfTime):
+            within_processor_time(0.1, lambda: _busy(10))
+    finally:
+        stop.set()
+        for other in others:
+            other.join()
 
 
 def test_a_computation_ends_by_its_processor_time() -> None:
