@@ -39,6 +39,18 @@ class OwnRedis:
     def client(self) -> redis.Redis:
         return redis.Redis.from_url(self.url)
 
+    def follow(self, master: OwnRedis) -> None:
+        """Become its replica, and be level with it."""
+        client = self.client()
+        client.execute_command("REPLICAOF", "127.0.0.1", str(master.port))
+        for _ in range(1000):
+            info: Any = client.info("replication")
+            there: Any = master.client().info("replication")
+            if info["master_link_status"] == "up" and info["slave_repl_offset"] == there["master_repl_offset"]:
+                return
+            time.sleep(0.01)
+        raise RuntimeError("the replica did not become level with its master")
+
     def kill(self) -> None:
         self._process.kill()
         self._process.wait(10)

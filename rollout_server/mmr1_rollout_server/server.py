@@ -86,13 +86,25 @@ class Server:
         self.worker: PromptWorker | None = None
 
     async def run(self) -> int:
-        """Serve until told to stop. Returns the exit code: 0 after SIGTERM, 1 when the engine died."""
+        """Serve until told to stop. Returns the exit code: 0 after SIGTERM, 1 when the engine died.
+
+        Raises:
+            ConfigurationError: something must be changed first.
+        """
+        exit_code = ENGINE_DIED
+        try:
+            exit_code = await self._run()
+        finally:  # nothing of the engine outlives this process, however it ends
+            _end_children(exit_code)
+        return exit_code
+
+    async def _run(self) -> int:
         stop = StopRequest()
         await self._listen()
         health_loop = asyncio.create_task(self._publish_health())
         engine = await self._load_engine(stop)
         if engine is None:
-            return _end_children(0)
+            return 0
         self.servicer.attach(engine)
         self.policy.engine_ready(engine)
         serving = asyncio.create_task(self._serve_prompts(engine, stop))
@@ -100,14 +112,14 @@ class Server:
         await asyncio.wait({serving, urgent}, return_when=asyncio.FIRST_COMPLETED)
         if not serving.done():
             _log.warning("stopping_at_once")
-            return _end_children(0)
+            return 0
         died = engine.is_dead
         serving.result()
         await self.grpc.stop(grace=1.0)
         health_loop.cancel()
         await engine.shutdown()
         _log.info("stopped", engine_died=died)
-        return _end_children(ENGINE_DIED if died else 0)
+        return ENGINE_DIED if died else 0
 
     async def _listen(self) -> None:
         add_RolloutServiceServicer_to_server(self.servicer, self.grpc)

@@ -6,6 +6,7 @@ the entry meanwhile. This file knows nothing of engines or rewards, and decides 
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -37,6 +38,8 @@ class PromptConsumer:
         self._server_id = server_id
         self._claim_idle_ms = int(claim_idle_seconds * 1000)
         self._max_deliveries = max_deliveries
+        self._process = uuid.uuid4().hex  # a server that is started again keeps its name
+        self._num_answers = 0
 
     async def prepare(self) -> None:
         """Create the streams' consumer groups, from their beginning. Harmless when they exist."""
@@ -57,6 +60,7 @@ class PromptConsumer:
     ) -> list[Delivery]:
         """Up to `count` prompts, those of dead holders first; none without a lease or when too stale.
 
+        Called again after an error, it returns what the call that got no answer took, if anything: nobody has died.
         `working_on`: entries that this process holds, so that late heartbeats do not hand it its own.
 
         Raises:
@@ -73,12 +77,14 @@ class PromptConsumer:
             self._claim_idle_ms,
             self._max_deliveries,
             SCHEMA_VERSION,
+            f"{self._process}/{self._num_answers}",
             *working_on,
         )
         if reply[0] == b"schema":
             raise schema_refusal(int(reply[1]), "the learner of this run")
         if reply[0] != b"ok":
             return []
+        self._num_answers += 1
         try:
             return [
                 Delivery(entry_id.decode(), decode_prompt(payload), num_deliveries)

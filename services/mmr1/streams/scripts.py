@@ -14,7 +14,10 @@ from redis.exceptions import ResponseError
 
 from mmr1.errors import StaleWriterError
 
-_KEYS = ("prompts", "groups", "ledger", "items", "applied", "leases", "writer", "graveyard", "versions", "errors")
+_KEYS = (
+    *("prompts", "groups", "ledger", "items", "applied", "leases"),
+    *("writer", "graveyard", "versions", "errors", "takes"),
+)
 
 
 class RunForgottenError(Exception):

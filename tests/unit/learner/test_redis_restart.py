@@ -21,6 +21,7 @@ from mmr1.streams.patience import RedisRestartedError, obstacle
 from mmr1_learner.connection import connect
 from mmr1_learner.errors import StopRequestedError
 from tests.own_redis import OwnRedis
+from tests.relay import Relay
 from tests.unit.learner.run_of_a_test import PER_STEP, STEPS, Learner, Run, places
 
 
@@ -206,6 +207,57 @@ def test_the_run_pauses_with_a_reason_and_goes_on_when_it_clears(run: PatientRun
     feeding.join(15)
     assert done and run.said[1:] == ["resumed"]
     assert run.said[0].startswith(words[what])
+    ends_well(run, learner)
+
+
+@everysec
+def test_a_replica_that_is_promoted_goes_on_where_it_stands_and_the_old_master_is_left(
+    run: PatientRun, tmp_path: Path
+) -> None:
+    """A failover as an operator makes one: the name leads to the new master, the old one becomes its replica."""
+    replica = OwnRedis(tmp_path / "replica")
+    try:
+        with Relay(run.server.port) as name:
+            run.url = name.url
+            learner = run.learner()
+            learner.collect()
+            learner.save()
+            replica.follow(run.server)
+            replica.client().execute_command("REPLICAOF", "NO", "ONE")  # of what follows it hears nothing any more
+            learner.source.feed()
+            run.serve()
+            run.server.client().execute_command("REPLICAOF", "127.0.0.1", str(replica.port))
+            name.lead_to(replica.port)
+            ends_well(run, learner)
+            assert replica.client().exists("mmr1:{test}:ledger")
+    finally:
+        replica.kill()
+
+
+def info(client: redis.Redis) -> dict[str, Any]:
+    found: Any = client.info("persistence")
+    return dict(found)
+
+
+@everysec
+def test_a_redis_that_cannot_write_to_its_disk_is_waited_for(run: PatientRun) -> None:
+    """MISCONF as Redis itself says it: a snapshot that failed, with stop-writes-on-bgsave-error on."""
+    learner, client = run.learner(), run.server.client()
+    learner.collect()
+    client.config_set("save", "1 1")
+    settings: Any = client.config_get("*d*")
+    in_the_way = Path(settings["dir"]) / settings["dbfilename"]
+    in_the_way.mkdir()  # a snapshot cannot take its place
+    client.bgsave()
+    until(lambda: info(client)["rdb_last_bgsave_status"] == "err")
+    feeding = in_the_background(learner.source.feed)
+    until(lambda: run.said)
+    assert run.said == ["Redis cannot write to its disk"] and feeding.is_alive()
+    in_the_way.rmdir()
+    until(lambda: not info(client)["rdb_bgsave_in_progress"])
+    client.bgsave()
+    feeding.join(15)
+    assert not feeding.is_alive() and run.said[1:] == ["resumed"]
     ends_well(run, learner)
 
 

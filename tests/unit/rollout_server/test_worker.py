@@ -7,6 +7,7 @@ tests/e2e drives the real one.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -22,7 +23,7 @@ from redis.asyncio import Redis
 from mmr1.config import RunConfig
 from mmr1.errors import ConfigurationError
 from mmr1.images import ImageStore
-from mmr1.records import Group, PolicyVersion, Prompt
+from mmr1.records import Group, ImageRef, PolicyVersion, Prompt
 from mmr1.streams import PromptConsumer, RunQueue
 from mmr1_reward_server.app import create_app
 from mmr1_reward_server.client import RewardClient
@@ -293,6 +294,29 @@ async def test_what_a_stop_interrupts_is_given_back_uncounted(bench: Bench) -> N
     other, version = bench.consumer("rollout-1"), PolicyVersion(bench.incarnation, 1)
     await other.register("x", "serves", version, 10.0)
     assert [delivery.num_deliveries for delivery in await other.take(5, version, 1)] == [1, 1]
+
+
+async def test_what_a_pause_for_new_weights_overtakes_is_given_back_uncounted(bench: Bench) -> None:
+    """SEMANTICS 5: a pause counts nothing. Here it comes between the taking of a prompt and its sampling."""
+    opening, opened = threading.Event(), bench.store.open
+
+    def open_slowly(image: ImageRef) -> Image.Image:
+        assert opening.wait(8)
+        return opened(image)
+
+    bench.store.open = open_slowly  # type: ignore[method-assign]
+    bench.feed(0)
+    await bench.serve()
+    async with working(bench):
+        await until(lambda: bench.sync.xpending("mmr1:{test}:prompts", "rollout")["pending"] == 1)
+        await bench.policy.pause(RUN, bench.incarnation, 5.0)
+        opening.set()
+        await until(lambda: bench.sync.xpending("mmr1:{test}:prompts", "rollout")["pending"] == 0)
+        [(_, fields)] = bench.sync.xrange("mmr1:{test}:prompts")
+        assert fields[b"crashes"] == b"0"
+        await bench.policy.resume(RUN, bench.incarnation, PolicyVersion(bench.incarnation, 1))
+        await until(lambda: bench.queue.ledger().num_groups == 1)
+    assert bench.queue.ledger().balanced
 
 
 async def test_what_runs_when_the_engine_dies_counts_as_a_death(bench: Bench) -> None:

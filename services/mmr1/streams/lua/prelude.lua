@@ -1,6 +1,6 @@
 -- Shared by every script. All keys of a run share one hash tag, so one script may touch them all.
-local prompts, groups, ledger, items, applied, leases, writer, graveyard, versions, errors =
-  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
+local prompts, groups, ledger, items, applied, leases, writer, graveyard, versions, errors, takes =
+  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
 
 local function now()
   local t = redis.call('TIME')

@@ -1,5 +1,6 @@
 -- ARGV: server, count, incarnation and number of the version it holds, max lag, claim idle ms, max deliveries, schema
--- version, then the entries it is working on: late heartbeats make them look abandoned, but nobody has died.
+-- version, the request's own id, then the entries it is working on: late heartbeats make them look abandoned, but nobody
+-- has died. A request that comes twice, because its answer was lost, is answered as before, by what is still held of it.
 -- Refuses a server without a lease, or one whose version the learner has left behind: cut off, it takes nothing. And one
 -- whose groups the learner would refuse: those of a newer schema version, or of more than one older.
 local lease = redis.call('HGET', leases, ARGV[1])
@@ -10,11 +11,26 @@ if tonumber(redis.call('HGET', writer, 'number') or '0') - tonumber(ARGV[4]) > t
 local schema = tonumber(redis.call('HGET', writer, 'schema') or '1')
 if tonumber(ARGV[8]) > schema or tonumber(ARGV[8]) < schema - 1 then return {'schema', schema} end
 
+local before = redis.call('HGET', takes, ARGV[1])
+local request, entries = string.match(before or '', '^(%S+)(.*)$')
+if request == ARGV[9] then
+  local again = {}
+  for entry in string.gmatch(entries, '%S+') do
+    local owner, deliveries = holder(prompts, 'rollout', entry)
+    local found = owner == ARGV[1] and redis.call('XRANGE', prompts, entry, entry) or {}
+    if #found > 0 then
+      local fields = found[1][2]
+      table.insert(again, {entry, field(fields, 'payload'), tonumber(field(fields, 'crashes')) + deliveries})
+    end
+  end
+  return {'ok', again}
+end
+
 local taken, wanted = {}, tonumber(ARGV[2])
 local working = {}
-for i = 9, #ARGV do working[ARGV[i]] = true end
+for i = 10, #ARGV do working[ARGV[i]] = true end
 -- Entries of dead holders first. An earlier process of this server's own name is such a holder.
-local idle = redis.call('XPENDING', prompts, 'rollout', 'IDLE', ARGV[6], '-', '+', wanted + #ARGV - 8)
+local idle = redis.call('XPENDING', prompts, 'rollout', 'IDLE', ARGV[6], '-', '+', wanted + #ARGV - 9)
 for _, pending in ipairs(idle) do
   local entry = pending[1]
   if #taken < wanted and not working[entry] then
@@ -41,5 +57,10 @@ if #taken < wanted then
       table.insert(taken, {entry[1], field(entry[2], 'payload'), tonumber(field(entry[2], 'crashes')) + 1})
     end
   end
+end
+if #taken > 0 then
+  local note = ARGV[9]
+  for _, one in ipairs(taken) do note = note .. ' ' .. one[1] end
+  redis.call('HSET', takes, ARGV[1], note)
 end
 return {'ok', taken}
