@@ -48,18 +48,20 @@ def run_campaign(
     seed: int = 0,
     mutations: tuple[str, ...] = (),
     say: Callable[[str], None] = print,
+    **options: Any,
 ) -> Campaign:
     """Inflict `faults` one after the other, each once the run has taken a step after the one before; then let it end.
 
     Args:
         mutations: guarantees to break, by the agent's names for them.
+        options: of the run, over those of `make_options`.
 
     Raises:
         HungError: no optimizer step came after a fault.
         AssertionError: the run ended by itself, or not with exit code 0 when its steps were done.
     """
     campaign, began = Campaign(), time.monotonic()
-    with Stack(folder, digits, seed, mutations) as stack:
+    with Stack(folder, digits, seed, mutations, **options) as stack:
         stack.start()
         for fault in faults:
             seconds = stack.inflict(fault)

@@ -100,6 +100,8 @@ def keep_diary(module: ModuleType) -> None:
 
         def noted_step(self: Any, plan: Any, *args: Any) -> Any:
             report = step(self, plan, *args)
+            if os.environ.get("RANK", "0") != "0":
+                return report
             write_diary(step=plan.step + 1, ids=[str(group.prompt.id) for group in plan.groups])
             return report
 
