@@ -32,7 +32,7 @@ test-matrix: setup  ## every model family against vLLM; every ZeRO stage and num
 test-chaos: setup  ## a few minutes of faults: parts of a real stack are killed and frozen
 	@$(PYTEST_COMMAND) -m "chaos and not mutation" $(PYTEST)
 
-chaos: setup  ## every kind of fault and a table of them; then guarantees broken on purpose, which must be noticed. An hour
+chaos: setup  ## every kind of fault and a table of them; then guarantees broken on purpose, which must be noticed. Half an hour
 	@$(TEST_ENVIRONMENT) $(BIN)/python -m tests.chaos $(FAULTS)
 	@$(PYTEST_COMMAND) -m mutation $(PYTEST)
 
