@@ -13,16 +13,24 @@ import redis
 from mmr1.local.redis_server import find_redis_server, redis_command
 from tests.conftest import free_port
 
+# The machine's own Redis, when it has one: another version than the one that `make setup` brings.
+SYSTEM_REDIS = shutil.which("redis-server", path="/usr/local/bin:/usr/bin:/bin")
+
 
 class OwnRedis:
     """Started as `mmr1 up` starts it; `fsync` is Redis' appendfsync."""
 
-    def __init__(self, folder: Path, fsync: str = "everysec") -> None:
+    def __init__(self, folder: Path, fsync: str = "everysec", program: str | None = None) -> None:
         folder.mkdir()
         self._folder = folder
+        self.program = program
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
-        self._command = [*redis_command(find_redis_server(), self.port, folder), "--appendfsync", fsync]
+        self._command = [
+            *redis_command(Path(program or find_redis_server()), self.port, folder),
+            "--appendfsync",
+            fsync,
+        ]
         self.start()
 
     def start(self) -> None:

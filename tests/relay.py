@@ -43,10 +43,11 @@ class Relay:
         """The next answer does not arrive; its connection breaks instead."""
         self._lose = True
 
-    def lead_to(self, target: int) -> None:
-        """New connections go there; those that are open break."""
+    def lead_to(self, target: int, cut: bool = True) -> None:
+        """New connections go there; those that are open break, or stay where they are."""
         self.target = target
-        self.cut()
+        if cut:
+            self.cut()
 
     def cut(self) -> None:
         """Every connection breaks."""

@@ -20,6 +20,7 @@ from mmr1.images import ImageError, ImageStore
 from mmr1.records import Group, Prompt
 from mmr1.redis_access import RedisAccess
 from mmr1.streams import Delivery, PromptConsumer
+from mmr1.streams.patience import obstacle
 from mmr1.wire import SchemaVersionError
 from mmr1_rollout_server.errors import EngineDiedError, NotServingError, PromptError
 from mmr1_rollout_server.metrics import Metrics
@@ -62,7 +63,7 @@ class PromptWorker:
         self._redis = RedisAccess.from_config(config)
         self._held: dict[str, Delivery] = {}
         self._running: set[asyncio.Task[None]] = set()
-        self._suspects: list[Delivery] = []  # a holder of these has died: each runs alone, so that it ends nothing else
+        self._engine_died = False
         self._refusal: ConfigurationError | None = None  # another service turns us away: no waiting mends that
         self._waits = RedisWaits(metrics.redis_waits)
         self._state_changed = asyncio.Event()
@@ -89,7 +90,9 @@ class PromptWorker:
             self._left.set()
             self._state_changed.set()
             await asyncio.wait(background, timeout=RETRY_SECONDS)
-            await self._quietly(self._register(lease_seconds=0))
+            # What an engine may have died of is not given back: whoever claims it counts this death.
+            died = self._engine_died or self._engine.is_dead
+            await self._quietly(self._register(lease_seconds=0) if died else self._consumer.leave())
 
     # -- loops ---------------------------------------------------------------------------------------------------
 
@@ -110,7 +113,7 @@ class PromptWorker:
 
     async def _keep_claims(self) -> None:
         while not self._left.is_set():
-            await _wait_for(self._left, self._config.claim_idle_seconds / 4)
+            await _wait_for(self._left, RETRY_SECONDS if self._waits.any else self._config.claim_idle_seconds / 4)
             held = dict(self._held)
             try:
                 kept = await self._consumer.heartbeat(list(held.values()))
@@ -131,6 +134,8 @@ class PromptWorker:
         """Redis may come back, and is waited for, unless it is there and does not let us in."""
         self._refusal = self._refusal or await asyncio.to_thread(self._redis.refusal, error)
         self._waits.refused(doing, error)
+        if obstacle(error):  # it answers: a master that became a replica goes on answering those who stay with it
+            await self._consumer.reconnect()
 
     def _raise_refusal(self) -> None:
         if self._refusal is not None:
@@ -150,19 +155,19 @@ class PromptWorker:
         await self._prepare(stop)
         while not stop.is_set():
             self._raise_refusal()
-            if self._suspects and not self._running:
-                await self._run_alone(self._suspects.pop(0), stop)
-            elif not await self._take_some():
+            if not await self._take_some():
                 await _wait_for(stop, RETRY_SECONDS if self._waits.any else POLL_SECONDS)
 
     async def _take_some(self) -> bool:
         """Take as many as there is room for; False when there was nothing to do."""
         room = self._config.max_concurrent_prompts - len(self._held)
         version = self._policy.version
-        if not self._policy.serves or version is None or room <= 0 or self._suspects:
+        if not self._policy.serves or version is None or room <= 0:
             return False
-        if self._scorer.breaker.is_open:
+        if self._scorer.breaker.is_open or self._engine_died:
             return False
+        if any(delivery.num_deliveries > 1 for delivery in self._held.values()):
+            return False  # its holder has died before: it runs alone, so that it ends nothing else
         try:
             deliveries = await self._consumer.take(room, version, self._config.max_off_policy_steps, self._held)
         except SchemaVersionError as error:
@@ -174,24 +179,16 @@ class PromptWorker:
         for delivery in deliveries:
             self._held[delivery.entry_id] = delivery
             if delivery.num_deliveries > 1:
-                self._suspects.append(delivery)
-            else:
-                self._start(delivery)
+                _log.info("runs_alone", prompt=str(delivery.prompt.id), num_deliveries=delivery.num_deliveries)
+            self._start(delivery)
         return bool(deliveries)
-
-    async def _run_alone(self, suspect: Delivery, stop: asyncio.Event) -> None:
-        _log.info("runs_alone", prompt=str(suspect.prompt.id), num_deliveries=suspect.num_deliveries)
-        stopped = asyncio.create_task(stop.wait())
-        await asyncio.wait({self._start(suspect), stopped}, return_when=asyncio.FIRST_COMPLETED)
-        stopped.cancel()
 
     # -- one prompt ----------------------------------------------------------------------------------------------
 
-    def _start(self, delivery: Delivery) -> asyncio.Task[None]:
+    def _start(self, delivery: Delivery) -> None:
         task = asyncio.create_task(self._carry(delivery), name=f"prompt {delivery.prompt.id}")
         self._running.add(task)
         task.add_done_callback(self._ended)
-        return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
@@ -221,8 +218,14 @@ class PromptWorker:
             raise
         except EngineDiedError as error:
             # Not given back: this prompt may be what killed the engine. Whoever claims it counts this death.
+            self._engine_died = True
             _log.error("engine_died", prompt=str(delivery.prompt.id), reason=str(error))
             await self._quietly(self._consumer.note_error(delivery, str(error)))
+        except Exception as error:  # of this prompt alone, whatever it is: tried again, and given up when it goes on
+            reason = f"{type(error).__name__}: {error}"
+            _log.exception("prompt_failed", prompt=str(delivery.prompt.id), reason=reason)
+            await self._insist(lambda: self._consumer.fail(delivery, reason))
+            self._count(delivery, "failed")
         finally:
             self._held.pop(delivery.entry_id, None)
 
@@ -277,8 +280,6 @@ class PromptWorker:
             task.cancel()
         if self._running:
             await asyncio.wait(self._running, timeout=RETRY_SECONDS * 3)
-        for delivery in self._suspects:
-            await self._quietly(self._consumer.give_back(delivery))
 
     async def _quietly(self, call: Coroutine[Any, Any, object]) -> None:
         """At the end an unreachable Redis changes nothing: leases and claims run out by themselves."""

@@ -14,7 +14,15 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from redis import Redis
-from redis.exceptions import ConnectionError, RedisError, ResponseError, TimeoutError
+from redis.exceptions import (
+    ConnectionError,
+    MasterDownError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TimeoutError,
+)
 
 from mmr1.streams.scripts import Scripts, refusal
 
@@ -27,6 +35,12 @@ _OBSTACLES = {
     "READONLY You can't write": "Redis is read-only: this is a replica",
     "MISCONF": "Redis cannot write to its disk",
     "NOREPLICAS": "Redis has too few replicas to write to",
+}
+# redis-py knows some by class and takes the code off their text. Inside a script Redis 6.2 puts its own words first.
+_OBSTACLE_CLASSES = {
+    OutOfMemoryError: _OBSTACLES["OOM command not allowed"],
+    ReadOnlyError: _OBSTACLES["READONLY You can't write"],
+    MasterDownError: "Redis is a replica that has lost its master",
 }
 _T = TypeVar("_T")
 
@@ -69,7 +83,10 @@ class Patience:
 
 
 def obstacle(error: RedisError) -> str | None:
-    """Why Redis refuses to write although it answers, or None. Inside a script the reason stands in the middle."""
+    """Why Redis refuses to write although it answers, or None."""
+    for kind, reason in _OBSTACLE_CLASSES.items():
+        if isinstance(error, kind):
+            return reason
     return next((reason for words, reason in _OBSTACLES.items() if words in str(error)), None)
 
 

@@ -35,11 +35,9 @@ class PromptConsumer:
     ) -> None:
         self._redis = redis
         self._scripts = Scripts(redis, run)
-        self._server_id = server_id
+        self._name = f"{server_id}/{uuid.uuid4().hex[:12]}"  # a server that is started again keeps its id
         self._claim_idle_ms = int(claim_idle_seconds * 1000)
         self._max_deliveries = max_deliveries
-        self._process = uuid.uuid4().hex  # a server that is started again keeps its name
-        self._num_answers = 0
 
     async def prepare(self) -> None:
         """Create the streams' consumer groups, from their beginning. Harmless when they exist."""
@@ -51,16 +49,18 @@ class PromptConsumer:
                     raise
 
     async def register(self, address: str, state: str, version: PolicyVersion | None, lease_seconds: float) -> None:
-        """Take or renew the lease that makes this server one of `all replicas`. 0 seconds give it up."""
+        """Take or renew the lease that makes this server one of `all replicas`. 0 seconds give it up, and nothing else:
+        what it holds is then a dead server's."""
         incarnation, number = version or (0, 0)
-        await self._scripts.call("lease", self._server_id, address, state, incarnation, number, lease_seconds)
+        await self._scripts.call("lease", self._name, address, state, incarnation, number, lease_seconds)
 
     async def take(
         self, count: int, version: PolicyVersion, max_lag: int, working_on: Collection[str] = ()
     ) -> list[Delivery]:
-        """Up to `count` prompts, those of dead holders first; none without a lease or when too stale.
+        """Up to `count` prompts, those that were held before first; none without a lease or when too stale.
 
-        Called again after an error, it returns what the call that got no answer took, if anything: nobody has died.
+        One whose holder has died (`num_deliveries` above 1) comes by itself, to a server that works on nothing; until
+        one is free, nobody gets anything new. After an error the next call returns what the lost answer named.
         `working_on`: entries that this process holds, so that late heartbeats do not hand it its own.
 
         Raises:
@@ -69,7 +69,7 @@ class PromptConsumer:
         """
         reply = await self._scripts.call(
             "take",
-            self._server_id,
+            self._name,
             count,
             version.incarnation,
             version.number,
@@ -77,14 +77,12 @@ class PromptConsumer:
             self._claim_idle_ms,
             self._max_deliveries,
             SCHEMA_VERSION,
-            f"{self._process}/{self._num_answers}",
             *working_on,
         )
         if reply[0] == b"schema":
             raise schema_refusal(int(reply[1]), "the learner of this run")
         if reply[0] != b"ok":
             return []
-        self._num_answers += 1
         try:
             return [
                 Delivery(entry_id.decode(), decode_prompt(payload), num_deliveries)
@@ -92,7 +90,7 @@ class PromptConsumer:
             ]
         except SchemaVersionError:
             for entry_id, _, _ in reply[1]:  # those too that could be read: nobody has died
-                await self._scripts.call("give_back", self._server_id, entry_id)
+                await self._scripts.call("give_back", self._name, entry_id)
             raise
 
     async def publish(self, delivery: Delivery, group: Group) -> bool:
@@ -100,7 +98,7 @@ class PromptConsumer:
         return bool(
             await self._scripts.call(
                 "publish",
-                self._server_id,
+                self._name,
                 delivery.entry_id,
                 str(group.prompt.id),
                 encode_group(group),
@@ -110,24 +108,35 @@ class PromptConsumer:
 
     async def give_back(self, delivery: Delivery) -> bool:
         """Put the prompt back, uncounted. False: it was not ours any more."""
-        return bool(await self._scripts.call("give_back", self._server_id, delivery.entry_id))
+        return bool(await self._scripts.call("give_back", self._name, delivery.entry_id))
 
     async def dead(self, delivery: Delivery, reason: str, detail: str = "") -> bool:
         """The prompt can never be sampled (`reason`: a short name for the ledger). False: it was not ours any more."""
         return bool(
-            await self._scripts.call(
-                "bury", self._server_id, delivery.entry_id, str(delivery.prompt.id), reason, detail
-            )
+            await self._scripts.call("bury", self._name, delivery.entry_id, str(delivery.prompt.id), reason, detail)
         )
+
+    async def fail(self, delivery: Delivery, detail: str) -> bool:
+        """Put the prompt back and count it: its sampling failed, though nobody died. False: it was not ours."""
+        id_ = str(delivery.prompt.id)
+        return bool(await self._scripts.call("fail", self._name, delivery.entry_id, id_, detail))
+
+    async def leave(self) -> None:
+        """The end, of its own will: the lease goes, and all that this process holds is put back, uncounted."""
+        await self._scripts.call("leave", self._name)
+
+    async def reconnect(self) -> None:
+        """Leave every connection: the name may lead to another server by now."""
+        await self._redis.connection_pool.disconnect(inuse_connections=False)
 
     async def note_error(self, delivery: Delivery, detail: str) -> bool:
         """This holder is about to die of `detail`: what is told if the prompt has to be buried. Keeps the claim."""
         id_ = str(delivery.prompt.id)
-        return bool(await self._scripts.call("note_error", self._server_id, delivery.entry_id, id_, detail))
+        return bool(await self._scripts.call("note_error", self._name, delivery.entry_id, id_, detail))
 
     async def heartbeat(self, deliveries: Sequence[Delivery]) -> set[str]:
         """Keep holding these. Returns the entry ids that are still ours."""
         if not deliveries:
             return set()
-        kept = await self._scripts.call("heartbeat", self._server_id, *(held.entry_id for held in deliveries))
+        kept = await self._scripts.call("heartbeat", self._name, *(held.entry_id for held in deliveries))
         return {entry.decode() for entry in kept}

@@ -20,7 +20,7 @@ from mmr1.streams import Patience, RunForgottenError, RunQueue
 from mmr1.streams.patience import RedisRestartedError, obstacle
 from mmr1_learner.connection import connect
 from mmr1_learner.errors import StopRequestedError
-from tests.own_redis import OwnRedis
+from tests.own_redis import SYSTEM_REDIS, OwnRedis
 from tests.relay import Relay
 from tests.unit.learner.run_of_a_test import PER_STEP, STEPS, Learner, Run, places
 
@@ -43,9 +43,15 @@ class PatientRun(Run):
             raise StopRequestedError
 
 
-@pytest.fixture(params=["everysec", "always"])
+SYSTEM = ["system"] if SYSTEM_REDIS else []
+
+
+@pytest.fixture(params=["everysec", "always", *SYSTEM])
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OwnRedis]:
-    server = OwnRedis(tmp_path / "redis", request.param)
+    of_system = request.param == "system"
+    server = OwnRedis(
+        tmp_path / "redis", "everysec" if of_system else request.param, SYSTEM_REDIS if of_system else None
+    )
     yield server
     server.kill()
 
@@ -56,6 +62,8 @@ def run(server: OwnRedis, tmp_path: Path) -> PatientRun:
 
 
 everysec = pytest.mark.parametrize("server", ["everysec"], indirect=True)
+# Each version of Redis has words of its own for what it refuses, and redis-py takes some of them away.
+every_version = pytest.mark.parametrize("server", ["everysec", *SYSTEM], indirect=True)
 
 
 def ends_well(run: PatientRun, learner: Learner) -> None:
@@ -177,7 +185,7 @@ def until(condition: Callable[[], object], seconds: float = 15.0) -> None:
         time.sleep(0.02)
 
 
-@everysec
+@every_version
 @pytest.mark.parametrize("what", ["full", "read-only", "away"])
 def test_the_run_pauses_with_a_reason_and_goes_on_when_it_clears(run: PatientRun, what: str) -> None:
     learner, client = run.learner(), run.server.client()
@@ -239,7 +247,7 @@ def info(client: redis.Redis) -> dict[str, Any]:
     return dict(found)
 
 
-@everysec
+@every_version
 def test_a_redis_that_cannot_write_to_its_disk_is_waited_for(run: PatientRun) -> None:
     """MISCONF as Redis itself says it: a snapshot that failed, with stop-writes-on-bgsave-error on."""
     learner, client = run.learner(), run.server.client()
@@ -261,7 +269,27 @@ def test_a_redis_that_cannot_write_to_its_disk_is_waited_for(run: PatientRun) ->
     ends_well(run, learner)
 
 
-@everysec
+@every_version
+@pytest.mark.parametrize("what", ["full", "read-only"])
+def test_a_learner_that_starts_meanwhile_waits_too(run: PatientRun, what: str) -> None:
+    first, client = run.learner(), run.server.client()
+    first.collect()
+    first.save()
+    if what == "full":
+        client.config_set("maxmemory", 1)
+    else:
+        client.execute_command("REPLICAOF", "127.0.0.1", "1")
+    later: list[Learner] = []
+    starting = in_the_background(lambda: later.append(run.learner()))
+    until(lambda: run.said)
+    assert not later
+    client.config_set("maxmemory", 0)
+    client.execute_command("REPLICAOF", "NO", "ONE")
+    starting.join(15)
+    ends_well(run, later[0])
+
+
+@every_version
 def test_a_learner_that_waits_for_redis_can_be_told_to_stop(run: PatientRun) -> None:
     learner = run.learner()
     run.server.client().config_set("maxmemory", 1)

@@ -9,13 +9,17 @@ from pathlib import Path
 import pytest
 
 from mmr1.records import Group
-from tests.own_redis import OwnRedis
+from mmr1.streams import RunQueue
+from tests.own_redis import SYSTEM_REDIS, OwnRedis
+from tests.relay import Relay
 from tests.unit.rollout_server.test_worker import Bench, reward_server, until, working
 
 
-@pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[OwnRedis]:
-    server = OwnRedis(tmp_path / "redis", "always")
+@pytest.fixture(
+    params=[None, *([SYSTEM_REDIS] if SYSTEM_REDIS else [])], ids=["own", "system"][: 1 + bool(SYSTEM_REDIS)]
+)
+async def server(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[OwnRedis]:
+    server = OwnRedis(tmp_path / "redis", "always", request.param)
     yield server
     server.kill()
 
@@ -67,3 +71,31 @@ async def test_what_was_sampled_meanwhile_is_published_when_it_clears(
     assert {group.prompt.id.position for group in groups} == {0, 1}
     assert bench.sampler.num_started == 2, "nothing was sampled twice"
     assert bench.queue.ledger().balanced
+
+
+async def test_after_a_failover_it_leaves_the_old_master_although_that_goes_on_answering(
+    server: OwnRedis, tmp_path: Path
+) -> None:
+    """The old master is a replica now and keeps its connections; the name leads to the new one."""
+    new = OwnRedis(tmp_path / "new", "always", server.program)
+    try:
+        with Relay(server.port) as name:
+            bench = Bench(name.url, tmp_path, reward_server())
+            bench.feed(0, 1)
+            await bench.serve()
+            bench.sampler.release.clear()
+            async with working(bench):
+                await until(lambda: len(bench.sampler.running) == 2)
+                new.follow(server)
+                new.client().execute_command("REPLICAOF", "NO", "ONE")
+                name.lead_to(new.port, cut=False)
+                server.client().execute_command("REPLICAOF", "127.0.0.1", str(new.port))
+                bench.sampler.release.set()
+                there = RunQueue(new.client(), "test")
+                await until(lambda: there.ledger().num_groups == 2, seconds=30)
+                await until(lambda: [member.server_id for member in there.members()] == ["rollout-0"], seconds=30)
+            assert bench.sampler.num_started == 2, "nothing was sampled twice"
+            assert there.ledger().balanced
+            await bench.redis.aclose()
+    finally:
+        new.kill()

@@ -25,6 +25,7 @@ from mmr1.errors import ConfigurationError
 from mmr1.images import ImageStore
 from mmr1.records import Group, ImageRef, PolicyVersion, Prompt
 from mmr1.streams import PromptConsumer, RunQueue
+from mmr1.streams.accounts import read_dead
 from mmr1_reward_server.app import create_app
 from mmr1_reward_server.client import RewardClient
 from mmr1_reward_server.rewards import builtin_tasks
@@ -192,6 +193,33 @@ async def test_prompts_become_scored_groups_under_the_committed_version(bench: B
     assert bench.queue.ledger().balanced
 
 
+async def test_a_poison_prompt_takes_none_of_those_beside_it_with_it(bench: Bench) -> None:
+    """SEMANTICS 5: three processes die of it. The others ran beside it once; after that it ran alone."""
+    bench.feed(0, 1, 2, 3)
+    await bench.serve()
+    died_with: list[list[int]] = []
+    for _ in range(3):
+        bench.sampler.release.clear()
+        bench.stop.clear()
+        task = asyncio.create_task(bench.work())
+        await until(lambda: 0 in bench.sampler.running)
+        await asyncio.sleep(0.2)  # whatever may run beside it has begun by then
+        died_with.append(sorted(bench.sampler.running))
+        bench.sampler.failing = dict.fromkeys(bench.sampler.running, EngineDiedError("of prompt 0"))
+        bench.sampler.release.set()
+        await until(lambda: not bench.sampler.running)
+        bench.stop.set()
+        await asyncio.wait_for(task, 15)
+        await asyncio.sleep(0.5)  # past claim_idle_seconds
+    assert died_with == [[0, 1, 2, 3], [0], [0]]
+    bench.sampler.failing.clear()
+    bench.stop.clear()
+    async with working(bench):
+        await until(lambda: bench.queue.ledger().num_groups == 3)
+    assert bench.queue.ledger().dead == {"max_deliveries": 1}
+    assert {group.prompt.id.position for group in bench.queue.read(8)} == {1, 2, 3}
+
+
 async def test_without_redis_it_waits_and_can_be_told_to_stop(bench: Bench) -> None:
     await bench.redis.aclose()
     bench.redis = Redis(port=1)
@@ -242,7 +270,7 @@ async def test_a_group_that_another_server_claimed_is_discarded(bench: Bench) ->
         await until(lambda: bench.sampler.running)
         await other.register("x", "serves", version, 10.0)
         [claimed] = await until_async(lambda: other.take(1, version, 1))
-        assert claimed.num_deliveries == 2
+        assert claimed.num_deliveries == 1, "its holder is slow, and lives"
         bench.sampler.release.set()
         await until(lambda: not bench.sampler.running)
         await asyncio.sleep(0.3)
@@ -258,7 +286,7 @@ async def test_a_prompt_that_looks_abandoned_is_not_handed_to_the_server_that_wo
         await until(lambda: bench.sampler.running)
         stream = "mmr1:{test}:prompts"
         [entry] = bench.sync.xpending_range(stream, "rollout", "-", "+", 1)
-        bench.sync.xclaim(stream, "rollout", "rollout-0", 0, [entry["message_id"]], idle=60_000, justid=True)
+        bench.sync.xclaim(stream, "rollout", entry["consumer"], 0, [entry["message_id"]], idle=60_000, justid=True)
         bench.feed(1)  # taken by a later call of the same script, which must have passed the first by
         await until(lambda: bench.sampler.num_started == 2)
         [entry, _] = bench.sync.xpending_range(stream, "rollout", "-", "+", 2)
@@ -311,9 +339,10 @@ async def test_what_a_pause_for_new_weights_overtakes_is_given_back_uncounted(be
         await until(lambda: bench.sync.xpending("mmr1:{test}:prompts", "rollout")["pending"] == 1)
         await bench.policy.pause(RUN, bench.incarnation, 5.0)
         opening.set()
-        await until(lambda: bench.sync.xpending("mmr1:{test}:prompts", "rollout")["pending"] == 0)
-        [(_, fields)] = bench.sync.xrange("mmr1:{test}:prompts")
-        assert fields[b"crashes"] == b"0"
+        stream = "mmr1:{test}:prompts"
+        await until(lambda: bench.sync.xpending_range(stream, "rollout", "-", "+", 1, "nobody"))
+        [entry] = bench.sync.xpending_range(stream, "rollout", "-", "+", 1)
+        assert entry["times_delivered"] == 0
         await bench.policy.resume(RUN, bench.incarnation, PolicyVersion(bench.incarnation, 1))
         await until(lambda: bench.queue.ledger().num_groups == 1)
     assert bench.queue.ledger().balanced
@@ -339,6 +368,7 @@ async def test_a_prompt_whose_holder_died_runs_alone(bench: Bench) -> None:
     dead = bench.consumer("rollout-dead")
     await dead.register("x", "serves", version, 10.0)
     assert len(await dead.take(2, version, 1)) == 2
+    await dead.register("x", "serves", version, 0)
     await asyncio.sleep(0.5)  # past claim_idle_seconds, without a heartbeat
     bench.sampler.release.clear()
     seen: list[list[int]] = []
@@ -352,6 +382,19 @@ async def test_a_prompt_whose_holder_died_runs_alone(bench: Bench) -> None:
                 await until(lambda: not set(bench.sampler.running) & set(seen[-1]))
     assert [running for running in seen if 0 in running] == [[0]]
     assert [running for running in seen if 1 in running] == [[1]]
+
+
+async def test_an_error_of_one_request_is_told_tried_again_and_ends_with_the_prompt_dead(bench: Bench) -> None:
+    """No prompt's failure is only a line in a log, and none takes others with it."""
+    bench.feed(0, 1)
+    bench.sampler.failing[0] = RuntimeError("CUDA error")
+    await bench.serve()
+    async with working(bench):
+        await until(lambda: bench.queue.ledger().dead)
+        await until(lambda: bench.queue.ledger().num_groups == 1)
+    [dead] = read_dead(bench.sync, "test")
+    assert dead.detail == "its holder died or failed 3 times: RuntimeError: CUDA error"
+    assert bench.queue.ledger().balanced
 
 
 async def test_a_reward_outage_gives_prompts_back_and_ends_by_itself(redis_url: str, tmp_path: Path) -> None:

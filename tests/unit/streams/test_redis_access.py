@@ -91,7 +91,7 @@ def go_round(learner: RedisAccess, rollout: RedisAccess) -> None:
 
     async def serve() -> None:
         async with rollout.asyncio_client() as client:
-            server = PromptConsumer(client, "test", "a", claim_idle_seconds=0.05, max_deliveries=2)
+            server = PromptConsumer(client, "test", "a", claim_idle_seconds=0.05, max_deliveries=4)
             await server.prepare()
             await server.register("127.0.0.1:1", "serves", V0, 30)
             published, dropped, dead, held = await server.take(4, V0, 1)
@@ -102,9 +102,15 @@ def go_round(learner: RedisAccess, rollout: RedisAccess) -> None:
             assert await server.dead(dead, "prompt_refused", "why")
             assert await server.give_back(held)
             (again,) = await server.take(4, V0, 1)
+            assert await server.fail(again, "what went wrong")
+            (again,) = await server.take(4, V0, 1)
+            successor = PromptConsumer(client, "test", "a", claim_idle_seconds=0.05, max_deliveries=4)
+            await successor.register("127.0.0.1:1", "serves", V0, 30)
             await asyncio.sleep(0.1)
-            (claimed,) = await server.take(4, V0, 1)  # by XCLAIM: its holder seems dead
-            assert (claimed.entry_id, claimed.num_deliveries) == (again.entry_id, 2)
+            (claimed,) = await successor.take(4, V0, 1)  # its holder is dead
+            assert (claimed.entry_id, claimed.num_deliveries) == (again.entry_id, 3)
+            await successor.leave()
+            await server.register("127.0.0.1:1", "serves", V0, 30)
 
     asyncio.run(serve())
     assert [member.server_id for member in queue.members()] == ["a"]

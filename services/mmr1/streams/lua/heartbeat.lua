@@ -1,4 +1,4 @@
--- ARGV: server, entries. Resets the idle time of what the server still holds; JUSTID leaves the delivery count alone.
+-- ARGV: consumer, entries. Resets the idle time of what the server still holds; JUSTID leaves the delivery count alone.
 local kept = {}
 for i = 2, #ARGV do
   if holder(prompts, 'rollout', ARGV[i]) == ARGV[1] then

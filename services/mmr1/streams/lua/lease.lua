@@ -1,10 +1,12 @@
--- ARGV: server, address, state, incarnation, number, seconds. Seconds of 0 or less give the lease up.
-if tonumber(ARGV[6]) <= 0 then
-  redis.call('HDEL', takes, ARGV[1])
-  return redis.call('HDEL', leases, ARGV[1])
-end
-redis.call('HSET', leases, ARGV[1], cjson.encode({
-  server_id = ARGV[1], address = ARGV[2], state = ARGV[3],
-  incarnation = tonumber(ARGV[4]), number = tonumber(ARGV[5]), deadline = now() + tonumber(ARGV[6]),
+-- ARGV: consumer, address, state, incarnation, number, seconds. Seconds of 0 or less give the lease up.
+local server, time = server_of(ARGV[1]), now()
+if tonumber(ARGV[6]) <= 0 then return redis.call('HDEL', leases, server) end
+-- Each renews three times in its seconds. When none did for half of them, it was Redis that was away, or all of them.
+local last = redis.call('HGET', pulse, 'renewed')
+if last and time - tonumber(last) > tonumber(ARGV[6]) / 2 then redis.call('HSET', pulse, 'awake', time) end
+redis.call('HSET', pulse, 'renewed', time)
+redis.call('HSET', leases, server, cjson.encode({
+  server_id = server, consumer = ARGV[1], address = ARGV[2], state = ARGV[3],
+  incarnation = tonumber(ARGV[4]), number = tonumber(ARGV[5]), deadline = time + tonumber(ARGV[6]),
 }))
 return 1

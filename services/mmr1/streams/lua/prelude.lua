@@ -1,5 +1,5 @@
 -- Shared by every script. All keys of a run share one hash tag, so one script may touch them all.
-local prompts, groups, ledger, items, applied, leases, writer, graveyard, versions, errors, takes =
+local prompts, groups, ledger, items, applied, leases, writer, graveyard, versions, errors, pulse =
   KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
 
 local function now()
@@ -29,6 +29,22 @@ local function holder(stream, group, entry)
   local found = redis.call('XPENDING', stream, group, entry, entry, 1)
   if #found == 0 then return nil, 0 end
   return found[1][2], found[1][4]
+end
+
+-- A consumer is one process of a server, 'server/process'. It lives while its server's lease is valid and is its own.
+local function server_of(consumer)
+  return string.match(consumer, '^(.*)/[^/]*$') or consumer
+end
+
+local function lives(consumer)
+  local lease = redis.call('HGET', leases, server_of(consumer))
+  lease = lease and cjson.decode(lease)
+  return lease and lease.consumer == consumer and lease.deadline >= now()
+end
+
+-- Nobody's any more, and taken before anything new. Its delivery count says how many holders it has cost.
+local function release(entry, deaths)
+  redis.call('XCLAIM', prompts, 'rollout', 'nobody', 0, entry, 'IDLE', 31536000000, 'RETRYCOUNT', deaths, 'JUSTID')
 end
 
 local function remove(stream, group, entry)

@@ -1,66 +1,69 @@
--- ARGV: server, count, incarnation and number of the version it holds, max lag, claim idle ms, max deliveries, schema
--- version, the request's own id, then the entries it is working on: late heartbeats make them look abandoned, but nobody
--- has died. A request that comes twice, because its answer was lost, is answered as before, by what is still held of it.
+-- ARGV: consumer, count, incarnation and number of the version it holds, max lag, claim idle ms, max deliveries, schema
+-- version, then the entries it is working on: late heartbeats make them look abandoned, but nobody has died.
 -- Refuses a server without a lease, or one whose version the learner has left behind: cut off, it takes nothing. And one
 -- whose groups the learner would refuse: those of a newer schema version, or of more than one older.
-local lease = redis.call('HGET', leases, ARGV[1])
-if not lease or cjson.decode(lease).deadline < now() then return {'no lease'} end
+if not lives(ARGV[1]) then return {'no lease'} end
 local current = redis.call('HGET', writer, 'incarnation')
 if current ~= ARGV[3] then return {'stale'} end
 if tonumber(redis.call('HGET', writer, 'number') or '0') - tonumber(ARGV[4]) > tonumber(ARGV[5]) then return {'stale'} end
 local schema = tonumber(redis.call('HGET', writer, 'schema') or '1')
 if tonumber(ARGV[8]) > schema or tonumber(ARGV[8]) < schema - 1 then return {'schema', schema} end
 
-local before = redis.call('HGET', takes, ARGV[1])
-local request, entries = string.match(before or '', '^(%S+)(.*)$')
-if request == ARGV[9] then
-  local again = {}
-  for entry in string.gmatch(entries, '%S+') do
-    local owner, deliveries = holder(prompts, 'rollout', entry)
-    local found = owner == ARGV[1] and redis.call('XRANGE', prompts, entry, entry) or {}
-    if #found > 0 then
-      local fields = found[1][2]
-      table.insert(again, {entry, field(fields, 'payload'), tonumber(field(fields, 'crashes')) + deliveries})
-    end
-  end
-  return {'ok', again}
+local taken, wanted, idle_ms, max_deaths = {}, tonumber(ARGV[2]), tonumber(ARGV[6]), tonumber(ARGV[7])
+local working, num_working = {}, #ARGV - 8
+for i = 9, #ARGV do working[ARGV[i]] = true end
+local alone, waits = false, false
+
+local function hand(entry, deaths)
+  -- Redis 6.2 answers nil for a deleted entry; 7.0 leaves it out.
+  local claimed = redis.call('XCLAIM', prompts, 'rollout', ARGV[1], 0, entry, 'RETRYCOUNT', deaths + 1)[1]
+  if claimed and claimed[2] then table.insert(taken, {entry, field(claimed[2], 'payload'), deaths + 1}) end
 end
 
-local taken, wanted = {}, tonumber(ARGV[2])
-local working = {}
-for i = 10, #ARGV do working[ARGV[i]] = true end
--- Entries of dead holders first. An earlier process of this server's own name is such a holder.
-local idle = redis.call('XPENDING', prompts, 'rollout', 'IDLE', ARGV[6], '-', '+', wanted + #ARGV - 9)
+local function give_up(entry, owner, deaths)
+  local found = redis.call('XRANGE', prompts, entry, entry)[1]
+  if not found then return end
+  local id = field(found[2], 'id')
+  local said = redis.call('HGET', errors, id) or 'it left no word'
+  local last = owner == 'nobody' and '' or ', the last was ' .. server_of(owner)
+  local detail = 'its holder died or failed ' .. deaths .. ' times' .. last .. ': ' .. said
+  bury(entry, id, 'max_deliveries', detail, field(found[2], 'payload'))
+end
+
+-- Only a dead holder's delivery counts. What has cost a holder already is handed out by itself, to a server that does
+-- nothing else: if that one dies too, nothing else is suspected. Until a server is free, nothing new is begun.
+local function offer(pending)
+  local entry, owner, deliveries = pending[1], pending[2], pending[4]
+  if working[entry] or alone or #taken >= wanted then return end
+  local deaths = lives(owner) and deliveries - 1 or deliveries
+  if deaths >= max_deaths then
+    give_up(entry, owner, deaths)
+  elseif deaths == 0 then
+    hand(entry, deaths)
+  elseif num_working == 0 and #taken == 0 then
+    hand(entry, deaths)
+    alone = true
+  else
+    waits = true
+  end
+end
+
+-- Its own that it does not know of: the answer that named them was lost.
+for _, pending in ipairs(redis.call('XPENDING', prompts, 'rollout', '-', '+', wanted + num_working, ARGV[1])) do offer(pending) end
+-- Those that nobody holds, and abandoned ones. When nobody could reach Redis for a while, all look abandoned: each holder
+-- is given time to say otherwise. An earlier process of this server's own name will not.
+local awake = tonumber(redis.call('HGET', pulse, 'awake') or '0')
+local early = now() - awake < idle_ms / 1000
+local idle = redis.call('XPENDING', prompts, 'rollout', 'IDLE', idle_ms, '-', '+', wanted + num_working + 64)
 for _, pending in ipairs(idle) do
-  local entry = pending[1]
-  if #taken < wanted and not working[entry] then
-    -- Redis 6.2 answers nil for a deleted entry; 7.0 leaves it out.
-    local claimed = redis.call('XCLAIM', prompts, 'rollout', ARGV[1], ARGV[6], entry)[1]
-    if claimed and claimed[2] then
-      local fields = claimed[2]
-      local crashes = tonumber(field(fields, 'crashes')) + pending[4]
-      if crashes >= tonumber(ARGV[7]) then
-        local id = field(fields, 'id')
-        local said = redis.call('HGET', errors, id) or 'it left no word'
-        local detail = 'its holder died ' .. crashes .. ' times, the last was ' .. pending[2] .. ': ' .. said
-        bury(entry, id, 'max_deliveries', detail, field(fields, 'payload'))
-      else
-        table.insert(taken, {entry, field(fields, 'payload'), crashes + 1})
-      end
-    end
-  end
+  local owner = pending[2]
+  local known_dead = owner == 'nobody' or server_of(owner) == server_of(ARGV[1])
+  if owner ~= ARGV[1] and (known_dead or not early) then offer(pending) end
 end
-if #taken < wanted then
+if #taken < wanted and not alone and not waits then
   local fresh = redis.call('XREADGROUP', 'GROUP', 'rollout', ARGV[1], 'COUNT', wanted - #taken, 'STREAMS', prompts, '>')
-  if fresh then
-    for _, entry in ipairs(fresh[1][2]) do
-      table.insert(taken, {entry[1], field(entry[2], 'payload'), tonumber(field(entry[2], 'crashes')) + 1})
-    end
+  for _, entry in ipairs(fresh and fresh[1][2] or {}) do
+    table.insert(taken, {entry[1], field(entry[2], 'payload'), 1})
   end
-end
-if #taken > 0 then
-  local note = ARGV[9]
-  for _, one in ipairs(taken) do note = note .. ' ' .. one[1] end
-  redis.call('HSET', takes, ARGV[1], note)
 end
 return {'ok', taken}
