@@ -31,7 +31,7 @@ A list is written alike in all of them: one value, or several with blanks or com
 `--kl k1,k3`, `MMR1_KL=k1,k3`, `kl: k1, k3`; on the command line as several words, in YAML as a list too). An empty text
 is the empty list (`--kl ""`, `MMR1_KL=`), and so is YAML's `kl:` with nothing behind it. The texts of `stop` may hold
 blanks and commas, so one text is always one of them: several are several words or a YAML list, and the environment can
-give one.
+give one. A mapping is one in YAML, and its JSON text everywhere else (`--task_weights '{"counting": 2, "ocr": 1}'`).
 
 An unknown option, a value of the wrong type or out of bounds, and options that contradict each other are refused with
 one line, before anything starts. The resolved configuration is written to `config.yaml` in the run's folder, and every
@@ -89,6 +89,8 @@ def _type(annotation: Any) -> str:
         return _type(next(argument for argument in arguments if argument is not type(None)))
     if origin is list:
         return f"list of {_type(arguments[0])}"
+    if origin is dict:
+        return "mapping"
     return {bool: "true or false", int: "integer", float: "number", str: "text", Path: "path"}[annotation]
 
 

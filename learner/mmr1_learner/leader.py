@@ -61,7 +61,8 @@ class Leader:
         self._problems = train_problems(config, check_images=False)  # they were, before the model was loaded
         self._prompts = PromptFactory(config, self._problems, encoder.forbidden_token_ids)
         held_out = eval_problems(config, check_images=False)
-        check_prompt_lengths(config, encoder, self._prompts, [*self._problems, *held_out])
+        for problems in (self._problems, held_out):
+            check_prompt_lengths(config, encoder, self._prompts, problems)
         self._identity = identity_of(config, self._problems)
         self._evaluator = Evaluator(config, self._prompts, held_out) if held_out else None
         self._scorer = Scorer(config, policy, encoder, ranks.device)

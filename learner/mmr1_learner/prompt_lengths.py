@@ -1,12 +1,13 @@
 """Do the run's prompts fit `max_prompt_length`? Asked before the first is sampled; later each would be dead by itself.
 
-Only the few that look longest are encoded, so a large dataset costs no more than reading its images' headers. It does
-not know what a prompt is for.
+Only the few that look longest are encoded, so a large dataset costs no more than one pass over its texts, and the
+headers of as many images as `image_checks` allows. It does not know what a prompt is for.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable, Sequence
 from functools import cache
 
@@ -32,7 +33,7 @@ def check_prompt_lengths(
     """
     store = ImageStore(config.resolved_image_root)
     try:
-        for problem in _longest(problems, store):
+        for problem in _longest(problems, cache(store.num_pixels), config.image_checks):
             _check(config, encoder, prompts, problem, store)
     except ImageError as error:
         raise ConfigurationError(f"{error}; restore it, and the same command goes on") from None
@@ -54,26 +55,19 @@ def _check(
         )
 
 
-def _longest(problems: Sequence[Problem], store: ImageStore) -> list[Problem]:
-    """A few candidates, each once."""
-
-    pixels = cache(store.num_pixels)
-
-    def area(problem: Problem) -> float:
-        return sum(pixels(path) for path in problem.images) / _PIXELS_PER_TOKEN
-
-    def text(problem: Problem) -> float:
-        return len(problem.problem) / _CHARACTERS_PER_TOKEN
-
-    def count(problem: Problem) -> float:
-        """Where an image of any size becomes as many tokens."""
-        return len(problem.images)
-
-    measures: tuple[Callable[[Problem], float], ...] = (
-        area,
-        count,
-        text,
-        lambda problem: area(problem) + text(problem),
-    )
-    found = [problem for measure in measures for problem in heapq.nlargest(_CANDIDATES, problems, key=measure)]
-    return list({id(problem): problem for problem in found}.values())
+def _longest(problems: Sequence[Problem], pixels: Callable[[str], int], image_checks: int) -> list[Problem]:
+    """A few candidates by each measure, each once. Images of `image_checks` problems at most are measured."""
+    every = math.ceil(len(problems) / image_checks) if image_checks else 0
+    best: tuple[list[tuple[float, int, Problem]], ...] = ([], [], [], [])
+    for index, problem in enumerate(problems):
+        is_measured = every and index % every == 0
+        area = sum(map(pixels, problem.images)) / _PIXELS_PER_TOKEN if is_measured else 0.0
+        text = len(problem.problem) / _CHARACTERS_PER_TOKEN
+        count = len(problem.images)  # an image of any size may become as many tokens
+        for heap, measure in zip(best, (area, count, text, area + text), strict=True):
+            candidate = (measure, -index, problem)
+            if len(heap) < _CANDIDATES:
+                heapq.heappush(heap, candidate)
+            else:
+                heapq.heappushpop(heap, candidate)
+    return list({index: problem for heap in best for _, index, problem in heap}.values())

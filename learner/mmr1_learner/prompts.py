@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import cached_property
 
 from mmr1.chat_template import ChatTemplate
 from mmr1.config import RunConfig
-from mmr1.dataset import DataOrder
+from mmr1.data_order import Order
+from mmr1.dataset import order_of
 from mmr1.errors import ConfigurationError
 from mmr1.images import ImageError, ImageStore
 from mmr1.records import Problem, Prompt, PromptId, RewardSpec, Sampling
@@ -26,11 +28,14 @@ class PromptFactory:
     def __init__(self, config: RunConfig, problems: Sequence[Problem], forbidden_token_ids: tuple[int, ...]) -> None:
         self._config = config
         self._problems = problems
-        self._order = DataOrder(len(problems), config.seed)
         self._store = ImageStore(config.resolved_image_root)
         self._templates = Templates.from_config(config)
         self._chat_template = ChatTemplate.load(config.model)
         self._forbidden = forbidden_token_ids
+
+    @cached_property
+    def _order(self) -> Order:
+        return order_of(self._problems, self._config)
 
     def training(self, id_: PromptId) -> Prompt:
         """The prompt of one attempt at one position, at the temperature of the step that the position belongs to."""
@@ -42,7 +47,7 @@ class PromptFactory:
         sampling = self.sampling(
             config.temperature_at(step, config.num_steps), _seed(config.seed, "train", id_.position, id_.attempt)
         )
-        return self.make(id_, problem, sampling, config.num_generations, config.reward_specs)
+        return self.make(id_, problem, sampling, config.num_generations, config.reward_specs_for(problem.task))
 
     def sampling(self, temperature: float, seed: int | None) -> Sampling:
         """The run's way of drawing completions, at a temperature."""

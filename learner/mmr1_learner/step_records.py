@@ -38,6 +38,7 @@ def step_record(
         "time": time.time(),
         "seconds": seconds,
         "reward_mean": statistics.fmean(rewards) if rewards else None,
+        "reward_by_task": _reward_by_task(plan),
         "reward_std": statistics.pstdev(rewards) if rewards else None,
         "components": {name: statistics.fmean(values) for name, values in components.items()},
         "temperature": config.temperature_at(plan.step, config.num_steps),
@@ -101,6 +102,15 @@ def completion_records(config: RunConfig, plan: StepPlan, lags: Sequence[int]) -
                 "advantage": advantages[index],
                 "server": group.server_id,
             }
+
+
+def _reward_by_task(plan: StepPlan) -> dict[str, float]:
+    """The mean reward of each task that has one in this step."""
+    rewards: dict[str, list[float]] = {}
+    for group in plan.groups:
+        scores = [rollout.score for rollout in group.rollouts if rollout.score is not None]
+        rewards.setdefault(group.prompt.task, []).extend(s.reward for s in scores if s.reward is not None)
+    return {task: statistics.fmean(values) for task, values in sorted(rewards.items()) if values}
 
 
 def _quantile(values: Sequence[int], share: float) -> int | None:

@@ -18,7 +18,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from mmr1.config import RunConfig, load_config
-from mmr1.dataset import with_steps
+from mmr1.dataset import eval_problems, with_steps
 from mmr1.errors import ConfigurationError, StaleWriterError
 from mmr1.lifecycle import run_command
 from mmr1.preflight import check_data, check_kimikl_task, check_training
@@ -172,8 +172,9 @@ def check(config: RunConfig) -> None:
     check_training(config)
     RolloutAccess.from_config(config)
     RedisAccess.from_config(config)
-    check_reward_names(config)
-    check_kimikl_task(config, check_data(config))
+    problems = check_data(config)
+    check_reward_names(config, problems.tasks, eval_problems(config, check_images=False).tasks)
+    check_kimikl_task(config, problems)
     check_same_run(config)
 
 

@@ -1,6 +1,6 @@
 """`mmr1 data`: make a dataset (`digits`) or check one (`validate`).
 
-This file reads a command line and prints; the work is done in mmr1.digits and mmr1.dataset.
+This file reads a command line and prints; the work is done in mmr1.digits and mmr1.reading.
 """
 
 from __future__ import annotations
@@ -8,15 +8,16 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from mmr1.dataset import BadRow, Keys, Reading, bad_images, read_problems
 from mmr1.digits.counting import write_counting
 from mmr1.digits.scans import load_scans
 from mmr1.errors import CONFIGURATION_ERROR, ConfigurationError
+from mmr1.reading.files import dataset_folder
+from mmr1.reading.problem_rows import BadRow, Keys
+from mmr1.reading.validation import validate
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,12 +46,15 @@ def _parser() -> argparse.ArgumentParser:
     digits.add_argument("--num-eval", type=_count, default=640, metavar="N")
     digits.add_argument("--seed", type=_count, default=0, metavar="N")
     digits.add_argument("--canvas", type=int, default=112, metavar="PIXELS", help="side, a multiple of 28")
-    validate = commands.add_parser("validate", help="list every bad row of a dataset, and what the good ones hold")
-    validate.add_argument("file", type=Path, help="JSON array or JSON Lines")
-    validate.add_argument("--image-root", type=Path, metavar="DIR", help="default: the file's folder")
+    check = commands.add_parser("validate", help="list every bad row of a dataset, and what the good ones hold")
+    check.add_argument("file", type=Path, help="JSON, JSON Lines, Parquet, Arrow, or a Hugging Face folder")
+    check.add_argument(
+        "--image-root", "--image_root", type=Path, metavar="DIR", help="default: --image-dir, else the file's folder"
+    )
+    check.add_argument("--image-dir", "--image_dir", type=Path, metavar="DIR", help="where relative image paths begin")
     for key, default in (("problem", "problem"), ("answer", "solution"), ("image", "image")):
-        validate.add_argument(f"--{key}-key", default=default, metavar="KEY")
-    validate.add_argument("--task", default="counting", help="of rows that have no `task` of their own")
+        check.add_argument(f"--{key}-key", f"--{key}_key", default=default, metavar="KEY")
+    check.add_argument("--task", default="counting", help="of rows that have no `task` of their own")
     return parser
 
 
@@ -84,39 +88,21 @@ def _digits(arguments: argparse.Namespace) -> int:
 
 
 def _validate(arguments: argparse.Namespace) -> int:
-    root = arguments.image_root or arguments.file.parent
+    path, folder = arguments.file, arguments.image_dir
+    root = arguments.image_root or folder or dataset_folder(path)
     keys = Keys(arguments.problem_key, arguments.answer_key, arguments.image_key, arguments.task)
-    reading = read_problems(arguments.file, root=root, keys=keys)
-    unusable = bad_images(arguments.file, reading.problems, reading.lines, root=root, image_key=keys.image)
-    bad_rows = sorted([*reading.bad_rows, *unusable], key=_line)
-    for bad in bad_rows:
-        print(bad, file=sys.stderr)
-    total = len(reading.problems) + len(reading.bad_rows)
-    if bad_rows:
-        raise ConfigurationError(f"{arguments.file}: {len(bad_rows)} of {total} rows are bad; repair or remove them")
+    num_bad, statistics = validate(path, root=root, keys=keys, folder=folder, say=_say)
+    total = num_bad + statistics.num_rows
+    if num_bad:
+        raise ConfigurationError(f"{path}: {num_bad} of {total} rows are bad; repair or remove them")
     if not total:
-        raise ConfigurationError(f"{arguments.file} holds no problem; give a JSON array or JSON Lines of objects")
-    print(f"{arguments.file}: {total} problems, all good\n{_statistics(reading)}")
+        raise ConfigurationError(f"{path} holds no problem; give a file or folder with rows")
+    print(f"{path}: {total} problems, all good\n{statistics}")
     return 0
 
 
-def _line(bad: BadRow) -> int:
-    return bad.line
-
-
-def _statistics(reading: Reading) -> str:
-    problems = reading.problems
-    images = [image for problem in problems for image in problem.images]
-    lengths = [len(problem.problem) for problem in problems]
-    solutions = Counter(str(problem.solution) for problem in problems)
-    common = ", ".join(f"{text[:30]} ({count})" for text, count in solutions.most_common(8))
-    tasks = ", ".join(f"{task} ({count})" for task, count in Counter(p.task for p in problems).most_common())
-    return (
-        f"  tasks      {tasks}\n"
-        f"  images     {len(images)} named, {len(set(images))} different\n"
-        f"  problems   {min(lengths)}-{max(lengths)} characters, {len({p.problem for p in problems})} different\n"
-        f"  solutions  {len(solutions)} different; most common: {common}"
-    )
+def _say(bad: BadRow) -> None:
+    print(bad, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -74,6 +74,11 @@ class ImageStore:
         """
         return self._decode(str(path), self._read(str(path))).size
 
+    def check_content(self, name: str, content: bytes) -> tuple[int, int]:
+        """The same of an image that is no file; `name` is what an error calls it."""
+        _require_size(name, len(content))
+        return self._decode(name, content).size
+
     def num_pixels(self, path: str | Path) -> int:
         """Width times height, from the file's header alone: for ordering files that `check` has passed.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import shutil
 import ssl
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import httpx
@@ -21,6 +21,7 @@ from mmr1.deepspeed_file import read_deepspeed_file
 from mmr1.errors import ConfigurationError
 from mmr1.local.ports import ports_of, require_free
 from mmr1.model_folder import WEIGHT_PATTERNS, check_folder_for, check_model
+from mmr1.reading.problems import Problems, tasks_of
 from mmr1.records import Problem
 from mmr1.redis_access import RedisAccess, access_to
 from mmr1.reward_access import reward_tls
@@ -44,15 +45,17 @@ def check(config: RunConfig) -> None:
     require_free(ports_of(config))
     if config.redis_url is not None:
         check_redis(RedisAccess.from_config(config))
+    problems = check_data(config)
+    check_kimikl_task(config, problems)
+    held_out = eval_problems(config, check_images=False)
     if config.reward_url is None:
-        check_names_of_own_server(config)
+        check_names_of_own_server(config, problems.tasks, held_out.tasks)
     else:
         check_reward_server(config.reward_url, reward_tls(config))
         try:
-            check_reward_names(config)
+            check_reward_names(config, problems.tasks, held_out.tasks)
         except RewardServerError as error:
             raise ConfigurationError(f"reward_url {config.reward_url}: {error}") from None
-    check_kimikl_task(config, check_data(config))
 
 
 def check_training(config: RunConfig) -> Path | None:
@@ -70,15 +73,32 @@ def check_training(config: RunConfig) -> Path | None:
     return folder
 
 
-def check_data(config: RunConfig) -> list[Problem]:
-    """Both files, by row and key, and every image. Raises ConfigurationError at the first that is wrong.
+def check_data(config: RunConfig) -> Problems:
+    """Both files, by row and key, images, and the tasks' weights. Raises ConfigurationError at the first that is wrong.
 
     Returns:
         The training problems.
     """
     problems = train_problems(config)
     eval_problems(config)
+    _check_task_weights(config, problems.tasks)
     return problems
+
+
+def _check_task_weights(config: RunConfig, tasks: Collection[str]) -> None:
+    """Each task of the data has a weight, and each weight a task."""
+    weights = config.task_weights
+    for name in weights:
+        if name not in tasks:
+            near = difflib.get_close_matches(name, tasks, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(tasks))}"
+            raise ConfigurationError(f"option 'task_weights': no training problem is of task {name!r}; {hint}")
+    lacking = sorted(set(tasks) - weights.keys())
+    if weights and lacking:
+        raise ConfigurationError(
+            f"option 'task_weights': task {lacking[0]!r} of the training problems has no weight; give it one (0 leaves "
+            "it out)"
+        )
 
 
 def check_kimikl_task(config: RunConfig, problems: Sequence[Problem]) -> None:
@@ -87,7 +107,7 @@ def check_kimikl_task(config: RunConfig, problems: Sequence[Problem]) -> None:
     Raises:
         ConfigurationError: no training problem is of `kimikl_task_id`; the nearest task is named.
     """
-    wanted, tasks = config.kimikl_task_id, sorted({problem.task for problem in problems})
+    wanted, tasks = config.kimikl_task_id, sorted(tasks_of(problems))
     if wanted is not None and wanted not in tasks:
         near = difflib.get_close_matches(wanted, tasks, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(tasks)}"

@@ -23,12 +23,13 @@ from mmr1.config.sft_options import SftConfig
 from mmr1.dataset import train_problems
 from mmr1.errors import ConfigurationError
 from mmr1.model_folder import check_model
+from mmr1.reading.problems import digest_of
 from mmr1.records import Problem
 
 log = structlog.get_logger()
 
-_COMMON = ("seed", "system_prompt_template", "question_template")
-_OF_A_RUN = ("objective", "num_generations", "reward_scale", "reward_shuffle")
+_COMMON = ("seed", "task_weights", "system_prompt_template", "question_template")
+_OF_A_RUN = ("objective", "num_generations", "reward_scale", "reward_shuffle", "reward_params")
 _OF_FINE_TUNING = ("answer_template",)
 _EDGE_BYTES = 2**16  # of each weight file, at both ends: enough to tell two trainings of one model apart
 _DIGITS = 12
@@ -123,8 +124,7 @@ def _digest(problems: Sequence[Problem]) -> str | None:
     """Texts, solutions, image paths and tasks, in the order in which they are kept. The images' bytes are not read."""
     if not problems:
         return None
-    rows = [[problem.problem, problem.solution, problem.images, problem.task] for problem in problems]
-    return f"{len(rows)} problems ({_short(json.dumps(rows).encode())})"
+    return f"{len(problems)} problems ({digest_of(problems)[:_DIGITS]})"
 
 
 def _model_digest(model: str) -> str | None:
@@ -141,10 +141,6 @@ def _model_digest(model: str) -> str | None:
             file.seek(max(0, size - _EDGE_BYTES))
             digest.update(file.read())
     return f"files {digest.hexdigest()[:_DIGITS]}"
-
-
-def _short(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:_DIGITS]
 
 
 __all__ = ["check_same_run", "identity_of", "options_of", "say_changed_options"]

@@ -36,7 +36,7 @@ class Examples:
         problems: Sequence[Problem],
     ) -> None:
         self._encoder = encoder
-        self._problems = problems
+        self.problems = problems
         self._store = ImageStore(config.resolved_image_root)
         self._run = config.run
         # The sampler is kept from placeholder tokens. An answer may hold them as text, and is scored as it stands.
@@ -44,7 +44,7 @@ class Examples:
         self._answers = encode_answers(config, encoder, problems)
 
     def __len__(self) -> int:
-        return len(self._problems)
+        return len(self.problems)
 
     def num_tokens(self, index: int) -> int:
         """Tokens of one answer, the one that ends it included."""
@@ -52,7 +52,7 @@ class Examples:
 
     def record(self, index: int) -> dict[str, Any]:
         """One problem, for a dump."""
-        problem = self._problems[index]
+        problem = self.problems[index]
         return {
             "row": problem.position,
             "problem": problem.problem,
@@ -70,7 +70,7 @@ class Examples:
         rows = []
         for index, weight in zip(indices, weights, strict=True):
             prompt = self.prompts.make(
-                PromptId(self._run, index), self._problems[index], self.prompts.sampling(TEMPERATURE, None), 1
+                PromptId(self._run, index), self.problems[index], self.prompts.sampling(TEMPERATURE, None), 1
             )
             encoded = self._encoder.encode(prompt.text, [self._store.open(image) for image in prompt.images])
             answer = self._answers[index]

@@ -59,7 +59,8 @@ class _Run:
         examples = Examples(config, self._encoder, problems)
         self._held_out = Examples(config, self._encoder, held_out) if held_out else None
         if ranks.is_first:
-            check_prompt_lengths(config, self._encoder, examples.prompts, [*problems, *held_out])
+            for some in (problems, held_out):
+                check_prompt_lengths(config, self._encoder, examples.prompts, some)
         self.tuner = Tuner(config, ranks, policy, examples)
         self._files = RunFiles(config.folder)
         self._checkpoints = Checkpoints(config.folder / "checkpoints", config.keep_last)

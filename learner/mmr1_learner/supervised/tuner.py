@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mmr1.config.sft_options import SftConfig
-from mmr1.dataset import DataOrder
+from mmr1.dataset import order_of
 from mmr1_learner.engine import make_engine
 from mmr1_learner.errors import NonFiniteLossError
 from mmr1_learner.loss import TokenStats
@@ -40,7 +40,7 @@ class Tuner:
         self._config = config
         self._ranks = ranks
         self._examples = examples
-        self._order = DataOrder(len(examples), config.seed)
+        self._order = order_of(examples.problems, config)
         self._packing = ThreadPoolExecutor(1)  # images are opened and cut while the model computes
         self._ahead: tuple[int, list[Future[RowBatch]]] | None = None
         self.phases: dict[str, float] = defaultdict(float)

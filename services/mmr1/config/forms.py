@@ -6,6 +6,7 @@ about such a value is decided here, once; whether the value is a good one is dec
 
 from __future__ import annotations
 
+import json
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, model_validator
@@ -20,6 +21,7 @@ class GivenForms(BaseModel):
     - A list: one value, several (words, or a YAML list), or one text of values with blanks or commas between them. An
       empty text and YAML's null are the empty list.
     - A choice of numbers (`zero_stage`): the number or its text.
+    - A mapping: a mapping, or its JSON text. An empty text and YAML's null are the empty mapping.
     """
 
     @model_validator(mode="before")
@@ -32,10 +34,23 @@ class GivenForms(BaseModel):
 def _read(name: str, field: FieldInfo, value: Any) -> Any:
     if get_origin(field.annotation) is list:
         return _list(value, whole=name in WHOLE_TEXTS)
+    if get_origin(field.annotation) is dict:
+        return _mapping(name, value)
     if get_origin(field.annotation) is Literal and isinstance(value, str):
         # pydantic takes a number's text for a number, but not for a choice among numbers.
         return {str(choice): choice for choice in get_args(field.annotation)}.get(value, value)
     return value
+
+
+def _mapping(name: str, value: Any) -> Any:
+    if value is None or value == "":
+        return {}
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise ValueError(f"option {name!r}: {value!r} is not a mapping in JSON ({error})") from None
 
 
 def _list(value: Any, *, whole: bool) -> list[Any]:

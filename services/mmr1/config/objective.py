@@ -23,11 +23,16 @@ _OBJECTIVE_DEFAULTS: dict[str, dict[str, Any]] = {
 # Options whose default is the objective's affair.
 OF_OBJECTIVE = frozenset(name for defaults in _OBJECTIVE_DEFAULTS.values() for name in defaults)
 
+OWN_TASK = "task"  # among `rewards`: whatever the row's own task is
+
 
 class ObjectiveOptions(BaseModel):
     rewards: Annotated[list[str], NoDecode] = Field(
         default_factory=lambda: ["counting"],
-        description="NAME[=WEIGHT] ...: tasks of the reward server, summed by weight",
+        description="NAME[=WEIGHT] ...: tasks of the reward server, summed by weight; `task` is the row's own",
+    )
+    reward_params: Annotated[dict[str, dict[str, Any]], NoDecode] = Field(
+        default_factory=dict, description="what a reward is called with, {NAME: {PARAM: VALUE ...} ...}"
     )
     reward_scale: float = Field(1.0, gt=0, description="the weighted sum of rewards is multiplied by this")
     objective: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "kimi"] = Field(
@@ -111,11 +116,20 @@ class ObjectiveOptions(BaseModel):
 
     @property
     def reward_specs(self) -> tuple[RewardSpec, ...]:
+        """The rewards as they are named, `task` among them."""
         specs = []
         for entry in self.rewards:
             name, _, weight = entry.partition("=")
-            specs.append(RewardSpec(name, float(weight) if weight else 1.0))
+            specs.append(RewardSpec(name, float(weight) if weight else 1.0, self.reward_params.get(name, {})))
         return tuple(specs)
+
+    def reward_specs_for(self, task: str) -> tuple[RewardSpec, ...]:
+        """The rewards of a row of this task. One that is named twice, by its name and as `task`, has both weights."""
+        weights: dict[str, float] = {}
+        for spec in self.reward_specs:
+            name = task if spec.task == OWN_TASK else spec.task
+            weights[name] = weights.get(name, 0.0) + spec.weight
+        return tuple(RewardSpec(name, weight, self.reward_params.get(name, {})) for name, weight in weights.items())
 
     def has_regularisation(self, task: str) -> bool:
         """Whether a sample of this task, without an advantage, still has something to learn from in the loss.

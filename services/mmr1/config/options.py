@@ -18,6 +18,7 @@ from mmr1.config.access import AccessOptions
 from mmr1.config.forms import GivenForms
 from mmr1.config.objective import ObjectiveOptions
 from mmr1.config.optimizer import OptimizerOptions
+from mmr1.reading.files import dataset_folder
 
 
 class ModelOptions(BaseModel):
@@ -28,15 +29,26 @@ class ModelOptions(BaseModel):
 
 
 class DataOptions(BaseModel):
-    train_file: Path = Field(description="JSON array or JSON Lines of {problem, solution, image}")
-    eval_file: Path | None = Field(None, description="held-out problems, the same format")
+    train_file: Path = Field(
+        description="rows of {problem, solution, image}: JSON, JSON Lines, Parquet, Arrow, or a Hugging Face split"
+    )
+    eval_file: Path | None = Field(None, description="held-out problems, in any of these formats")
     image_root: Path | None = Field(
-        None, description="images outside it are refused; default: the dataset's own folder"
+        None, description="images outside it are refused; default: image_dir, else the dataset's own folder"
+    )
+    image_dir: Path | None = Field(
+        None, description="where relative image paths begin; default: image_root, else the dataset's own folder"
+    )
+    image_checks: int = Field(
+        10_000, ge=0, description="rows whose images are decoded before the run, spread over the file"
     )
     problem_key: str = Field("problem", description="the row's key of the question")
     answer_key: str = Field("solution", description="the row's key of the solution")
     image_key: str = Field("image", description="the row's key of the image path or paths")
     task: str = Field("counting", description="the task of rows that have no `task` of their own")
+    task_weights: Annotated[dict[str, Annotated[float, Field(ge=0)]], NoDecode] = Field(
+        default_factory=dict, description="the share of prompts by task, {TASK: WEIGHT ...}; default: as the rows are"
+    )
     train_sample_size: int | None = Field(None, gt=0, description="the first N problems after the seeded shuffle")
     system_prompt_template: str = Field("default", description="a registered name or module:attribute")
     question_template: str = Field("default", description="a registered name or module:attribute")
@@ -183,7 +195,7 @@ class RunConfig(
 
     @property
     def resolved_image_root(self) -> Path:
-        return self.image_root or self.train_file.parent
+        return self.image_root or self.image_dir or dataset_folder(self.train_file)
 
     @property
     def resolved_overlong_buffer(self) -> int:
@@ -249,6 +261,8 @@ class RunConfig(
             )
         if self.top_p != 1.0:
             raise ValueError(f"top_p {self.top_p}: the learner scores the whole distribution; only 1.0 is exact today")
+        if self.task_weights and not any(self.task_weights.values()):
+            raise ValueError("task_weights are all 0; give one task at least a weight above 0")
         if not self.rewards:
             raise ValueError("rewards is empty; name at least one task of the reward server, as NAME or NAME=WEIGHT")
         for spec in self.rewards:

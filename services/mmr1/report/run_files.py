@@ -17,6 +17,7 @@ import yaml
 
 from mmr1.config.sft_options import FOLDER
 from mmr1.errors import ConfigurationError
+from mmr1.reading.files import dataset_folder
 
 Record = dict[str, Any]
 FILES = ("config.yaml", "metrics.jsonl", "evaluations.jsonl", "completions.jsonl", "ledger.json", "parity.json")
@@ -51,11 +52,11 @@ class RunFiles:
 
     @property
     def image_root(self) -> Path | None:
-        """Where the images of completions.jsonl are: the run's image_root, or the folder of its train_file."""
-        if root := self.config.get("image_root"):
+        """Where the images of completions.jsonl are: the run's image_root or image_dir, or its train_file's folder."""
+        if root := self.config.get("image_root") or self.config.get("image_dir"):
             return Path(root)
         train_file = self.config.get("train_file")
-        return Path(train_file).parent if train_file else None
+        return dataset_folder(Path(train_file)) if train_file else None
 
 
 def read_run(folder: Path) -> RunFiles:

@@ -34,6 +34,8 @@ TEXTS = {
     "clip_low": "0.1",
     "zero_stage": "3",
     "num_epochs": "2.5",
+    "task_weights": '{"counting": 2, "grounding": 0.5}',
+    "reward_params": '{"counting": {"score": "exact"}}',
 }
 # These contradict others of the first: they are set in a load of their own.
 SECOND = ("num_epochs", "lora_rank", "lora_updates", "freeze_vision_tower")

@@ -1,4 +1,4 @@
-"""Datasets from files: good rows, every kind of bad row by line and key, and the order of a run."""
+"""Datasets from files: good rows, every kind of bad row by line and key, and the length of a run."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from rich.console import Console
 from mmr1.config import RunConfig, load_config, save_config
 from mmr1.config.loading import load_options
 from mmr1.config.sft_options import SftConfig
-from mmr1.dataset import DataOrder, Keys, eval_problems, load_problems, read_problems, train_problems, with_steps
+from mmr1.dataset import BadRow, Keys, eval_problems, load_problems, train_problems, with_steps
 from mmr1.errors import ConfigurationError
 from mmr1.local.stack import run_stack
+from mmr1.reading.problem_rows import Row, read_rows
 from mmr1_learner.train import main as learner
 
 
@@ -110,9 +111,8 @@ def test_files_that_cannot_be_read(root: Path) -> None:
 
 def test_all_bad_rows_at_once(root: Path) -> None:
     path = write(root, "\n".join(["{", json.dumps(row()), "[]", json.dumps({"problem": "?"})]))
-    reading = read_problems(path, root=root, keys=Keys())
-    assert [bad.line for bad in reading.bad_rows] == [1, 3, 4] and reading.lines == [2]
-    assert reading.problems[0].position == 1
+    rows = list(read_rows(path, root=root, keys=Keys()))
+    assert [(type(found), found.number) for found in rows] == [(BadRow, 1), (Row, 2), (BadRow, 3), (BadRow, 4)]
     with pytest.raises(ConfigurationError, match="and 2 more bad rows"):
         load_problems(path, root=root)
 
@@ -136,7 +136,7 @@ def test_run_configuration(root: Path) -> None:
         return RunConfig(**required, train_file=train, **options)
 
     assert len(train_problems(config(train_sample_size=2))) == 2
-    assert eval_problems(config()) == []
+    assert list(eval_problems(config())) == []
     problems = eval_problems(config(eval_file=held, eval_sample_size=1))
     assert [p.images for p in problems] == [("held/c.png",)]  # relative to the run's root, not to the file
     elsewhere = config(train_sample_size=2, eval_file=train).model_copy(update={"train_file": held, "eval_file": train})
@@ -216,26 +216,3 @@ def test_the_length_of_the_more_specific_source_counts(
     monkeypatch.setenv("MMR1_NUM_STEPS", "7")
     assert length("num_epochs: 1") == (7, None)
     assert length("num_epochs: 1", "--num_epochs", "2") == (0, 2.0)
-
-
-@pytest.mark.parametrize("num_problems", [1, 2, 3, 37, 64, 1000])
-def test_every_epoch_takes_every_problem_once(num_problems: int) -> None:
-    order = DataOrder(num_problems, seed=5)
-    epochs = [[order.index(e * num_problems + i) for i in range(num_problems)] for e in range(3)]
-    assert all(sorted(epoch) == list(range(num_problems)) for epoch in epochs)
-    if num_problems > 30:
-        assert epochs[0] != epochs[1] != list(range(num_problems))
-        assert epochs[0] != [DataOrder(num_problems, seed=6).index(i) for i in range(num_problems)]
-    assert order.epoch(num_problems) == 1
-
-
-def test_the_order_never_changes() -> None:
-    order = DataOrder(10, seed=0)
-    assert [order.index(i) for i in range(10)] == [DataOrder(10, seed=0).index(i) for i in range(10)]
-
-
-def test_the_order_looks_shuffled() -> None:
-    order = DataOrder(1000, seed=0)
-    firsts = [DataOrder(1000, seed).index(0) for seed in range(200)]
-    neighbours = sum(abs(order.index(i) - order.index(i + 1)) == 1 for i in range(999))
-    assert len(set(firsts)) > 150 and neighbours < 15

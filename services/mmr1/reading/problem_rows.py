@@ -1,0 +1,156 @@
+"""From a row of any format to a problem's parts, or to what is wrong with the row, by key and with the remedy.
+
+This file opens no image: paths come out relative to the image root, embedded images as their bytes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmr1.images import ImageError, ImageStore
+from mmr1.reading.arrow_rows import arrow_rows, parquet_rows
+from mmr1.reading.files import DataFile, data_files
+from mmr1.reading.json_rows import Malformed, json_rows
+
+_TASK = "task"
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Under which keys a row holds what; `task` is for rows without a `task` of their own."""
+
+    problem: str = "problem"
+    answer: str = "solution"
+    image: str = "image"
+    task: str = "counting"
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """What is wrong with one row, with the remedy; `number` is its line in a text, its row in a table, from 1."""
+
+    file: DataFile
+    number: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.file.place(self.number)}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A good row. `images` are paths relative to the image root, or the bytes of an embedded image."""
+
+    file: DataFile
+    number: int
+    problem: str
+    solution: Any
+    images: tuple[str | bytes, ...]
+    task: str
+
+
+def read_rows(path: Path, *, root: Path, keys: Keys, folder: Path | None = None) -> Iterator[Row | BadRow]:
+    """Every row of a dataset, in order; opens no image.
+
+    Args:
+        path: a file, a Hugging Face folder, or a split in one.
+        root: no image may lie outside it.
+        folder: where relative image paths begin; default: root.
+
+    Raises:
+        ConfigurationError: a file itself cannot be read, or a table lacks a column.
+    """
+    store = ImageStore(root)
+    start = Path(folder).absolute() if folder else None
+    for file in data_files(path):
+        for number, row in _values(file, keys):
+            try:
+                if isinstance(row, Malformed):
+                    raise _RowError(row.reason)
+                text, solution, images, task = _parts(row, keys)
+                named = tuple(_named(image, store, start) for image in images)
+                yield Row(file, number, text, solution, named, task)
+            except (_RowError, ImageError) as error:
+                reason = f"key {keys.image!r}: {error}" if isinstance(error, ImageError) else str(error)
+                yield BadRow(file, number, reason)
+
+
+class _RowError(Exception):
+    pass
+
+
+def _values(file: DataFile, keys: Keys) -> Iterator[tuple[int, Any]]:
+    columns = {keys.problem: "problem_key", keys.answer: "answer_key", keys.image: "image_key"}
+    match file.format:
+        case "json":
+            return json_rows(file.path)
+        case "parquet":
+            return parquet_rows(file.path, columns, _TASK)
+        case "arrow":
+            return arrow_rows(file.path, columns, _TASK)
+
+
+def _named(image: str | bytes, store: ImageStore, start: Path | None) -> str | bytes:
+    if isinstance(image, bytes):
+        return image
+    return store.relative(start / image if start else image)
+
+
+def _parts(row: Any, keys: Keys) -> tuple[str, Any, list[str | bytes], str]:
+    if not isinstance(row, dict):
+        raise _RowError(f"a row must be an object with {keys.problem!r}, {keys.answer!r} and {keys.image!r}")
+    text = _value(row, keys.problem, "problem_key")
+    if not isinstance(text, str) or not text.strip():
+        raise _RowError(f"key {keys.problem!r} must be a text that is not empty")
+    solution = _value(row, keys.answer, "answer_key")
+    if solution is None or solution == "":
+        raise _RowError(f"key {keys.answer!r} is empty; give the right answer or remove the row")
+    if (wrong := _no_json(solution)) is not None:
+        raise _RowError(f"key {keys.answer!r} holds {wrong}; a solution is made of numbers, texts, lists and mappings")
+    given = _value(row, keys.image, "image_key")
+    images = [_image(image) for image in (given if isinstance(given, list) else [given])]
+    if not images or None in images:
+        raise _RowError(f"key {keys.image!r} must be an image path, an embedded image, or a list of them")
+    task = row.get(_TASK)
+    task = keys.task if task is None else task  # a table has the column for all rows or for none
+    if not isinstance(task, str) or not task.strip():
+        raise _RowError("key 'task' must be a task's name; leave it out for the run's own task")
+    return text, solution, [image for image in images if image is not None], task
+
+
+def _image(value: Any) -> str | bytes | None:
+    """A path, or bytes: alone, or as Hugging Face's Image feature has them, {bytes, path}. None: neither."""
+    if isinstance(value, dict) and value.keys() == {"bytes", "path"}:
+        value = value["path"] if value["bytes"] is None else value["bytes"]
+    if isinstance(value, bytes) and value:
+        return value
+    return value if isinstance(value, str) and value.strip() else None
+
+
+def _no_json(value: Any) -> str | None:
+    """What in a solution could not be written as JSON; None: nothing."""
+    if isinstance(value, str | int) or value is None:
+        return None
+    if isinstance(value, float):
+        return None if math.isfinite(value) else str(value)
+    if isinstance(value, list):
+        return next((wrong for item in value if (wrong := _no_json(item))), None)
+    if isinstance(value, dict):
+        return _no_json(list(value.values()))
+    return f"a {type(value).__name__}"
+
+
+def _value(row: dict[str, Any], key: str, option: str) -> Any:
+    if key in row:
+        return row[key]
+    near = difflib.get_close_matches(key, row, n=1, cutoff=0.5)
+    remedy = f"did you mean {near[0]!r}? set {option}" if near else f"the row has {sorted(row)}; set {option}"
+    raise _RowError(f"key {key!r} is missing; {remedy}")
+
+
+__all__ = ["BadRow", "Keys", "Row", "read_rows"]
