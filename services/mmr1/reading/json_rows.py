@@ -150,7 +150,7 @@ class _Window:
                 if self._may_go_on(error) and self._more():
                     continue
                 raise self._broken(error) from None
-            if end == len(self._text) and self._more():  # a number may go on
+            if end > len(self._text) - _UNFINISHED_CHARS and self._more():  # a number may go on
                 continue
             self.line += self._text.count("\n", self.at, end)
             self.at = end

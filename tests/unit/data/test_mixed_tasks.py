@@ -1,0 +1,140 @@
+"""A run of several tasks: what each row is rewarded by, how often each task comes, and what is refused beforehand."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from mmr1.config import RunConfig, load_config
+from mmr1.dataset import order_of, train_problems
+from mmr1.errors import ConfigurationError
+from mmr1.preflight import check_data
+from mmr1.records import RewardSpec
+from mmr1.run_identity import _differences, identity_of
+
+SOLUTIONS: dict[str, Any] = {"counting": 3, "grounding": [1, 2, 30, 40]}
+
+
+@pytest.fixture
+def train_file(tmp_path: Path) -> Path:
+    Image.new("L", (4, 4)).save(tmp_path / "a.png")
+    tasks = ["counting"] * 30 + ["grounding"] * 10
+    rows = [{"problem": f"{i}?", "solution": SOLUTIONS[t], "image": "a.png", "task": t} for i, t in enumerate(tasks)]
+    (tmp_path / "train.json").write_text(json.dumps(rows))
+    return tmp_path / "train.json"
+
+
+def run(train_file: Path, **options: Any) -> RunConfig:
+    required: dict[str, Any] = {"model": "m", "num_steps": 1, "per_device_batch_size": 8}
+    return RunConfig(**required, train_file=train_file, **options)
+
+
+def test_task_among_the_rewards_is_the_rows_own(tmp_path: Path) -> None:
+    iou, exact = {"score": "iou"}, {"score": "exact"}
+    params = {"grounding": iou, "format": exact}
+    config = run(tmp_path, rewards=["task=1.5", "format=0.2"], reward_params=params)
+    assert config.reward_specs_for("counting") == (RewardSpec("counting", 1.5), RewardSpec("format", 0.2, exact))
+    assert config.reward_specs_for("grounding") == (
+        RewardSpec("grounding", 1.5, iou),
+        RewardSpec("format", 0.2, exact),
+    )
+    both = run(tmp_path, rewards=["task", "counting=0.5"])
+    assert both.reward_specs_for("counting") == (RewardSpec("counting", 1.5),)
+    assert both.reward_specs_for("ocr") == (RewardSpec("ocr", 1.0), RewardSpec("counting", 0.5))
+
+
+def test_the_data_order_follows_the_weights_and_is_the_old_one_without(train_file: Path) -> None:
+    def taken(**options: Any) -> list[str]:
+        config = run(train_file, **options)
+        problems = train_problems(config)
+        order = order_of(problems, config)
+        return [problems[order.index(position)].task for position in range(40)]
+
+    assert taken().count("grounding") == 10, "every row once"
+    assert taken(task_weights={"counting": 1, "grounding": 1}).count("grounding") == 20
+    assert taken(task_weights={"counting": 0, "grounding": 1}).count("grounding") == 40
+    listed = list(train_problems(run(train_file)))
+    config = run(train_file, task_weights={"counting": 2, "grounding": 1})
+    first, second = order_of(listed, config), order_of(train_problems(config), config)
+    assert [first.index(position) for position in range(50)] == [second.index(position) for position in range(50)]
+
+
+@pytest.mark.parametrize(
+    ("weights", "reason"),
+    [
+        ({"counting": 1, "grouding": 1}, r"no training problem is of task 'grouding'; did you mean 'grounding'\?"),
+        ({"counting": 1}, r"task 'grounding' of the training problems has no weight; give it one \(0 leaves it out\)"),
+        ({"counting": 1, "zzz": 1}, "is of task 'zzz'; there are counting, grounding"),
+    ],
+)
+def test_weights_and_tasks_must_match(train_file: Path, weights: dict[str, float], reason: str) -> None:
+    with pytest.raises(ConfigurationError, match=reason):
+        check_data(run(train_file, task_weights=weights))
+    check_data(run(train_file, task_weights={"counting": 1, "grounding": 0}))
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--task_weights", "{counting: 2}"], "option 'task_weights': '{counting: 2}' is not a mapping in JSON"),
+        (["--task_weights", '{"counting": -1}'], "'task_weights.counting': Input should be greater than or equal to 0"),
+        (["--task_weights", '{"counting": 0}'], "task_weights are all 0; give one task at least a weight above 0"),
+        (["--reward_params", '["counting"]'], "'reward_params': Input should be a valid dictionary"),
+        (["--reward_params", '{"counting": 1}'], r"'reward_params.counting': Input should be a valid dictionary"),
+    ],
+)
+def test_a_mapping_that_is_none_is_one_line(words: list[str], reason: str) -> None:
+    required = ["--model", "m", "--train_file", "t", "--num_steps", "1", "--per_device_batch_size", "8"]
+    with pytest.raises(ConfigurationError, match=reason):
+        load_config(None, [*required, *words])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"task_weights": {"counting": 1, "grounding": 1}}, {"reward_params": {"counting": {"score": "exact"}}}],
+)
+def test_another_mixture_is_another_run(
+    train_file: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmr1.run_identity.check_model", lambda _: None)
+    problems = train_problems(run(train_file))
+    before = json.loads(json.dumps(identity_of(run(train_file), problems)))
+    assert _differences(before, identity_of(run(train_file), list(problems))) == {}, "a list has the same digest"
+    assert list(_differences(before, identity_of(run(train_file, **options), problems))) == list(options)
+
+
+def test_the_digest_of_a_dataset_is_the_one_that_older_checkpoints_hold(train_file: Path) -> None:
+    """sha256 of the JSON text of [[problem, solution, images, task], ...], to twelve digits."""
+    problems = train_problems(run(train_file))
+    text = json.dumps([[p.problem, p.solution, p.images, p.task] for p in problems])
+    assert problems.digest == hashlib.sha256(text.encode()).hexdigest()
+    some = train_problems(run(train_file, train_sample_size=7))
+    text = json.dumps([[p.problem, p.solution, p.images, p.task] for p in some])
+    assert some.digest == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_image_dir_is_where_paths_begin(train_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "train2017").mkdir()
+    (tmp_path / "a.png").rename(tmp_path / "train2017" / "a.png")
+    inside = tmp_path / "train2017"
+    assert train_problems(run(train_file, image_dir=inside))[0].images == ("a.png",)
+    both = run(train_file, image_dir=inside, image_root=tmp_path)
+    assert train_problems(both)[0].images == ("train2017/a.png",)
+    with pytest.raises(ConfigurationError, match="lies outside the image root"):
+        train_problems(run(train_file, image_dir=tmp_path, image_root=inside))
+
+
+def test_as_many_images_are_looked_at_as_asked(train_file: Path, tmp_path: Path) -> None:
+    rows = [{"problem": "?", "solution": i, "image": f"{i}.png"} for i in range(40)]
+    train_file.write_text(json.dumps(rows))
+    for index in range(0, 40, 10):
+        Image.new("L", (4, 4)).save(tmp_path / f"{index}.png")
+    assert len(train_problems(run(train_file, image_checks=4))) == 40, "every tenth is there"
+    assert len(train_problems(run(train_file, image_checks=0))) == 40
+    with pytest.raises(ConfigurationError, match=r"image 5.png: does not exist.* \(and 3 more bad rows"):
+        train_problems(run(train_file, image_checks=8))
