@@ -65,7 +65,7 @@ def _json_lines(file: BinaryIO) -> Iterator[tuple[int, Any]]:
             return
         if not content.isspace():
             try:
-                yield number, _DECODER.decode(content.decode())
+                yield number, _DECODER.decode(content.rstrip(b"\r\n").decode())
             except UnicodeDecodeError:
                 yield number, Malformed(_NOT_UTF8)
             except (ValueError, RecursionError) as error:

@@ -45,7 +45,7 @@ class Distinct:
         if len(self._heap) < _SKETCH:
             return str(len(self._heap))
         estimate = (_SKETCH - 1) * 2**64 / (1 - self._heap[0])
-        digits = max(0, math.floor(math.log10(estimate)) - 1)
+        digits = max(0, math.floor(math.log10(estimate)) - 2)
         return f"about {round(estimate / 10**digits) * 10**digits:,}"
 
 

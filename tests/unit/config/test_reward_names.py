@@ -41,3 +41,33 @@ def test_known_names_pass_and_a_misspelt_one_is_named_with_its_nearest(url: str,
         check_reward_names(small_config(tmp_path, reward_url=url, rewards=["couting"]))
     with pytest.raises(ConfigurationError, match="option 'task': the reward server has no task 'zebra'"):
         check_reward_names(small_config(tmp_path, reward_url=url, task="zebra", eval_file="eval.json"))
+
+
+def test_task_among_the_rewards_stands_for_every_task_of_the_data(url: str, tmp_path: Path) -> None:
+    mixed = small_config(tmp_path, reward_url=url, rewards=["task", "format=0.2"], eval_file="eval.json")
+    check_reward_names(mixed, {"counting", "grounding"}, {"ocr"})
+    with pytest.raises(ConfigurationError, match=r"train_file .*: .* no task 'grouding'; did you mean 'grounding'\?"):
+        check_reward_names(mixed, {"counting", "grouding"}, {"ocr"})
+    with pytest.raises(ConfigurationError, match=r"eval_file eval.json: .* no task 'orc'; did you mean 'ocr'\?"):
+        check_reward_names(mixed, {"counting"}, {"orc"})
+    check_reward_names(small_config(tmp_path, reward_url=url, rewards=["counting"]), {"what nothing is scored by"})
+
+
+@pytest.mark.parametrize(
+    ("params", "reason"),
+    [
+        ({"grounding": {"score": "iou"}}, None),
+        ({"grouding": {"score": "iou"}}, r"'grouding' is not among the rewards; did you mean 'grounding'\?"),
+        ({"task": {"score": "iou"}}, "'task' is not among the rewards"),
+        ({"grounding": {"scoer": "iou"}}, r"grounding has no param 'scoer'; did you mean 'score'\?"),
+    ],
+)
+def test_params_are_of_rewards_and_known_to_them(
+    params: dict[str, dict[str, str]], reason: str | None, url: str, tmp_path: Path
+) -> None:
+    config = small_config(tmp_path, reward_url=url, rewards=["task"], reward_params=params)
+    if reason is None:
+        check_reward_names(config, {"counting", "grounding"})
+        return
+    with pytest.raises(ConfigurationError, match=f"option 'reward_params': {reason}"):
+        check_reward_names(config, {"counting", "grounding"})

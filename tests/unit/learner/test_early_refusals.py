@@ -56,7 +56,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def start_learner(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("set_environment", "configure_logging", "check_reward_names"):
-        monkeypatch.setattr(by_hand, name, lambda _: None)
+        monkeypatch.setattr(by_hand, name, lambda *_: None)
     monkeypatch.setattr(by_hand, "train", lambda _: pytest.fail("weights would be read"))
     by_hand.main(["--config", "sft.yaml"])
 
@@ -156,7 +156,7 @@ def test_a_loss_that_is_no_number_ends_the_run(folder: Path, monkeypatch: pytest
 
     write_config(folder, Path("m"), folder, num_steps=1, per_device_batch_size=8)
     for name in ("set_environment", "configure_logging", "check"):
-        monkeypatch.setattr(by_hand, name, lambda _: None)
+        monkeypatch.setattr(by_hand, name, lambda *_: None)
     monkeypatch.setattr(by_hand, "train", diverge)
     with pytest.raises(ConfigurationError, match="step 3: loss nan from groups 4/0; the run stops") as raised:
         by_hand.main(["--config", "sft.yaml"])

@@ -86,3 +86,21 @@ def test_an_image_that_has_gone_bad_since_it_was_checked_is_named(
         path.write_bytes(content if isinstance(content, bytes) else whole[: len(whole) // 2])
     with pytest.raises(ConfigurationError, match=f"image {reason}.*; restore it, and the same command goes on"):
         check(encoder, small_model, tmp_path, problems)
+
+
+def test_no_more_images_are_measured_than_asked_and_every_text(
+    encoder: PromptEncoder, small_model: Path, tmp_path: Path, problems: list[Problem]
+) -> None:
+    problems[17] = problem("How many?", "large.png")
+
+    def check_some(image_checks: int) -> None:
+        options = {"train_file": tmp_path / "train.json", "max_prompt_length": 64, "image_checks": image_checks}
+        config: RunConfig = small_config(small_model, **options)
+        check_prompt_lengths(config, encoder, PromptFactory(config, problems, ()), problems)
+
+    check_some(10)  # every fifth
+    with pytest.raises(ConfigurationError, match="560 x 560"):
+        check_some(50)
+    problems[18] = problem("How many? " * 100)
+    with pytest.raises(ConfigurationError, match="raise it"):
+        check_some(0)

@@ -47,6 +47,16 @@ def test_a_prompt_carries_how_it_is_sampled_and_scored(small_model: Path) -> Non
     assert prompt.rewards == (RewardSpec("counting", 1.5), RewardSpec("format", 1.0)) and prompt.num_generations == 2
 
 
+def test_a_prompt_is_scored_by_its_own_rows_task(small_model: Path) -> None:
+    mixed = [Problem(0, "How many?", 3, (), "counting"), Problem(1, "Where?", [1, 2, 3, 4], (), "grounding")]
+    options: dict[str, Any] = {"rewards": ["task", "format=0.2"], "reward_params": {"grounding": {"score": "iou"}}}
+    config = small_config(small_model, **options, task_weights={"counting": 1, "grounding": 3})
+    prompts = [PromptFactory(config, mixed, ()).training(PromptId("run", place)) for place in range(8)]
+    assert [prompt.task for prompt in prompts].count("grounding") == 6
+    own = {"counting": RewardSpec("counting", 1.0), "grounding": RewardSpec("grounding", 1.0, {"score": "iou"})}
+    assert all(prompt.rewards == (own[prompt.task], RewardSpec("format", 0.2)) for prompt in prompts)
+
+
 def test_each_attempt_at_each_place_has_a_seed_of_its_own_that_follows_from_the_runs(small_model: Path) -> None:
     ids = [PromptId("run", place, attempt) for place in range(4) for attempt in range(2)]
     (first, again, other) = (

@@ -102,3 +102,13 @@ def test_a_quantile_of_lags_is_one_of_them(lags: list[int], expected: tuple[int,
     """The smallest that half of the groups, and nine tenths, do not exceed."""
     record = step_record(small_config(tmp_path), StepPlan(0, ()), Collected(lags=lags), {}, {}, 1.0)
     assert (record["lag_p50"], record["lag_p90"]) == (expected or (None, None))
+
+
+def test_the_mean_reward_is_reported_by_task(tmp_path: Path) -> None:
+    other = replace(judged(1), prompt=replace(judged(1).prompt, task="grounding"))
+    rollouts = tuple(replace(one, score=replace(VERDICTS[0], reward=0.2)) for one in other.rollouts)
+    unscored = replace(judged(2), prompt=replace(judged(2).prompt, task="ocr"))
+    nothing = tuple(replace(one, score=VERDICTS[2]) for one in unscored.rollouts)
+    plan = StepPlan(0, (judged(0), replace(other, rollouts=rollouts), replace(unscored, rollouts=nothing)))
+    record = step_record(small_config(tmp_path), plan, Collected(), {}, {}, 1.0)
+    assert record["reward_by_task"] == {"counting": pytest.approx(0.6), "grounding": pytest.approx(0.2)}
