@@ -10,6 +10,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
@@ -25,7 +27,7 @@ from mmr1.errors import ConfigurationError
 from mmr1.families import pixel_bounds
 from mmr1.local.ports import Port, require_free
 from mmr1.local.run_lock import run_lock
-from mmr1.preflight import check_kimikl_task, check_model, check_redis, check_reward_server
+from mmr1.preflight import check_data, check_kimikl_task, check_model, check_redis, check_reward_server
 from mmr1.preprocessing import compare
 from mmr1.report import build
 from mmr1.reward_names import check_names_of_own_server
@@ -55,6 +57,29 @@ def config(**options: Any) -> RunConfig:
 def dataset(*rows: str, **options: Any) -> None:
     Path("data/train.json").write_text("[\n" + ",\n".join(rows) + "\n]\n")
     train_problems(config(**options))
+
+
+def table(path: str = "data/train.parquet", **columns: Any) -> str:
+    row = {"problem": "How many digits are there?", "image": "a.png"} | columns
+    pq.write_table(pa.table({name: [value] for name, value in row.items()}), path)
+    train_problems(config(train_file=path))
+    return path
+
+
+def pointer() -> None:
+    Path("data/train.parquet").write_text("version https://git-lfs.github.com/spec/v1")
+    train_problems(config(train_file="data/train.parquet"))
+
+
+def task_without_weight() -> None:
+    dataset(row("a.png"), row("a.png", task="ocr"))
+    check_data(config(task_weights={"ocr": 1}))
+
+
+def several_splits() -> None:
+    for split in ("train", "test"):
+        table(f"data/{split}.parquet", solution=3)
+    train_problems(config(train_file="data"))
 
 
 def row(image: str, **keys: Any) -> str:
@@ -196,6 +221,10 @@ CASES: dict[str, Callable[[], object]] = {
     "not JSON": lambda: dataset(row("a.png"), '{"problem": "How many', row("a.png")),
     "misspelt key": lambda: dataset(row("a.png"), without("solution")[:-1] + ', "solutoin": 3}'),
     "missing key": lambda: dataset(row("a.png"), without("problem")),
+    "missing column": lambda: table(solutoin=3),
+    "pointer": pointer,
+    "several splits": several_splits,
+    "task without a weight": task_without_weight,
     "missing image": lambda: dataset(row("a.png"), row("images/00042.png")),
     "unreadable image": lambda: dataset(row("broken.png")),
     "image outside the root": lambda: dataset(row("../secret.png")),
