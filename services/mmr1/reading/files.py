@@ -19,7 +19,7 @@ from mmr1.errors import ConfigurationError
 Format = Literal["json", "parquet", "arrow"]
 
 _FORMATS = "a JSON array, JSON Lines, Parquet or Arrow file, or a Hugging Face dataset folder"
-_SHARD = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})")
+_SHARD = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})(?:-[0-9a-f]+)?")  # older ones have a hash
 _HEAD_BYTES = 64
 _ARROW_HEADS = (b"ARROW1", b"\xff\xff\xff\xff")  # the file format, and the stream that save_to_disk writes
 _POINTER = b"version https://git-lfs"

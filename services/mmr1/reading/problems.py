@@ -47,12 +47,8 @@ class Problems(Sequence[Problem]):
         for position, content in zip(self._kept, self._contents(), strict=True):
             yield _problem(position, content)
 
-    def place(self, index: int) -> str:
-        """Where the row stands: file and line, or file and row."""
-        file, number = self._store.place(self._kept[index])
-        return self._files[file].place(number)
-
     def bad_row(self, index: int, reason: str) -> BadRow:
+        """What is wrong with this problem's row, with the row's place in its file."""
         file, number = self._store.place(self._kept[index])
         return BadRow(self._files[file], number, reason)
 
@@ -68,6 +64,7 @@ class Problems(Sequence[Problem]):
         return {names[number]: count for number, count in Counter(self._task_numbers()).items()}
 
     def indices_by_task(self) -> dict[str, Sequence[int]]:
+        """Which problems are of which task: four bytes for each."""
         names, found = self._store.tasks, {task: array("I") for task in self.tasks}
         for index, number in enumerate(self._task_numbers()):
             found[names[number]].append(index)

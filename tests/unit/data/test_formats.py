@@ -110,6 +110,9 @@ def test_splits_are_named_like_files(root: Path) -> None:
             load_problems(root / folder, root=root)
         assert len(load_problems(root / folder / "test", root=root)) == 10
         assert dataset_folder(root / folder / "test") == root / folder
+    for shard in (root / "hub" / "data").glob("test-*"):
+        shard.rename(shard.with_stem(f"{shard.stem}-a0c2db6f9e84d371"))
+    assert len(load_problems(root / "hub" / "test", root=root)) == 10
     with pytest.raises(ConfigurationError, match=r"hub has no split 'trian'; did you mean 'train'\?"):
         load_problems(root / "hub" / "trian", root=root)
     assert dataset_folder(root / "hub") == root / "hub" and dataset_folder(root / "x.json") == root
