@@ -252,6 +252,7 @@ def test_the_temperature_applies_to_all_that_is_scored(tmp_path: Path) -> None:
 _DYNAMIC = "learner/test_dynamic_sampling.py::"
 ELSEWHERE = {
     "rewards": "learner/test_prompts.py::test_a_prompt_carries_how_it_is_sampled_and_scored",
+    "reward_params": "learner/test_prompts.py::test_a_prompt_is_scored_by_its_own_rows_task",
     "num_generations": "learner/test_prompts.py::test_a_prompt_carries_how_it_is_sampled_and_scored",
     "top_p": "config/test_options.py::test_a_wrong_value_is_named_with_its_remedy",
     "stop": "learner/test_prompts.py::test_a_prompt_carries_how_it_is_sampled_and_scored",
