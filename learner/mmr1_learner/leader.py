@@ -209,6 +209,7 @@ class Leader:
         self._checkpoints.finish(state, self.queue.ensure_current)
         self.queue.acknowledge(list(state.contained))
         self._unsaved.clear()
+        self.queue.prune()
         self.files.write("ledger", self.queue.ledger().as_dict())
 
     def finish(self) -> None:
