@@ -1,8 +1,9 @@
-"""What is trained, dropped or dead is over: a learner that starts anew does not bring it back."""
+"""What is trained, dropped or dead is over: no learner that starts anew, or tells again, brings it back."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ import redis.asyncio
 from mmr1.records import PromptId
 from mmr1.streams import PromptConsumer
 from mmr1_learner.source import STALE, UNSCORED
-from tests.unit.learner.run_of_a_test import Learner, Run, places
+from tests.own_redis import OwnRedis
+from tests.unit.learner.run_of_a_test import PER_STEP, STEPS, Learner, Run, places
+from tests.unit.learner.test_redis_restart import PatientRun
 
 SETTLED = "mmr1:{test}:settled"
 
@@ -87,3 +90,31 @@ def test_what_is_settled_is_remembered_no_longer_than_it_may_be_asked_for(run: R
     second.finish()
     assert not client.exists(SETTLED)
     assert not second.queue.feed(run.prompts.training(PromptId("test", 0)), force=True), "nor is it forgotten"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[OwnRedis]:
+    server = OwnRedis(tmp_path / "redis", "always")
+    yield server
+    server.kill()
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_what_is_told_again_to_a_redis_that_forgot_nothing_counts_once(
+    server: OwnRedis, tmp_path: Path, durable: bool
+) -> None:
+    """SEMANTICS 2 and 6: a resume feeds with force; what it fed is settled when Redis is started anew soon after."""
+    run = PatientRun(server, tmp_path)
+    one_step_and_its_checkpoint(run)
+    server.client().flushall()
+    second = run.learner()
+    second.collect()
+    dropped = max(second.queue.pending_ids())
+    assert second.queue.drop(dropped, STALE, run.prompts.training(dropped.next_attempt()))
+    if durable:
+        second.save()
+    before = second.queue.ledger()
+    server.restart()
+    assert second.queue.ledger() == before and before.balanced
+    second.finish()
+    assert places(run) == list(range(STEPS * PER_STEP))

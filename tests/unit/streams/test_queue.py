@@ -375,7 +375,7 @@ def test_the_ledger_notices_a_lost_entry(queue: RunQueue, redis_url: str) -> Non
 
 
 def test_nothing_that_is_settled_is_fed_again_however_it_is_asked_for(queue: RunQueue, redis_url: str) -> None:
-    """SEMANTICS 2: trained, dropped or dead, before and after what it was is pruned; what waits holds the pruning up."""
+    """SEMANTICS 2: trained, dropped or dead, before and after pruning, which what waits holds up."""
     for position in range(4):
         queue.feed(make_prompt(position))
 
