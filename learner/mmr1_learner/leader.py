@@ -99,12 +99,14 @@ class Leader:
 
         Raises:
             ConfigurationError: the run cannot go on from `state` with these options; it is still whose it was.
+            OvertakenError: the last learner has written a checkpoint since `state` was read.
         """
         if state is not None:
             check_prompts_per_step(self._config, state)
             say_other_length(self._config, state.num_steps, state.step)
             say_changed_options(state.options, self._config)
         incarnation = self._become_writer()
+        self._checkpoints.take_over(state, incarnation)
         self._state = state or self._state
         self.version = PolicyVersion(incarnation, self._state.version_number)
         next_position = reconcile(self.queue, state, self._prompts)
