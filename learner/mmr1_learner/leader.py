@@ -186,6 +186,7 @@ class Leader:
         """What a checkpoint after `step` optimizer steps must remember."""
         assert self._source is not None
         accounts, pending = self.queue.snapshot()
+        accounts.require_balance(self._config.run)
         ledger = accounts.as_dict()
         contained = tuple(self._unsaved)
         outstanding = pending - set(contained)
@@ -220,7 +221,10 @@ class Leader:
         # A run that was longer than before has an earlier end, measured then.
         if self._config.eval_at_end and not self.files.has("evaluations", name="after", step=last):
             self._evaluate("after", last)
-        self.files.write("ledger", self.queue.ledger().as_dict())
+        ledger = self.queue.ledger()
+        self.files.write("ledger", ledger.as_dict())
+        ledger.require_balance(self._config.run)
+        self.queue.ensure_current()  # one that has been superseded exports nothing
 
     def close(self, exit_code: int) -> None:
         """Wait for nobody any more. The trackers hear whether the run has failed."""
