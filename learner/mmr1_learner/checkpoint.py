@@ -3,7 +3,8 @@
 A checkpoint holds what training_state.py writes (weights, moments, random states), and what the queue must be
 reconciled to; learning rate and temperature follow from the step. The manifest, written last by rank 0, has the size
 and the hash of every file; only then does the folder get its name. One with a name whose files do not match is damaged.
-All files are JSON or safetensors. Knows files; decides nothing about training.
+All files are JSON or safetensors. A run's writers come one after the other, and each writes aside under its own number:
+an older one that wakes up touches nothing of a newer one's. Knows files; decides nothing about training.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 from mmr1.errors import ConfigurationError
 from mmr1.records import PromptId
 from mmr1.streams import Ledger
+from mmr1_learner.errors import OvertakenError
 
 _MANIFEST = "manifest.json"
 _STATE = "state.json"
@@ -46,22 +48,47 @@ class RunState:
 
 
 class Checkpoints:
-    """The checkpoints of one run."""
+    """The checkpoints of one run, to one of its writers."""
 
     def __init__(self, folder: Path, keep_last: int) -> None:
         self._folder = folder
         self._keep_last = keep_last
+        self._writer = 0
+
+    def take_over(self, newest: RunState | None, writer: int = 0) -> None:
+        """Rank 0: this is the run's one writer now. What others were writing goes, so that it never gets its name.
+
+        Args:
+            newest: what the newest checkpoint held when it was loaded; None: there was none.
+            writer: a number above that of every earlier one: a learner's incarnation. 0 where nobody is superseded.
+
+        Raises:
+            OvertakenError: there is another one by now.
+        """
+        self._writer = writer
+        for folder in self._folder.glob(f"step-??????{_WRITING}*"):
+            number = folder.name.partition(_WRITING)[2].removeprefix("-")
+            if not number.isdigit() or int(number) <= writer:
+                # At once, however much is in it: who wakes up and goes on finds no such folder.
+                gone = folder.with_name(f"{folder.name}.gone")
+                shutil.rmtree(gone, ignore_errors=True)
+                folder.rename(gone)
+                shutil.rmtree(gone, ignore_errors=True)
+        found = self._named()
+        if (_read(found[-1]) if found else None) != newest:
+            raise OvertakenError("the last learner has written a checkpoint while this one was loading")
 
     def path(self, step: int) -> Path:
         return self._folder / f"step-{step:06d}"
 
-    def aside(self, step: int) -> Path:
-        """Where a checkpoint is written before it is one."""
-        return self._folder / f"step-{step:06d}{_WRITING}"
+    def _aside(self, step: int) -> Path:
+        """Where this writer writes a checkpoint before it is one."""
+        return self._folder / f"step-{step:06d}{_WRITING}-{self._writer}"
 
-    def start(self, step: int) -> Path:
-        """Rank 0: an empty folder to write into."""
-        folder = self.aside(step)
+    def start(self, step: int, allowed: Callable[[], None]) -> Path:
+        """Rank 0: an empty folder to write into. `allowed` raises StaleWriterError when a newer learner exists."""
+        allowed()
+        folder = self._aside(step)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         return folder
@@ -70,9 +97,10 @@ class Checkpoints:
         """Rank 0, after every rank has written: sync, write the manifest, and rename. Durable when this returns.
 
         Args:
-            allowed: raises StaleWriterError when a newer learner exists; called right before the rename.
+            allowed: as for `start`; called right before the rename. A learner that comes between the two takes the
+                folder away, and nothing is renamed.
         """
-        folder = self.aside(state.step)
+        folder = self._aside(state.step)
         (folder / _STATE).write_text(json.dumps(_to_json(state), indent=1))
         paths = sorted(folder.rglob("*"))
         files = {str(path.relative_to(folder)): _describe_and_sync(path) for path in paths if path.is_file()}
@@ -89,6 +117,7 @@ class Checkpoints:
 
     def _give_name(self, folder: Path, final: Path) -> Path:
         """A checkpoint of that name, if there is one, is whole and found until the new one has the name."""
+        folder.stat()  # if a newer learner has taken it away, nothing makes room for it
         replaced = final.with_name(f"{final.name}{_REPLACED}")
         if final.exists():
             shutil.rmtree(replaced, ignore_errors=True)
@@ -115,7 +144,7 @@ class Checkpoints:
                 f"checkpoint {folder} is damaged: {problem}; put a copy in its place, or remove it to go on without "
                 "what was trained since the one before"
             )
-        return folder, _from_json(json.loads((folder / _STATE).read_text()))
+        return folder, _read(folder)
 
     def _named(self) -> list[Path]:
         """The checkpoints, oldest first. One about to be replaced counts where the new one is not there yet."""
@@ -127,9 +156,7 @@ class Checkpoints:
     def _forget_old(self) -> None:
         named = self._named()
         replaced = [path for path in self._folder.glob(f"step-??????{_REPLACED}") if path not in named]
-        # What an earlier learner was writing when it was cut: `finish` has shown that nobody else writes now.
-        writing = self._folder.glob(f"step-??????{_WRITING}")
-        for folder in [*named[: -self._keep_last], *replaced, *writing]:
+        for folder in [*named[: -self._keep_last], *replaced]:
             shutil.rmtree(folder)
 
 
@@ -161,6 +188,10 @@ def ledger_at(state: RunState) -> Ledger:
         dead=saved["dead"],
         next_position=state.next_position,
     )
+
+
+def _read(folder: Path) -> RunState:
+    return _from_json(json.loads((folder / _STATE).read_text()))
 
 
 def _to_json(state: RunState) -> dict[str, Any]:

@@ -9,3 +9,7 @@ class StopRequestedError(Exception):
 
 class NonFiniteLossError(Exception):
     """The loss or the gradient is NaN or infinite. Nothing of the step is kept: no version, no checkpoint."""
+
+
+class OvertakenError(Exception):
+    """A checkpoint came while this learner was loading an older one. Started again, it goes on from the newer."""

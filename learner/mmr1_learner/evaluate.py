@@ -19,12 +19,11 @@ from mmr1.records import Group, Problem, Prompt, PromptId
 from mmr1.reward_access import reward_client
 from mmr1.rollout_client import RolloutClient
 from mmr1_learner.prompts import PromptFactory, evaluation_seed
+from mmr1_learner.spread import generate_everywhere
 from mmr1_learner.waiting import Tick, results
 from mmr1_reward_server.api import Item, Outcome, Result
 from mmr1_reward_server.client import RewardClient, RewardServerError
 
-_CALL_SECONDS = 600.0
-_CONCURRENCY = 32  # prompts at once, on each server
 _ITEMS_PER_REQUEST = 256
 _ATTEMPTS = 4  # at one item's verdict
 _AGAIN_SECONDS = 2.0
@@ -61,7 +60,7 @@ class Evaluator:
     def _one(self, clients: Sequence[RolloutClient], mode: str, temperature: float, tick: Tick) -> Evaluation:
         started = time.monotonic()
         prompts = [self._prompt(index, problem, temperature) for index, problem in enumerate(self._problems)]
-        groups = _generate(clients, prompts, tick)
+        groups = generate_everywhere(clients, prompts, tick)
         correct = _in_thread(lambda: asyncio.run(self._score(groups)), tick)
         return Evaluation(mode, len(groups), correct / len(groups), temperature, time.monotonic() - started)
 
@@ -119,16 +118,3 @@ def _in_thread(work: Callable[[], int], tick: Tick) -> int:
         return results([pool.submit(work)], tick)[0]
     finally:
         pool.shutdown(wait=False)
-
-
-def _generate(clients: Sequence[RolloutClient], prompts: Sequence[Prompt], tick: Tick) -> list[Group]:
-    """Spread the prompts evenly over the servers; groups come back in the prompts' order."""
-    pool = ThreadPoolExecutor(len(clients) * _CONCURRENCY)
-    try:
-        asked = [
-            pool.submit(clients[index % len(clients)].generate, prompt, timeout=_CALL_SECONDS)
-            for index, prompt in enumerate(prompts)
-        ]
-        return results(asked, tick)
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)

@@ -99,12 +99,14 @@ class Leader:
 
         Raises:
             ConfigurationError: the run cannot go on from `state` with these options; it is still whose it was.
+            OvertakenError: the last learner has written a checkpoint since `state` was read.
         """
         if state is not None:
             check_prompts_per_step(self._config, state)
             say_other_length(self._config, state.num_steps, state.step)
             say_changed_options(state.options, self._config)
         incarnation = self._become_writer()
+        self._checkpoints.take_over(state, incarnation)
         self._state = state or self._state
         self.version = PolicyVersion(incarnation, self._state.version_number)
         next_position = reconcile(self.queue, state, self._prompts)
@@ -184,6 +186,7 @@ class Leader:
         """What a checkpoint after `step` optimizer steps must remember."""
         assert self._source is not None
         accounts, pending = self.queue.snapshot()
+        accounts.require_balance(self._config.run)
         ledger = accounts.as_dict()
         contained = tuple(self._unsaved)
         outstanding = pending - set(contained)
@@ -209,6 +212,7 @@ class Leader:
         self._checkpoints.finish(state, self.queue.ensure_current)
         self.queue.acknowledge(list(state.contained))
         self._unsaved.clear()
+        self.queue.prune()
         self.files.write("ledger", self.queue.ledger().as_dict())
 
     def finish(self) -> None:
@@ -217,7 +221,10 @@ class Leader:
         # A run that was longer than before has an earlier end, measured then.
         if self._config.eval_at_end and not self.files.has("evaluations", name="after", step=last):
             self._evaluate("after", last)
-        self.files.write("ledger", self.queue.ledger().as_dict())
+        ledger = self.queue.ledger()
+        self.files.write("ledger", ledger.as_dict())
+        ledger.require_balance(self._config.run)
+        self.queue.ensure_current()  # one that has been superseded exports nothing
 
     def close(self, exit_code: int) -> None:
         """Wait for nobody any more. The trackers hear whether the run has failed."""

@@ -1,7 +1,8 @@
 """After a start: bring the queue and the newest durable checkpoint to one story.
 
 The checkpoint decides. What it contains and Redis still holds is acknowledged; what it knows as outstanding and Redis
-has forgotten is fed again, an emptied Redis included; what was fed after it stays, and is trained by this learner.
+has forgotten is fed again, an emptied Redis included; what was fed after it stays, and is trained by this learner. What
+was dropped or died after it is not forgotten: Redis knows it as settled, and feeds it to nobody.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def reconcile(queue: RunQueue, state: RunState | None, prompts: PromptFactory) -
         newest[id_.position] = max(id_.attempt, newest.get(id_.position, 0))
     # A place of which a later attempt is on its way already has been fed again since the checkpoint.
     missing = [id_ for id_ in state.outstanding if id_ not in pending and newest.get(id_.position, -1) < id_.attempt]
-    queue.feed_again(map(prompts.training, missing))
+    fed_again = queue.feed_again(map(prompts.training, missing))
     # Fed before the checkpoint, and neither outstanding nor contained then: Redis has forgotten how it ended. A later
     # attempt of an outstanding one was fed after the checkpoint, when that one was dropped: it is the place's own.
     known = {id_.position: id_.attempt for id_ in state.outstanding}
@@ -60,7 +61,8 @@ def reconcile(queue: RunQueue, state: RunState | None, prompts: PromptFactory) -
         "queue reconciled",
         checkpoint_step=state.step,
         acknowledged=acknowledged,
-        fed_again=len(missing),
+        fed_again=fed_again,
+        settled_since=len(missing) - fed_again,
         dropped=len(stale),
         redis_was_empty=restored,
     )

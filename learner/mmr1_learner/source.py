@@ -136,6 +136,9 @@ class GroupSource:
         """Wait for one step's groups. `tick` is called while waiting: late servers, stop requests.
 
         A step closes when the groups it applies, those dropped for good and those dead make up `prompts_per_step`.
+
+        Raises:
+            ConfigurationError: a group is lost, or all that are sampled are useless.
         """
         collected = Collected()
         started = time.monotonic()
@@ -148,7 +151,9 @@ class GroupSource:
             if wanted <= 0:
                 break
             if position >= self._end and ledger.unapplied == len(collected.groups):
-                # Places that an earlier life closed and whose step no checkpoint contains: others take their part.
+                # Places that an earlier life closed and whose step no checkpoint contains: others take their part. A
+                # place that was lost is none of these.
+                ledger.require_balance(self._config.run)
                 self._end += wanted
                 continue
             groups = self._queue.read(wanted)

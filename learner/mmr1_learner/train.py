@@ -100,13 +100,20 @@ def _take_steps(
     durable: int | None,
 ) -> bool:
     """From the step of the newest checkpoint to the run's last, or until told to stop: then False."""
+    from safetensors import SafetensorError
+
     from mmr1_learner.plan import StepPlan
 
     def save(step: int) -> None:
-        aside = checkpoints.start(step) if leader else checkpoints.aside(step)
-        trainer.state.save(aside / "engine")
-        if leader:
-            leader.commit_checkpoint(leader.state_at(step))
+        aside = checkpoints.start(step, leader.queue.ensure_current) if leader else None
+        try:
+            trainer.state.save(aside / "engine" if aside else None)
+            if leader:
+                leader.commit_checkpoint(leader.state_at(step))
+        except (OSError, SafetensorError):
+            if leader:
+                leader.queue.ensure_current()  # a newer learner takes away what it writes: then this is why
+            raise
 
     step = durable or 0
     while step < config.num_steps:

@@ -64,18 +64,20 @@ class TrainingState:
         self._trained = [(name, part) for name, part in engine.module.named_parameters() if part.requires_grad]
         prepare_states(engine)
 
-    def save(self, folder: Path) -> None:
-        """Write everything into `folder`, which rank 0 makes. Bitwise: nothing is rounded."""
+    def save(self, folder: Path | None) -> None:
+        """Write everything into `folder`, which rank 0 makes and knows. Bitwise: nothing is rounded."""
         index: dict[str, Any] = {"format": FORMAT, "adam_steps": self._adam_steps(), "files": []}
-        if self._ranks.is_first:
+        if not self._ranks.is_first:
+            folder = None
+        if folder:
             folder.mkdir()
         for number, tensors in enumerate(self._files()):
-            if self._ranks.is_first:
+            if folder:
                 name = f"state-{number:05d}.safetensors"
                 save_file(tensors, folder / name)
                 index["files"].append(name)
         random = self._random_states()
-        if self._ranks.is_first:
+        if folder:
             save_file(random, folder / _RANDOM)
             (folder / _INDEX).write_text(json.dumps(index, indent=1))
 

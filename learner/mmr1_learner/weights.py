@@ -2,16 +2,18 @@
 
 Init forms a collective with the lease holders; Start, Update and Finish move the weights; fingerprints and then a probe
 by log-probabilities prove them; only then is the version committed and admission opened. Whatever fails makes the
-update fail as a whole, and a fresh group is formed for the next try. Runs on rank 0 alone; knows no losses.
+update fail as a whole, and a fresh group is formed for the next try, without those servers that were at fault. Runs on
+rank 0 alone; knows no losses.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import grpc
@@ -26,6 +28,7 @@ from mmr1.rollout_client import LOAD_SECONDS, RolloutClient, WeightGroup
 from mmr1.streams import Member, RunQueue
 from mmr1.weight_plan import buckets, fingerprint
 from mmr1_learner.collective import Collective
+from mmr1_learner.left_out import LeftOut
 from mmr1_learner.parity import see_wrong_adapters
 from mmr1_learner.published import Published
 from mmr1_learner.published_adapters import PublishedAdapters
@@ -37,6 +40,7 @@ log = structlog.get_logger()
 Probe = Callable[[RolloutClient], float]
 
 _ATTEMPTS = 4
+_CONSEQUENCES_SECONDS = 0.5  # after the first failure: a dead server's own is not always the first
 _ANSWER_SECONDS = 5.0  # a server that does not say in this time how it is will not follow an update either
 _DEAF = ("starting", "draining")  # states in which every verb is refused
 _T = TypeVar("_T")
@@ -70,6 +74,7 @@ class WeightSender:
         self._members: tuple[Member, ...] = ()
         self._clients: dict[str, RolloutClient] = {}
         self._pool = ThreadPoolExecutor(max_workers=128, thread_name_prefix="weights")
+        self._left_out = LeftOut()
 
     def wait_for_servers(self, count: int, tick: Tick, timeout_seconds: float = LOAD_SECONDS) -> list[Member]:
         """Wait until `count` rollout servers accept weights: as long as one may take to load.
@@ -93,8 +98,12 @@ class WeightSender:
         return [self._client(member) for member in self._members]
 
     def behind(self, version: PolicyVersion, tick: Tick) -> list[Member]:
-        """Servers that do not hold `version`: newly started ones, or ones that missed an update."""
-        return self._answering([member for member in self._queue.members() if member.version != version], tick)
+        """Servers that do not hold `version`: newly started ones, or ones that missed an update.
+
+        One that an update has failed at is none of them for a while.
+        """
+        behind = [member for member in self._queue.members() if member.version != version]
+        return self._answering(self._left_out.others(behind), tick)
 
     def call(self, question: Callable[[], _T], tick: Tick) -> _T:
         """Ask a server something that takes long. Raises what `question` and `tick` do."""
@@ -115,15 +124,17 @@ class WeightSender:
         Where adapters are sent alone, `adapter_probe` is asked with planted ones when a group is new. It raises
         WeightUpdateError when a server's are not the learner's.
 
-        A try that fails is repeated with a fresh group of those that still hold a lease and answer. When none is left,
-        the update waits for one to come back.
+        A try that fails is repeated with a fresh group of those that still hold a lease and answer. Those at
+        fault are left out, as long as others are there. When none is left, the update waits for one to come back.
 
         Raises:
             WeightUpdateError: it did not succeed in several tries, or no server came back. Nothing serves then.
             ParityError: `adapter_probe` does not see adapters that are not the learner's.
         """
         for attempt in range(1, _ATTEMPTS + 1):
-            members = self.wait_for_servers(1, tick)
+            answering = self.wait_for_servers(1, tick)
+            members = self._left_out.others(answering) or answering
+            self._left_out.begin()
             try:
                 return self._try_update(version, tuple(members), probe, tick, adapter_probe)
             except (grpc.RpcError, WeightUpdateError) as error:
@@ -144,6 +155,8 @@ class WeightSender:
     ) -> UpdateResult:
         with ExitStack() as on_failure:
             on_failure.callback(self.close)
+            on_failure.callback(self._left_out.judge, members)
+            on_failure.callback(rest, _CONSEQUENCES_SECONDS, tick)
             standing = self._collective
             collective = self._form_group(members, tick)
             clients = [self._client(member) for member in members]
@@ -152,10 +165,11 @@ class WeightSender:
             if self._adapters is not None and collective is not standing:
                 self._bring_base(collective, clients, version, adapter_probe, tick)
             self._deliver(collective, clients, version, tick, adapter_only=self._adapters is not None)
-            worst = max((probe(client) for client in clients), default=0.0) if probe else None
+            worst = max((self._ask(client, probe) for client in clients), default=0.0) if probe else None
             self._queue.commit_version(version)
             self._everywhere(clients, lambda c: c.resume(version), tick)
             on_failure.pop_all()
+        self._left_out.succeeded(members)
         return UpdateResult(time.monotonic() - started, len(clients), worst, self._num_bytes)
 
     def _bring_base(
@@ -173,7 +187,7 @@ class WeightSender:
         assert self._adapters is not None
         with self._adapters.planted():
             self._deliver(collective, clients, version, tick)
-            agreed = [probe(client) for client in clients] if probe is not None else []
+            agreed = [self._ask(client, probe) for client in clients] if probe is not None else []
         if probe is not None:
             see_wrong_adapters(clients, probe, agreed)
 
@@ -192,10 +206,10 @@ class WeightSender:
             clients, lambda c: c.start_weight_update(version, pause_limit, adapter_only=adapter_only), tick
         )
         sending = self._pool.submit(self._broadcast, collective, adapter_only)
-        receiving = [self._pool.submit(client.update_weights, version, limit) for client in clients]
+        receiving = [self._submit(client, lambda c: c.update_weights(version, limit)) for client in clients]
         sent, *received = results([sending, *receiving], tick)
         for client, arrived in zip(clients, received, strict=True):
-            _compare(client.address, sent, arrived)
+            self._left_out.watch(client.address, partial(_compare, client.address, sent, arrived))
         self._everywhere(clients, lambda c: c.finish_weight_update(version, limit), tick)
 
     def _form_group(self, members: tuple[Member, ...], tick: Tick) -> Collective:
@@ -219,7 +233,8 @@ class WeightSender:
         )
         joining = [self._pool.submit(collective.join)]
         for rank, member in enumerate(members, start=1):
-            joining.append(self._pool.submit(self._client(member).init_weight_transfer, group, rank, limit))
+            join = partial(RolloutClient.init_weight_transfer, group=group, rank=rank, deadline_seconds=limit)
+            joining.append(self._submit(self._client(member), join))
         results(joining, tick)
         self._members = members
         return collective
@@ -255,7 +270,14 @@ class WeightSender:
         return sent
 
     def _everywhere(self, clients: list[RolloutClient], verb: Callable[[RolloutClient], object], tick: Tick) -> None:
-        results([self._pool.submit(verb, client) for client in clients], tick)
+        results([self._submit(client, verb) for client in clients], tick)
+
+    def _submit(self, client: RolloutClient, verb: Callable[[RolloutClient], _T]) -> Future[_T]:
+        return self._pool.submit(self._ask, client, verb)
+
+    def _ask(self, client: RolloutClient, verb: Callable[[RolloutClient], _T]) -> _T:
+        """Whether it fails is remembered of this server."""
+        return self._left_out.watch(client.address, lambda: verb(client))
 
     def _answering(self, members: Sequence[Member], tick: Tick) -> list[Member]:
         """Those that take verbs now. A lease outlives its holder for a while; to wait for a dead one helps nobody."""

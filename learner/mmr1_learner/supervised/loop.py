@@ -176,7 +176,7 @@ class _Run:
 
     def _save(self, step: int, position: int) -> None:
         first = self._ranks.is_first
-        self.tuner.state.save((self._checkpoints.start(step) if first else self._checkpoints.aside(step)) / "engine")
+        self.tuner.state.save(self._checkpoints.start(step, _no_other_writer) / "engine" if first else None)
         seconds = self._state.seconds + time.monotonic() - self._began
         self._state = RunState(
             step,
@@ -189,12 +189,14 @@ class _Run:
         )
         self._began = time.monotonic()
         if first:
-            self._checkpoints.finish(self._state, lambda: None)  # there is no other writer to be superseded by
+            self._checkpoints.finish(self._state, _no_other_writer)
 
     def _resume(self) -> bool:
         """Go on from the newest checkpoint, if there is one. Rank 0 alone reads it."""
         first = self._ranks.is_first
         found = self._checkpoints.newest() if first else None
+        if first:
+            self._checkpoints.take_over(found[1] if found else None)
         place = [found[1].step, found[1].next_position] if found else None
         told = json.loads(self._ranks.share(json.dumps(place).encode() if first else None))
         if told is None:
@@ -222,6 +224,10 @@ def _listen(ranks: Ranks) -> list[int]:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, remember if ranks.is_first else signal.SIG_IGN)
     return told
+
+
+def _no_other_writer() -> None:
+    """Nobody supersedes a fine-tuning."""
 
 
 __all__ = ["fine_tune"]

@@ -15,6 +15,7 @@ from pathlib import Path
 from redis.exceptions import RedisError
 
 from mmr1.config import RunConfig
+from mmr1.errors import ConfigurationError
 from mmr1.lifecycle import StopRequest
 from mmr1.local.guard import Guard
 from mmr1.local.logs import MergedLog
@@ -90,15 +91,18 @@ async def supervise(config: RunConfig, plan: Plan, log: MergedLog) -> int:
     """Run the plan until it is done, fails or is interrupted, and leave nothing behind.
 
     Returns:
-        0: the learner has finished. 1: a service failed too often. 130, 143: stopped by Ctrl-C or SIGTERM.
+        0: the learner has finished. 1: a service failed too often, or the accounts do not balance. 130, 143: stopped by
+        Ctrl-C or SIGTERM.
 
     Raises:
         ConfigurationError: a service ended with exit code 2.
     """
     stop = StopRequest()
+    balanced = True
 
     def keep_ledger() -> None:
-        write_ledger(RedisAccess.from_config(config), config.run, config.run_dir / "ledger.json", log)
+        nonlocal balanced
+        balanced = write_ledger(RedisAccess.from_config(config), config.run, config.run_dir / "ledger.json", log)
 
     with Guard() as guard:
         supervisor = Supervisor(plan, log, guard, config.max_restarts, keep_ledger)
@@ -112,23 +116,29 @@ async def supervise(config: RunConfig, plan: Plan, log: MergedLog) -> int:
                 work.cancel()
                 return stop.exit_code
             work.result()
-            return 0
         except ServiceFailedError as error:
             log.warn(f"error: {error}")
             return 1
         finally:
             interrupted.cancel()
             await supervisor.stop(stop.urgent)
+    return 0 if balanced else 1
 
 
-def write_ledger(access: RedisAccess, run: str, path: Path, log: MergedLog) -> None:
-    """The run's accounts, for the report. A Redis that does not answer is said, and leaves no file."""
+def write_ledger(access: RedisAccess, run: str, path: Path, log: MergedLog) -> bool:
+    """The run's accounts, for the report. A Redis that does not answer is said, and leaves no file.
+
+    False: they do not balance, and that was said.
+    """
     with access.client(socket_timeout=LEDGER_SECONDS) as redis:
         try:
             ledger = read_ledger(redis, run)
         except RedisError as error:
             log.warn(f"no {path.name}: Redis does not answer ({error})")
-            return
+            return True
     path.write_text(json.dumps(ledger.as_dict(), indent=2) + "\n")
-    if not ledger.balanced:
-        log.warn(f"the ledger does not balance: {ledger.as_dict()}")
+    try:
+        ledger.require_balance(run)
+    except ConfigurationError as error:
+        log.warn(f"error: {error}")
+    return ledger.balanced

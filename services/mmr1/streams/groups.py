@@ -86,14 +86,18 @@ class RunQueue:
         return int(self._scripts.call("become_writer", run_id, last_incarnation, SCHEMA_VERSION))
 
     def feed(self, prompt: Prompt, *, force: bool = False) -> bool:
-        """Queue a prompt. False: this id has been fed before. `force` feeds a place again that Redis has forgotten."""
+        """Queue a prompt. False: this id has been fed before.
+
+        `force` feeds a place again that Redis has forgotten; one that is trained, dropped or dead it knows.
+        """
         return bool(self._write("feed", int(force), *_as_fed(prompt)))
 
-    def feed_again(self, prompts: Iterable[Prompt]) -> None:
-        """Queue places again that Redis has forgotten, many in one exchange."""
-        remaining = iter(prompts)
+    def feed_again(self, prompts: Iterable[Prompt]) -> int:
+        """Queue those of these places that Redis has forgotten, many in one exchange. Returns how many those are."""
+        remaining, count = iter(prompts), 0
         while chunk := list(islice(remaining, _FED_AT_ONCE)):
-            self._write("feed", 1, *(argument for prompt in chunk for argument in _as_fed(prompt)))
+            count += int(self._write("feed", 1, *(argument for prompt in chunk for argument in _as_fed(prompt))))
+        return count
 
     def read(self, count: int) -> list[Group]:
         """Up to `count` scored groups, without waiting. After a restart, those of the earlier life come first.
@@ -130,6 +134,10 @@ class RunQueue:
         count = int(self._write("finish", *map(str, ids))) if ids else 0
         self._held.difference_update(ids)
         return count
+
+    def prune(self) -> None:
+        """A checkpoint is durable: forget, one by one, what is settled before the oldest pending place."""
+        self._write("prune")
 
     def drop(self, id_: PromptId, reason: str, next_prompt: Prompt | None = None) -> bool:
         """Drop a group for `reason` and, in the same step, feed its place's next attempt. False: not pending."""

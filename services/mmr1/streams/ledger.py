@@ -10,6 +10,7 @@ from typing import Any
 
 from redis import Redis
 
+from mmr1.errors import ConfigurationError
 from mmr1.streams.scripts import Scripts
 
 
@@ -41,6 +42,23 @@ class Ledger:
     @property
     def balanced(self) -> bool:
         return self.fed == self.trained + sum(self.dropped.values()) + sum(self.dead.values()) + self.pending
+
+    def require_balance(self, run: str) -> None:
+        """Nothing is trained, kept or called done on accounts that do not add up.
+
+        Raises:
+            ConfigurationError: a group was lost, or counted twice.
+        """
+        if self.balanced:
+            return
+        dropped, dead = sum(self.dropped.values()), sum(self.dead.values())
+        raise ConfigurationError(
+            f"the ledger does not balance: {self.fed} fed, but {self.trained} trained + {dropped} dropped + {dead} "
+            f"dead + {self.pending} pending; something else removes entries from Redis (another program, or a "
+            f"maxmemory-policy other than noeviction): see to that, delete the keys mmr1:{{{run}}}:* (of a Redis that "
+            "`mmr1 up` starts, the folder redis in the run's), and give the same command again: it goes on from the "
+            "newest checkpoint"
+        )
 
     def as_dict(self) -> dict[str, Any]:
         return {

@@ -16,7 +16,7 @@ from mmr1.errors import StaleWriterError
 
 _KEYS = (
     *("prompts", "groups", "ledger", "items", "applied", "leases"),
-    *("writer", "graveyard", "versions", "errors", "pulse"),
+    *("writer", "graveyard", "versions", "errors", "pulse", "settled"),
 )
 
 

@@ -106,11 +106,12 @@ class Learner:
 
     def __init__(self, run: Run, state: RunState | None) -> None:
         self.run = run
+        self.checkpoints = Checkpoints(run.folder / "checkpoints", keep_last=2)
         self.leader: Any = object.__new__(Leader)
         self.leader.__dict__ |= {
             "_config": run.config,
             "_policy": Mock(),  # that the other ranks hear from it is all that is asked of it here
-            "_checkpoints": run.checkpoints,
+            "_checkpoints": self.checkpoints,
             "_prompts": run.prompts,
             "_evaluator": None,
             "_identity": {},
@@ -159,7 +160,7 @@ class Learner:
 
     def save(self) -> None:
         """As train.py does, with no tensors to write."""
-        self.run.checkpoints.start(self.step)
+        self.checkpoints.start(self.step, self.queue.ensure_current)
         state = self.leader.state_at(self.step)
         try:
             self.leader.commit_checkpoint(state)

@@ -12,6 +12,7 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import torch
 
@@ -75,6 +76,7 @@ class Told:
     ) -> None:
         self._trainer, self._published, self._plan, self._config = trainer, published, plan, config
         self._checkpoints = checkpoints
+        self.queue = Mock()
 
     def next_plan(self, step: int) -> StepPlan:
         return StepPlan(step, self._plan.groups, version=self._plan.version)

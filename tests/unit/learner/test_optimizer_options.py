@@ -256,7 +256,7 @@ def test_a_checkpoint_is_due_every_so_many_steps_and_at_the_end(tmp_path: Path, 
 def test_so_many_checkpoints_are_kept(tmp_path: Path, keep_last: int) -> None:
     checkpoints = Checkpoints(tmp_path, small_config(tmp_path, keep_last=keep_last).keep_last)
     for step in range(1, 6):
-        checkpoints.start(step)
+        checkpoints.start(step, lambda: None)
         checkpoints.finish(RunState(step, step, 0), lambda: None)
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-{step:06d}" for step in range(6 - keep_last, 6)]
 

@@ -34,7 +34,7 @@ def test_a_checkpoint_remembers_whose_run_it_is(run: Run) -> None:
     learner = run.learner()
     parts = {"queue": learner.queue, "_source": learner.source, "version": PolicyVersion(1, 0), "_unsaved": []}
     leader = leader_of(run, **parts, _state=RunState(0, 0, 0), _started=0.0, _identity={"seed": 0})
-    run.checkpoints.start(1)
+    run.checkpoints.start(1, lambda: None)
     run.checkpoints.finish(leader.state_at(1), lambda: None)
     found = run.checkpoints.newest()
     assert found is not None and found[1].identity == {"seed": 0}

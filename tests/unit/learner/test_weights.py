@@ -31,8 +31,9 @@ from mmr1.streams import PromptConsumer, RunQueue
 from mmr1.weight_plan import buckets, fingerprint, tensor_bytes
 from mmr1.wire.v1 import rollout_pb2 as pb
 from mmr1.wire.v1.rollout_pb2_grpc import RolloutServiceServicer, add_RolloutServiceServicer_to_server
+from mmr1_learner import left_out
 from mmr1_learner.errors import StopRequestedError
-from mmr1_learner.evaluate import _generate
+from mmr1_learner.spread import generate_everywhere
 from mmr1_learner.weights import WeightSender
 from tests.conftest import free_port, make_prompt
 from tests.models import small_config
@@ -56,6 +57,7 @@ class Server(RolloutServiceServicer):
 
     def __init__(self, url: str, name: str, on_init: Callable[[Any], None] = lambda _: None) -> None:
         self.on_init = on_init
+        self.on_update: Callable[[], object] = lambda: None
         self.calls: list[str] = []
         self.released = threading.Event()
         self.group: Any = None
@@ -84,6 +86,7 @@ class Server(RolloutServiceServicer):
 
     def UpdateWeights(self, request: Any, context: Any) -> pb.UpdateWeightsResponse:
         self.calls.append("Update")
+        self.on_update()
         found = []
         for bucket in buckets(self.tensors, BUCKET):
             sizes = [tensor_bytes(spec) for spec in bucket]
@@ -186,9 +189,49 @@ def listening() -> set[Any]:
     return {one.laddr for one in psutil.Process().net_connections("tcp") if one.status == psutil.CONN_LISTEN}
 
 
-def test_an_update_fails_as_soon_as_one_server_refuses_to_join(sender: WeightSender, start: Any) -> None:
+def test_a_server_that_refuses_is_left_out_of_the_next_updates(
+    sender: WeightSender, start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SEMANTICS 11: it serves nothing until a full update has reached it; the others go on."""
+    monkeypatch.setattr(left_out, "_PAUSE_SECONDS", 3.0)
+    good, bad = start("good"), start("bad", on_init=lambda context: context.abort(grpc.StatusCode.ABORTED, "no room"))
+    begun = time.monotonic()
+    assert sender.update(VERSION, None, lambda: None).num_servers == 1
+    assert [member.server_id for member in sender.behind(VERSION, lambda: None)] == ["good"], "here it names no version"
+    assert sender.update(VERSION._replace(number=2), None, lambda: None).num_servers == 1
+    assert time.monotonic() - begun < LIMIT / 3
+    assert bad.calls == ["Init"] and good.calls.count("Resume") == 2
+    bad.on_init = lambda _: None
+    while len(sender.behind(VERSION, lambda: None)) < 2:
+        time.sleep(0.05)
+    assert sender.update(VERSION._replace(number=3), None, lambda: None).num_servers == 2
+    assert bad.calls[-1] == "Resume"
+
+
+@pytest.mark.parametrize("name", ["a", "z"])
+def test_a_server_that_drops_out_of_the_broadcast_is_found_out(sender: WeightSender, start: Any, name: str) -> None:
+    """It answers, and takes the healthy one with it each time: whichever fails first is not always the culprit."""
+    good, bad = start("m"), start(name)
+    bad.on_update = lambda: bad.group.abort()
+    assert sender.update(VERSION, None, lambda: None).num_servers == 1
+    assert good.calls.count("Resume") == 1 and "Resume" not in bad.calls
+
+
+def test_a_server_that_cannot_be_proved_is_left_out(sender: WeightSender, start: Any) -> None:
+    """SEMANTICS 12: admission of it is not opened."""
+    good, bad = start("good"), start("bad")
+
+    def probe(client: RolloutClient) -> float:
+        if client.address == bad.address:
+            raise WeightUpdateError("its log-probabilities are another model's")
+        return 0.0
+
+    assert sender.update(VERSION, probe, lambda: None).num_servers == 1
+    assert good.calls.count("Resume") == 1 and "Resume" not in bad.calls
+
+
+def test_an_update_fails_as_soon_as_the_only_server_refuses_to_join(sender: WeightSender, start: Any) -> None:
     """The learner's own end of the collective would wait for it until the deadline."""
-    start("healthy")
     refusing = start("refusing", on_init=lambda context: context.abort(grpc.StatusCode.ABORTED, "no room"))
     begun = time.monotonic()
     with pytest.raises(WeightUpdateError, match="ABORTED: no room"):
@@ -236,7 +279,7 @@ def test_an_evaluation_ends_between_two_problems(start: Any) -> None:
     client = RolloutClient(server.address, "test", 1)
     begun = time.monotonic()
     with pytest.raises(StopRequestedError):
-        _generate([client], [make_prompt(position) for position in range(100)], stop_after(1.0))
+        generate_everywhere([client], [make_prompt(position) for position in range(100)], stop_after(1.0))
     assert time.monotonic() - begun < LIMIT / 4
     client.close()
     server.released.set()

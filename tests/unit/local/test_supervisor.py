@@ -21,6 +21,7 @@ from mmr1.local.ports import free_port, require_free
 from mmr1.local.readiness import grpc_serving, http_ready
 from mmr1.local.service import ProcessSpec, ServiceSpec
 from mmr1.local.supervisor import supervise
+from mmr1.redis_access import RedisAccess
 from tests.unit.local.processes import wait_until_dead
 
 Program = Callable[..., ProcessSpec]
@@ -144,6 +145,20 @@ async def test_the_learners_end_is_the_runs_end(stack: Stack, log: MergedLog, tm
     ledger = json.loads((stack.config.run_dir / "ledger.json").read_text())
     assert ledger == {"fed": 0, "trained": 0, "dropped": {}, "dead": {}, "pending": 0, "balanced": True}
     assert list((stack.config.run_dir / "redis").rglob("*.aof")), "the queue was not durable"
+
+
+async def test_a_run_whose_accounts_do_not_balance_is_no_success(
+    stack: Stack, log: MergedLog, screen: io.StringIO
+) -> None:
+    """SEMANTICS 1: fed = trained + dropped + dead + pending can fail, and is checked."""
+    running = asyncio.create_task(supervise(stack.config, stack.plan(), log))
+    await until_all_run(log)
+    with RedisAccess.from_config(stack.config).client() as redis:
+        redis.hincrby(f"mmr1:{{{stack.config.run}}}:ledger", "fed", 1)
+    stack.end_learner()
+    assert await running == 1
+    assert "error: the ledger does not balance: 1 fed, but 0 trained" in screen.getvalue()
+    stack.require_nothing_left(log)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -372,3 +372,37 @@ def test_the_ledger_notices_a_lost_entry(queue: RunQueue, redis_url: str) -> Non
     (entry,) = client.xrange("mmr1:{test}:prompts")
     client.xdel("mmr1:{test}:prompts", entry[0])
     assert not read_ledger(client, "test").balanced
+
+
+def test_nothing_that_is_settled_is_fed_again_however_it_is_asked_for(queue: RunQueue, redis_url: str) -> None:
+    """SEMANTICS 2: trained, dropped or dead, before and after pruning, which what waits holds up."""
+    for position in range(4):
+        queue.feed(make_prompt(position))
+
+    async def serve(consumer: PromptConsumer) -> None:
+        first, second, third = await consumer.take(3, V0, 1)
+        assert await consumer.publish(first, make_group(first.prompt))
+        assert await consumer.publish(second, make_group(second.prompt))
+        assert await consumer.dead(third, "image")
+
+    with_consumers(redis_url, serve, "a")
+    trained, dropped = (group.prompt for group in queue.read(2))
+    client = redis.Redis.from_url(redis_url)
+    over = [dropped, make_prompt(2)]
+
+    def nothing_comes_back() -> None:
+        assert not any(queue.feed(prompt, force=True) for prompt in over) and queue.feed_again(over) == 0
+        assert queue.ledger().fed == 4
+
+    queue.drop(dropped.id, "stale")
+    nothing_comes_back()
+    queue.prune()
+    assert client.zcard("mmr1:{test}:settled") == len(over), "place 0 is pending: they stand behind it"
+    nothing_comes_back()
+    queue.acknowledge([trained.id])
+    over.append(trained)
+    nothing_comes_back()
+    queue.prune()
+    assert not client.exists("mmr1:{test}:settled"), "place 3 is the oldest now"
+    nothing_comes_back()
+    check(queue, fed=4, trained=1, dropped={"stale": 1}, dead={"image": 1}, pending=1)

@@ -1,6 +1,6 @@
 -- Shared by every script. All keys of a run share one hash tag, so one script may touch them all.
-local prompts, groups, ledger, items, applied, leases, writer, graveyard, versions, errors, pulse =
-  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
+local prompts, groups, ledger, items, applied, leases, writer, graveyard, versions, errors, pulse, settled =
+  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12]
 
 local function now()
   local t = redis.call('TIME')
@@ -65,10 +65,22 @@ local function feed(id, payload, crashes)
   return entry
 end
 
-local function forget(id)
+local function position_of(id)
+  return tonumber(string.match(id, '^%d+'))
+end
+
+-- Trained, dropped or dead: no longer pending, and known to be over. What is not pending and not settled was forgotten.
+local function close(id)
   redis.call('HDEL', items, id)
   redis.call('SREM', applied, id)
   redis.call('HDEL', errors, id)
+  redis.call('ZADD', settled, position_of(id), id)
+end
+
+-- Ids are kept one by one from the place on that was the oldest pending one at the last checkpoint; before it all is over.
+local function is_settled(id, position)
+  local before = tonumber(redis.call('HGET', ledger, 'settled_before') or '0')
+  return position < before or redis.call('ZSCORE', settled, id)
 end
 
 -- Groups by the version that sampled them: ready, trained, dropped. The ledger's own counters do not rest on these.
@@ -90,14 +102,14 @@ local function settle(id, state, counter)
   else
     remove(prompts, 'rollout', entry)
   end
-  forget(id)
+  close(id)
   redis.call('HINCRBY', ledger, counter, 1)
   return true
 end
 
 local function bury(entry, id, reason, detail, payload)
   remove(prompts, 'rollout', entry)
-  forget(id)
+  close(id)
   redis.call('HINCRBY', ledger, 'dead:' .. reason, 1)
   redis.call('XADD', graveyard, '*', 'id', id, 'reason', reason, 'detail', detail, 'payload', payload)
 end
