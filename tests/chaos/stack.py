@@ -41,6 +41,12 @@ PROGRAMS = {
     "reward": "mmr1_reward_server",
     "redis": "redis-server",
 }
+# Phases that a service itself reaches: which of several processes is struck is decided there.
+OWN = {
+    "rollout": ("prompt taken", "mid-generation", "before publish", "after publish", "weights arriving"),
+    "learner": ("mid-step", "mid-checkpoint", "between checkpoint and ack", "weights leaving"),
+    "wire": ("bytes leaving",),
+}
 
 
 class HungError(AssertionError):
@@ -155,10 +161,7 @@ class Stack:
         return (self._folder / "up.log").read_text()[-6000:]
 
     def _strike_at_phase(self, fault: Fault) -> dict[str, Any]:
-        own = {"rollout": ("prompt taken", "mid-generation", "before publish", "after publish", "weights arriving")}
-        own["learner"] = ("mid-step", "mid-checkpoint", "between checkpoint and ack", "weights leaving")
-        own["wire"] = ("bytes leaving",)
-        itself = fault.phase in own.get(fault.victim, ())
+        itself = fault.phase in OWN.get(fault.victim, ())
         armed = self._chaos / f"{fault.phase}.armed"
         struck = armed.with_suffix(".struck")
         for old in (struck, armed.with_suffix(".taken")):
