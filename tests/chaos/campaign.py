@@ -14,7 +14,7 @@ from typing import Any
 from mmr1.data_cli import main as data_main
 from tests.chaos.faults import Fault
 from tests.chaos.proof import Proof, history, moments, prove
-from tests.chaos.stack import Blow, Stack
+from tests.chaos.stack import Blow, Stack, read_lines
 
 FINISH_SECONDS = 400.0
 LAST_STEPS = 2  # after the last fault, in a life of their own
@@ -38,9 +38,9 @@ class Campaign:
         assert self.proof is not None
         return {*self.proof.broken, *(["unbalanced"] if self.unbalanced else [])}
 
-    def conclude(self, diary: list[dict[str, Any]]) -> None:
-        """From the diary and the last accounts; each failure goes to the blow that it came after."""
-        self.proof = prove(diary, self.ledger)
+    def conclude(self, diary: list[dict[str, Any]], own: list[dict[str, Any]]) -> None:
+        """From the diary, proof.jsonl and the last accounts; each failure goes to the blow that it came after."""
+        self.proof = prove(diary, self.ledger, own)
         for counter, times in zip((self.lost, self.twice), moments(self.proof, diary), strict=True):
             for time_ in times:
                 counter[max((blow for blow in self.blows if blow.time <= time_), key=_time, default=self.blows[0])] += 1
@@ -86,7 +86,7 @@ def run_campaign(
         assert code == 0, f"ended with {code}\n{stack.said}"
         campaign.ledger = json.loads((stack.run_dir / "ledger.json").read_text())
         campaign.unbalanced, campaign.looks = stack.unbalanced, stack.looks
-        campaign.conclude(stack.diary)
+        campaign.conclude(stack.diary, read_lines(stack.run_dir / "proof.jsonl"))
     return campaign
 
 

@@ -49,8 +49,12 @@ class Drop:
         return self.reason in FINAL_REASONS and self.next is None
 
 
-def prove(diary: list[dict[str, Any]], ledger: dict[str, Any]) -> Proof:
-    """Of a run that has ended with exit code 0, and the accounts that it left. No prompt of it can kill a server."""
+def prove(diary: list[dict[str, Any]], ledger: dict[str, Any], own: list[dict[str, Any]]) -> Proof:
+    """Of a run that has ended with exit code 0, and the accounts that it left. No prompt of it can kill a server.
+
+    Args:
+        own: the lines of proof.jsonl: which groups the run itself says that its steps trained on.
+    """
     steps = history(diary)
     places = Counter(position_of(id_) for ids in steps.values() for id_ in ids)
     fed = [entry["fed"] for entry in diary if "fed" in entry] + [position_of(drop.id) for drop in drops(diary)]
@@ -63,10 +67,21 @@ def prove(diary: list[dict[str, Any]], ledger: dict[str, Any]) -> Proof:
         twice=tuple(place for place, count in places.items() if count > 1),
         spoiled=spoiled_versions(diary),
         miscounted=(
+            *_miscounted_steps(steps, own),
             *_miscounted_states(places.total(), ledger),
             *_miscounted_drops(drops(diary), [closing[place] for place in untrained if place in closing], ledger),
         ),
     )
+
+
+def _miscounted_steps(steps: dict[int, list[str]], own: list[dict[str, Any]]) -> list[str]:
+    said = {record["step"]: record["groups"] for record in own}
+    wrong = [step for step in sorted({*steps, *said}) if steps.get(step) != said.get(step)]
+    again = [step for step, count in Counter(record["step"] for record in own).items() if count > 1]
+    return [
+        *(f"step {step} by proof.jsonl: {said.get(step)}, by the diary: {steps.get(step)}" for step in wrong),
+        *(f"step {step} stands in proof.jsonl more than once" for step in again),
+    ]
 
 
 def _miscounted_states(num_trained: int, ledger: dict[str, Any]) -> list[str]:

@@ -152,8 +152,7 @@ class Stack:
 
     @property
     def diary(self) -> list[dict[str, Any]]:
-        path = self._chaos / "diary.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return read_lines(self._chaos / "diary.jsonl")
 
     @property
     def said(self) -> str:
@@ -253,6 +252,7 @@ def make_options(folder: Path, run_dir: Path, digits: Path, **more: Any) -> dict
         "rollout_replicas": 2,
         "parity_prompts": 4,
         "max_restarts": 1000,
+        "proof": True,
         "max_deliveries": 5,
         "lease_seconds": 4.0,
         "claim_idle_seconds": 5.0,
@@ -266,6 +266,11 @@ def make_options(folder: Path, run_dir: Path, digits: Path, **more: Any) -> dict
         "learner_master_port": free_port(),
         **more,
     }
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Of a JSON Lines file; none where there is no file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def _send(pid: int, number: int) -> None:

@@ -129,6 +129,9 @@ class RecordOptions(BaseModel):
     dump_steps: Annotated[list[Annotated[int, Field(gt=0)]], NoDecode] = Field(
         default_factory=list, description="steps, from 1, to keep for `mmr1 replay`; one that is not finite always is"
     )
+    proof: bool = Field(
+        False, description="write which groups each optimizer step trained on to proof.jsonl, on disk before the next"
+    )
 
 
 class StackOptions(BaseModel):
