@@ -101,7 +101,7 @@ class Stack:
             everyone = psutil.Process(self._process.pid).children(recursive=True)
             self._process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(90)
+                self._process.wait(150)
             for one in everyone:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     one.kill()
@@ -144,7 +144,7 @@ class Stack:
         assert self._process is not None
         self._thaw()
         self._process.terminate()
-        return self._process.wait(150)
+        return self._process.wait(180)
 
     def wait(self, seconds: float) -> int:
         assert self._process is not None

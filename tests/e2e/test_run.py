@@ -155,7 +155,7 @@ def test_a_run_stopped_while_a_rollout_server_is_frozen_leaves_a_last_checkpoint
             one.suspend()
         time.sleep(2.0)
         process.terminate()
-        code = process.wait(120)
+        code = process.wait(180)  # a frozen server has its whole deadline
     finally:
         if process.poll() is None:
             process.kill()

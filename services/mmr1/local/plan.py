@@ -17,7 +17,7 @@ from mmr1.local.readiness import grpc_serving, http_ready, redis_answers
 from mmr1.local.redis_server import find_redis_server, redis_command
 from mmr1.local.service import ProcessSpec, ServiceSpec
 from mmr1.rollout_access import RolloutAccess
-from mmr1.rollout_client import LOAD_SECONDS
+from mmr1.rollout_client import LOAD_SECONDS, STOP_SECONDS
 
 CONFIG_NAME = "config.yaml"
 
@@ -105,7 +105,7 @@ def _rollout(config: RunConfig, index: int, inherited: Mapping[str, str], access
         processes=(ProcessSpec(name, command, environment),),
         ready=grpc_serving(f"{config.host}:{port}", access=access),
         ready_deadline_seconds=LOAD_SECONDS,
-        stop_deadline_seconds=15.0,
+        stop_deadline_seconds=STOP_SECONDS,
     )
 
 
