@@ -88,6 +88,7 @@ def test_what_enters_no_other_service_inherits_no_secret() -> None:
     for spec in (services.redis, services.reward):
         assert not secrets.keys() & spec.processes[0].environment.keys()
     assert services.reward.processes[0].environment["MMR1_REWARD_API_KEY"] == "k" * 20
+    assert "k" * 20 not in services.redis.processes[0].environment.values()
     for spec in (*services.rollouts, services.learner):
         assert spec.processes[0].environment["MMR1_ROLLOUT_TOKEN"] == "t" * 20
     for process in [process for spec in (*services.rollouts, services.learner) for process in spec.processes]:
