@@ -149,6 +149,9 @@ class Leader:
     def after_step(self, plan: StepPlan, report: dict[str, float], phases: dict[str, float], seconds: float) -> None:
         """Send the new version, and write down what the step was."""
         started = time.monotonic()
+        if self._config.proof:  # before any checkpoint can contain the step
+            groups = [str(group.prompt.id) for group in plan.groups]
+            self.files.append("proof", [{"step": plan.step + 1, "groups": groups}], durable=True)
         lags, sampled_by = self._collected.lags, self.version
         self._state = replace(self._state, step=plan.step + 1)  # what is sampled from here on, probes too, is of it
         result = None

@@ -51,11 +51,14 @@ class RunFiles:
         folder.mkdir(parents=True, exist_ok=True)
         self._status = {"phase": "loading", "detail": ""}
 
-    def append(self, name: str, records: Iterable[dict[str, Any]]) -> None:
-        """Append JSON objects to `name`.jsonl. Numbers that JSON lacks become null."""
+    def append(self, name: str, records: Iterable[dict[str, Any]], durable: bool = False) -> None:
+        """Append JSON objects to `name`.jsonl; `durable`: they are on disk. Numbers that JSON lacks become null."""
         with (self._folder / f"{name}.jsonl").open("a") as file:
             for record in records:
                 file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
 
     def has(self, file: str, **fields: Any) -> bool:
         """Whether `file`.jsonl holds a line with these values."""
@@ -68,7 +71,7 @@ class RunFiles:
 
         `step` is the checkpoint's; -1 when there is none: all lines are of a life that left nothing durable.
         """
-        for name in ("metrics", "completions", "evaluations"):
+        for name in ("metrics", "completions", "evaluations", "proof"):
             path = self._folder / f"{name}.jsonl"
             if path.exists():
                 kept = [line for line in path.read_text().splitlines() if _step_of(line, default=step + 1) <= step]

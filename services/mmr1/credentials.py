@@ -19,7 +19,9 @@ from mmr1.errors import ConfigurationError
 
 TOKEN_VARIABLE = "MMR1_ROLLOUT_TOKEN"
 PASSWORD_VARIABLE = "MMR1_REDIS_PASSWORD"
-# What lets its holder into the run's services. A program of the run that needs none of them does not inherit them.
+REWARD_KEY_VARIABLE = "MMR1_REWARD_API_KEY"  # the reward server reads the same one
+# What lets its holder into the run's services. A program of the run that needs none of them does not inherit them; the
+# reward server is given its own key alone.
 SECRET_VARIABLES = frozenset({TOKEN_VARIABLE, PASSWORD_VARIABLE, "MMR1_REDIS_URL"})
 
 _MIN_TOKEN_CHARS = 16
@@ -59,6 +61,19 @@ def redis_password(file: Path | None, environment: Mapping[str, str] | None = No
 def holds_password(redis_url: str) -> bool:
     """Whether a Redis URL has a password in it. In doubt it has."""
     return re.search(r"://[^/?#]*:[^@]*@|password=", redis_url) is not None
+
+
+def check_reward_url(reward_url: str) -> None:
+    """An @ in any place: unescaped characters in a password move the borders between the URL's parts.
+
+    Raises:
+        ValueError: it may hold a user or a password; one line with the remedy, and nothing of the URL.
+    """
+    if "@" in reward_url:
+        raise ValueError(
+            f"it holds a user or a password, which would stand in files, logs and trackers; set {REWARD_KEY_VARIABLE} "
+            "to one of the reward server's keys and leave them out of the URL"
+        )
 
 
 def shown_redis_url(redis_url: str) -> str:

@@ -6,12 +6,12 @@ import os
 import ssl
 
 from mmr1.config import RunConfig
+from mmr1.credentials import REWARD_KEY_VARIABLE
 from mmr1.errors import ConfigurationError
 from mmr1.tls import files
 from mmr1_reward_server.client import RewardClient
 
-KEY_VARIABLE = "MMR1_REWARD_API_KEY"  # the server reads the same one; keys belong neither in files of a run nor in argv
-KEY_REMEDY = f"set {KEY_VARIABLE} to one of the reward server's keys"
+KEY_REMEDY = f"set {REWARD_KEY_VARIABLE} to one of the reward server's keys"
 
 
 def reward_client(config: RunConfig, deadline_seconds: float) -> RewardClient:
@@ -21,7 +21,7 @@ def reward_client(config: RunConfig, deadline_seconds: float) -> RewardClient:
         ValueError: `reward_url` is no URL.
         ConfigurationError: a certificate or key of TLS is not what its option asks for.
     """
-    url, key = config.resolved_reward_url, os.environ.get(KEY_VARIABLE)
+    url, key = config.resolved_reward_url, os.environ.get(REWARD_KEY_VARIABLE)
     return RewardClient(url, deadline_seconds, api_key=key, verify=reward_tls(config))
 
 

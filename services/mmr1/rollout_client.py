@@ -27,6 +27,9 @@ from mmr1.wire.v1.rollout_pb2_grpc import RolloutServiceStub
 
 # A large model is read from disk, and its graphs are captured. Who starts a server and who waits for it agree on this.
 LOAD_SECONDS = 1800.0
+# From SIGTERM to the end: what runs is finished or given back, then the engine's processes take themselves apart. A
+# server that is killed before has died: each prompt that it holds counts that.
+STOP_SECONDS = 60.0
 
 _MAX_MESSAGE_BYTES = 256 * 2**20
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +13,8 @@ from typing import Any
 
 from mmr1.data_cli import main as data_main
 from tests.chaos.faults import Fault
-from tests.chaos.proof import Proof, history, prove
-from tests.chaos.stack import Stack
+from tests.chaos.proof import Proof, history, moments, prove
+from tests.chaos.stack import Blow, Stack, read_lines
 
 FINISH_SECONDS = 400.0
 LAST_STEPS = 2  # after the last fault, in a life of their own
@@ -21,17 +22,28 @@ LAST_STEPS = 2  # after the last fault, in a life of their own
 
 @dataclass
 class Campaign:
-    """What came of it. `seconds[fault]` has one number for each time it was inflicted."""
+    """What came of it. `blows` are in the order of time; `lost` and `twice` count places at the blow before it."""
 
-    seconds: dict[Fault, list[float]] = field(default_factory=dict)
+    blows: list[Blow] = field(default_factory=list)
+    lost: Counter[Blow] = field(default_factory=Counter)
+    twice: Counter[Blow] = field(default_factory=Counter)
     proof: Proof | None = None
     unbalanced: list[dict[str, Any]] = field(default_factory=list)
     looks: int = 0
     ledger: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def num_faults(self) -> int:
-        return sum(map(len, self.seconds.values()))
+    def broken(self) -> set[str]:
+        """Which promises, by name. Empty: all hold."""
+        assert self.proof is not None
+        return {*self.proof.broken, *(["unbalanced"] if self.unbalanced else [])}
+
+    def conclude(self, diary: list[dict[str, Any]], own: list[dict[str, Any]]) -> None:
+        """From the diary, proof.jsonl and the last accounts; each failure goes to the blow that it came after."""
+        self.proof = prove(diary, self.ledger, own)
+        for counter, times in zip((self.lost, self.twice), moments(self.proof, diary), strict=True):
+            for time_ in times:
+                counter[max((blow for blow in self.blows if blow.time <= time_), key=_time, default=self.blows[0])] += 1
 
 
 def draw_problems(folder: Path) -> Path:
@@ -64,17 +76,17 @@ def run_campaign(
     with Stack(folder, digits, seed, mutations, **options) as stack:
         stack.start()
         for fault in faults:
-            seconds = stack.inflict(fault)
-            campaign.seconds.setdefault(fault, []).append(seconds)
-            say(f"{time.monotonic() - began:7.1f} s  {fault}: next step after {seconds:.1f} s")
+            blow = stack.inflict(fault)
+            campaign.blows.append(blow)
+            say(f"{time.monotonic() - began:7.1f} s  {blow}")
         code = stack.stop()
         assert code == 143, f"stopped with {code}\n{stack.said}"
         stack.start(num_steps=max(history(stack.diary)) + LAST_STEPS)
         code = stack.wait(FINISH_SECONDS)
         assert code == 0, f"ended with {code}\n{stack.said}"
         campaign.ledger = json.loads((stack.run_dir / "ledger.json").read_text())
-        campaign.proof = prove(stack.diary, campaign.ledger)
         campaign.unbalanced, campaign.looks = stack.unbalanced, stack.looks
+        campaign.conclude(stack.diary, read_lines(stack.run_dir / "proof.jsonl"))
     return campaign
 
 
@@ -83,18 +95,35 @@ def table(campaign: Campaign) -> str:
     proof = campaign.proof
     assert proof is not None
     lines = [
-        "| fault | phase | times | seconds to the next optimizer step: median | worst |",
-        "|---|---|---|---|---|",
+        "| fault | phase | times | seconds to the next step: median | worst | after it woke: worst | lost | twice |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for fault, seconds in sorted(campaign.seconds.items(), key=lambda item: str(item[0])):
+    kinds: dict[Fault, list[Blow]] = {}
+    for blow in campaign.blows:
+        kinds.setdefault(blow.fault, []).append(blow)
+    for fault, blows in sorted(kinds.items(), key=lambda item: str(item[0])):
         what, _, phase = str(fault).partition(", ")
-        lines.append(f"| {what} | {phase} | {len(seconds)} | {statistics.median(seconds):.1f} | {max(seconds):.1f} |")
+        seconds = [blow.seconds for blow in blows]
+        awake = [blow.awake_seconds for blow in blows if blow.awake_seconds is not None]
+        cells = [what, phase, str(len(blows)), f"{statistics.median(seconds):.1f}", f"{max(seconds):.1f}"]
+        cells.append(f"{max(awake):.1f}" if awake else "")
+        cells += [str(sum(counter[blow] for blow in blows)) for counter in (campaign.lost, campaign.twice)]
+        lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
-        f"{campaign.num_faults} faults in {proof.num_steps} optimizer steps. Groups trained {proof.num_trained}, lost "
-        f"{proof.lost}, trained twice {len(proof.twice)}; versions served that were not what was sent "
+        f"**{len(campaign.blows)} faults in {proof.num_steps} optimizer steps. Groups trained {proof.num_trained}, "
+        f"lost {len(proof.lost)}, trained twice {len(proof.twice)}**; versions served that were not what was sent "
         f"{len(proof.spoiled)}; the ledger was looked at {campaign.looks:,} times and did not balance "
-        f"{len(campaign.unbalanced)} times. Dropped: {campaign.ledger['dropped'] or 'none'}; dead: "
-        f"{campaign.ledger['dead'] or 'none'}.",
+        f"{len(campaign.unbalanced)} times. Dropped: {_counts(campaign.ledger['dropped'])}; dead: "
+        f"{_counts(campaign.ledger['dead'])}. Accounts that are not the diary's: {len(proof.miscounted)}.",
+        *(f"- {words}" for words in proof.miscounted),
     ]
     return "\n".join(lines)
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} as {reason}" for reason, count in sorted(counts.items())) or "none"
+
+
+def _time(blow: Blow) -> float:
+    return blow.time

@@ -36,47 +36,26 @@ class Fault:
 # Frozen for longer than a lease, a claim and a phase of a weight update last here, or shorter than all of them.
 LONG, SHORT = 14.0, 2.0
 
+# The stations of a group and of a version. Whoever gets there first strikes, itself or another.
+STATIONS = (
+    "prompt taken",
+    "mid-generation",
+    "before publish",
+    "after publish",
+    "mid-step",
+    "mid-checkpoint",
+    "between checkpoint and ack",
+    "weights leaving",
+    "weights arriving",
+)
+SERVICES = ("learner", "rollout", "reward", "redis")
+
 FAULTS: tuple[Fault, ...] = (
-    *(
-        Fault("learner", phase)
-        for phase in (
-            "mid-step",
-            "mid-checkpoint",
-            "between checkpoint and ack",
-            "weights leaving",
-            "weights arriving",
-            "mid-generation",
-            AT_RANDOM,
-        )
-    ),
-    *(
-        Fault("rollout", phase)
-        for phase in (
-            "prompt taken",
-            "mid-generation",
-            "before publish",
-            "after publish",
-            "weights arriving",
-            "weights leaving",
-            AT_RANDOM,
-        )
-    ),
+    *(Fault(service, phase) for service in SERVICES for phase in (*STATIONS, AT_RANDOM)),
+    *(Fault(service, AT_RANDOM, LONG) for service in SERVICES),
     Fault("engine", "mid-generation"),
     Fault("engine", "weights arriving"),
     Fault("reward", "scoring"),
-    Fault("reward", AT_RANDOM),
-    *(
-        Fault("redis", phase)
-        for phase in (
-            "prompt taken",
-            "before publish",
-            "after publish",
-            "mid-step",
-            "mid-checkpoint",
-            "between checkpoint and ack",
-            "weights leaving",
-        )
-    ),
     Fault("wire", "bytes leaving"),
     Fault("learner", "mid-step", LONG),
     Fault("learner", "weights leaving", LONG),

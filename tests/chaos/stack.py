@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,6 +26,7 @@ import yaml
 
 from mmr1.streams import read_ledger
 from tests.chaos.faults import AT_RANDOM, Fault
+from tests.chaos.proof import seconds_to_step
 from tests.conftest import REPOSITORY, free_port, free_ports
 
 AGENT = Path(__file__).resolve().parent / "agent"
@@ -39,10 +41,33 @@ PROGRAMS = {
     "reward": "mmr1_reward_server",
     "redis": "redis-server",
 }
+# Phases that a service itself reaches: which of several processes is struck is decided there.
+OWN = {
+    "rollout": ("prompt taken", "mid-generation", "before publish", "after publish", "weights arriving"),
+    "learner": ("mid-step", "mid-checkpoint", "between checkpoint and ack", "weights leaving"),
+    "wire": ("bytes leaving",),
+}
 
 
 class HungError(AssertionError):
     """No optimizer step in time after a fault."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blow:
+    """A fault that was inflicted at `time`, and how long the run took to the end of a step that began after it.
+
+    `awake_seconds` is the same from the moment that what was frozen went on; None for what was not.
+    """
+
+    fault: Fault
+    time: float
+    seconds: float
+    awake_seconds: float | None
+
+    def __str__(self) -> str:
+        awake = "" if self.awake_seconds is None else f", {self.awake_seconds:.1f} s after it woke"
+        return f"{self.fault}: next step after {self.seconds:.1f} s{awake}"
 
 
 class Stack:
@@ -76,7 +101,7 @@ class Stack:
             everyone = psutil.Process(self._process.pid).children(recursive=True)
             self._process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(90)
+                self._process.wait(150)
             for one in everyone:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     one.kill()
@@ -98,25 +123,28 @@ class Stack:
         )
         self._wait_for_step(began, START_SECONDS)
 
-    def inflict(self, fault: Fault) -> float:
-        """Strike, let a frozen one go on in time, and wait for the next optimizer step. Returns the seconds to it."""
+    def inflict(self, fault: Fault) -> Blow:
+        """Strike, let a frozen one go on in time, and wait for the next whole optimizer step."""
         struck = self._strike_at_random(fault) if fault.phase == AT_RANDOM else self._strike_at_phase(fault)
+        at, awake = struck["time"], None
         if fault.frozen_seconds:
             timer = threading.Timer(fault.frozen_seconds, _send, (struck["pid"], signal.SIGCONT))
             self._frozen[struck["pid"]] = timer
             timer.start()
-        seconds = self._wait_for_step(struck["time"])
+        seconds = self._wait_for_step(at)
         if fault.frozen_seconds:  # what wakes up has its say before anything else happens
             timer.join()
-            self._wait_for_step(time.time() + AWAKE_SECONDS)
-        return seconds
+            woke = at + fault.frozen_seconds
+            awake = self._wait_for_step(woke)
+            time.sleep(max(0.0, woke + AWAKE_SECONDS - time.time()))
+        return Blow(fault, at, seconds, awake)
 
     def stop(self) -> int:
         """SIGTERM, as a person would; the exit code."""
         assert self._process is not None
         self._thaw()
         self._process.terminate()
-        return self._process.wait(150)
+        return self._process.wait(180)
 
     def wait(self, seconds: float) -> int:
         assert self._process is not None
@@ -124,8 +152,7 @@ class Stack:
 
     @property
     def diary(self) -> list[dict[str, Any]]:
-        path = self._chaos / "diary.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return read_lines(self._chaos / "diary.jsonl")
 
     @property
     def said(self) -> str:
@@ -133,10 +160,7 @@ class Stack:
         return (self._folder / "up.log").read_text()[-6000:]
 
     def _strike_at_phase(self, fault: Fault) -> dict[str, Any]:
-        own = {"rollout": ("prompt taken", "mid-generation", "before publish", "after publish", "weights arriving")}
-        own["learner"] = ("mid-step", "mid-checkpoint", "between checkpoint and ack", "weights leaving")
-        own["wire"] = ("bytes leaving",)
-        itself = fault.phase in own.get(fault.victim, ())
+        itself = fault.phase in OWN.get(fault.victim, ())
         armed = self._chaos / f"{fault.phase}.armed"
         struck = armed.with_suffix(".struck")
         for old in (struck, armed.with_suffix(".taken")):
@@ -176,11 +200,12 @@ class Stack:
         raise HungError(f"no {victim} is running\n{self.said}")
 
     def _wait_for_step(self, after: float, limit: float = STEP_SECONDS) -> float:
+        """Seconds from `after` to the end of the first step that began later."""
         deadline = time.monotonic() + limit
         while True:
-            later = [entry["time"] for entry in self.diary if "step" in entry and entry["time"] > after]
-            if later:
-                return float(later[0] - after)
+            seconds = seconds_to_step(self.diary, after)
+            if seconds is not None:
+                return seconds
             self._check_alive()
             if time.monotonic() > deadline:
                 raise HungError(f"no optimizer step in {limit:.0f} s\n{self.said}")
@@ -227,6 +252,7 @@ def make_options(folder: Path, run_dir: Path, digits: Path, **more: Any) -> dict
         "rollout_replicas": 2,
         "parity_prompts": 4,
         "max_restarts": 1000,
+        "proof": True,
         "max_deliveries": 5,
         "lease_seconds": 4.0,
         "claim_idle_seconds": 5.0,
@@ -240,6 +266,11 @@ def make_options(folder: Path, run_dir: Path, digits: Path, **more: Any) -> dict
         "learner_master_port": free_port(),
         **more,
     }
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Of a JSON Lines file; none where there is no file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def _send(pid: int, number: int) -> None:

@@ -82,7 +82,9 @@ def test_a_run_whose_learner_is_killed_trains_every_group_once_and_passes_the_ga
     """Two learner ranks under ZeRO-2, two rollout servers; one rank is killed with SIGKILL in the middle of the run."""
     run_dir = tmp_path / "killed"
     config = tmp_path / "run.yaml"
-    config.write_text(yaml.safe_dump(options(digits, run_dir, rollout_replicas=2, max_concurrent_prompts=2)))
+    config.write_text(
+        yaml.safe_dump(options(digits, run_dir, rollout_replicas=2, max_concurrent_prompts=2, proof=True))
+    )
     with (tmp_path / "up.log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "mmr1.cli", "up", str(config)], stdout=log, stderr=subprocess.STDOUT, cwd=REPOSITORY
@@ -112,6 +114,10 @@ def test_a_run_whose_learner_is_killed_trains_every_group_once_and_passes_the_ga
     ledger = json.loads((run_dir / "ledger.json").read_text())
     assert ledger["balanced"] and ledger["pending"] == 0
     assert ledger["trained"] == NUM_STEPS * PROMPTS_PER_STEP
+    trained = lines(run_dir / "proof.jsonl")
+    assert [record["step"] for record in trained] == list(range(1, NUM_STEPS + 1))
+    places = sorted(int(id_.split("/")[0]) for record in trained for id_ in record["groups"])
+    assert places == list(range(NUM_STEPS * PROMPTS_PER_STEP)), "each group of the data order once, as without a kill"
 
     gates = json.loads((run_dir / "parity.json").read_text())
     assert [gate["incarnation"] for gate in gates] == [1, 1, 2, 2], "each server, in each life"
@@ -149,7 +155,7 @@ def test_a_run_stopped_while_a_rollout_server_is_frozen_leaves_a_last_checkpoint
             one.suspend()
         time.sleep(2.0)
         process.terminate()
-        code = process.wait(120)
+        code = process.wait(180)  # a frozen server has its whole deadline
     finally:
         if process.poll() is None:
             process.kill()

@@ -185,7 +185,7 @@ def _first_problem(error: ValidationError) -> str:
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "missing":
         return f"option {where!r} is required; set it in the file or as --{where}"
-    given = "" if not where or where.startswith("redis_url") else f" (given {first.get('input')!r})"
+    given = "" if not where or where.startswith(("redis_url", "reward_url")) else f" (given {first.get('input')!r})"
     return f"option {where!r}: {message}{given}" if where else message
 
 

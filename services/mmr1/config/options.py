@@ -18,6 +18,7 @@ from mmr1.config.access import AccessOptions
 from mmr1.config.forms import GivenForms
 from mmr1.config.objective import ObjectiveOptions
 from mmr1.config.optimizer import OptimizerOptions
+from mmr1.credentials import check_reward_url
 from mmr1.reading.files import dataset_folder
 
 
@@ -129,6 +130,9 @@ class RecordOptions(BaseModel):
     dump_steps: Annotated[list[Annotated[int, Field(gt=0)]], NoDecode] = Field(
         default_factory=list, description="steps, from 1, to keep for `mmr1 replay`; one that is not finite always is"
     )
+    proof: bool = Field(
+        False, description="write which groups each optimizer step trained on to proof.jsonl, on disk before the next"
+    )
 
 
 class StackOptions(BaseModel):
@@ -138,7 +142,11 @@ class StackOptions(BaseModel):
     run_dir: Path = Field(Path("runs/run"), description="logs, checkpoints, metrics and results")
     host: str = Field("127.0.0.1", description="the address services listen on: IPv4, or a name")
     redis_port: int = Field(6390, ge=0, le=65535, description="of the Redis that `mmr1 up` starts")
-    reward_url: str | None = Field(None, description="an existing reward server; default: `mmr1 up` starts its own")
+    reward_url: str | None = Field(
+        None,
+        description="an existing reward server, without user and password: its key is MMR1_REWARD_API_KEY; default: "
+        "`mmr1 up` starts its own",
+    )
     reward_port: int = Field(8390, ge=1, le=65535, description="of the reward server that `mmr1 up` starts")
     rollout_port: int = Field(50390, ge=1, le=65535, description="of the first rollout server; the others follow")
     learner_metrics_port: int = Field(
@@ -152,6 +160,12 @@ class StackOptions(BaseModel):
     def _no_ipv6(cls, value: str) -> str:
         if ":" in value:
             raise ValueError("IPv6 addresses are not supported yet; give an IPv4 address or a name that has one")
+        return value
+
+    @field_validator("reward_url")
+    @classmethod
+    def _no_password(cls, value: str | None) -> str | None:
+        check_reward_url(value or "")
         return value
 
     @property

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmr1.config import RunConfig
-from mmr1.credentials import SECRET_VARIABLES
+from mmr1.credentials import REWARD_KEY_VARIABLE, SECRET_VARIABLES
 from mmr1.local.readiness import grpc_serving, http_ready, redis_answers
 from mmr1.local.redis_server import find_redis_server, redis_command
 from mmr1.local.service import ProcessSpec, ServiceSpec
 from mmr1.rollout_access import RolloutAccess
-from mmr1.rollout_client import LOAD_SECONDS
+from mmr1.rollout_client import LOAD_SECONDS, STOP_SECONDS
 
 CONFIG_NAME = "config.yaml"
 
@@ -76,7 +76,7 @@ def _redis(config: RunConfig, inherited: Mapping[str, str]) -> ServiceSpec:
     command = redis_command(find_redis_server(), config.redis_port, folder)
     return ServiceSpec(
         name="redis",
-        processes=(ProcessSpec("redis", command, _without_secrets(inherited)),),
+        processes=(ProcessSpec("redis", command, _without_secrets(inherited, REWARD_KEY_VARIABLE)),),
         ready=redis_answers(config.resolved_redis_url),
     )
 
@@ -105,7 +105,7 @@ def _rollout(config: RunConfig, index: int, inherited: Mapping[str, str], access
         processes=(ProcessSpec(name, command, environment),),
         ready=grpc_serving(f"{config.host}:{port}", access=access),
         ready_deadline_seconds=LOAD_SECONDS,
-        stop_deadline_seconds=15.0,
+        stop_deadline_seconds=STOP_SECONDS,
     )
 
 
@@ -132,9 +132,9 @@ def _learner(config: RunConfig, inherited: Mapping[str, str]) -> ServiceSpec:
     return ServiceSpec(name="learner", processes=tuple(ranks), stop_deadline_seconds=30.0, finishes=True)
 
 
-def _without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
+def _without_secrets(environment: Mapping[str, str], *others: str) -> dict[str, str]:
     """For programs that enter no other service: a reward of somebody's own could read them."""
-    return {name: value for name, value in environment.items() if name not in SECRET_VARIABLES}
+    return {name: value for name, value in environment.items() if name not in {*SECRET_VARIABLES, *others}}
 
 
 def _python(module: str, *arguments: object) -> list[str]:

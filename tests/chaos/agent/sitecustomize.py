@@ -93,42 +93,85 @@ def write_diary(**entry: Any) -> None:
 
 
 def keep_diary(module: ModuleType) -> None:
-    """Of rank 0: what each step trained on, which checkpoint a life goes on from, and whether what servers say that
-    they received is what was sent, before a version is committed."""
-    if module.__name__ == "mmr1_learner.trainer":
-        step = module.Trainer.step
+    """Of rank 0: what was fed and dropped, when each step began and what it trained on, which checkpoint a life goes on
+    from, and whether what servers say that they received is what was sent, before a version is committed."""
+    notes = {
+        "mmr1.streams.groups": note_queue,
+        "mmr1_learner.leader": note_beginnings,
+        "mmr1_learner.trainer": note_steps,
+        "mmr1_learner.checkpoint": note_lives,
+        "mmr1_learner.weights": note_updates,
+    }
+    if module.__name__ in notes:
+        notes[module.__name__](module)
 
-        def noted_step(self: Any, plan: Any, *args: Any) -> Any:
-            report = step(self, plan, *args)
-            if os.environ.get("RANK", "0") != "0":
-                return report
+
+def note_queue(module: ModuleType) -> None:
+    """A drop is noted before it is asked for and when it was done: a learner that dies in between may have done it."""
+    feed, drop = module.RunQueue.feed, module.RunQueue.drop
+
+    def noted_feed(self: Any, prompt: Any, **how: Any) -> bool:
+        done: bool = feed(self, prompt, **how)
+        write_diary(fed=prompt.id.position)
+        return done
+
+    def noted_drop(self: Any, id_: Any, reason: str, next_prompt: Any = None) -> bool:
+        write_diary(dropping=str(id_), reason=reason, next=str(next_prompt.id) if next_prompt else None)
+        done: bool = drop(self, id_, reason, next_prompt)
+        if done:
+            write_diary(dropped=str(id_), reason=reason)
+        return done
+
+    module.RunQueue.feed, module.RunQueue.drop = noted_feed, noted_drop
+
+
+def note_beginnings(module: ModuleType) -> None:
+    next_plan = module.Leader.next_plan
+
+    def noted_plan(self: Any, step: int) -> Any:
+        write_diary(begins=step + 1)
+        return next_plan(self, step)
+
+    module.Leader.next_plan = noted_plan
+
+
+def note_steps(module: ModuleType) -> None:
+    step = module.Trainer.step
+
+    def noted_step(self: Any, plan: Any, *args: Any) -> Any:
+        report = step(self, plan, *args)
+        if os.environ.get("RANK", "0") == "0":
             write_diary(step=plan.step + 1, ids=[str(group.prompt.id) for group in plan.groups])
-            return report
+        return report
 
-        module.Trainer.step = noted_step
-    if module.__name__ == "mmr1_learner.checkpoint":
-        newest = module.Checkpoints.newest
+    module.Trainer.step = noted_step
 
-        def noted_newest(self: Any) -> Any:
-            found = newest(self)
-            write_diary(goes_on_from=found[1].step if found else 0)
-            return found
 
-        module.Checkpoints.newest = noted_newest
-    if module.__name__ == "mmr1_learner.weights":
-        compare, try_update = module._compare, module.WeightSender._try_update
+def note_lives(module: ModuleType) -> None:
+    newest = module.Checkpoints.newest
 
-        def noted_compare(address: str, sent: Any, received: Any) -> None:
-            write_diary(received=address, as_sent=sent == received)
-            compare(address, sent, received)
+    def noted_newest(self: Any) -> Any:
+        found = newest(self)
+        write_diary(goes_on_from=found[1].step if found else 0)
+        return found
 
-        def noted_update(self: Any, version: Any, *args: Any) -> Any:
-            write_diary(update=str(version))
-            result = try_update(self, version, *args)
-            write_diary(committed=str(version))
-            return result
+    module.Checkpoints.newest = noted_newest
 
-        module._compare, module.WeightSender._try_update = noted_compare, noted_update
+
+def note_updates(module: ModuleType) -> None:
+    compare, try_update = module._compare, module.WeightSender._try_update
+
+    def noted_compare(address: str, sent: Any, received: Any) -> None:
+        write_diary(received=address, as_sent=sent == received)
+        compare(address, sent, received)
+
+    def noted_update(self: Any, version: Any, *args: Any) -> Any:
+        write_diary(update=str(version))
+        result = try_update(self, version, *args)
+        write_diary(committed=str(version))
+        return result
+
+    module._compare, module.WeightSender._try_update = noted_compare, noted_update
 
 
 def spoil(module: ModuleType) -> None:

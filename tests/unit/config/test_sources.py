@@ -150,3 +150,21 @@ def test_a_file_that_says_what_has_been_is_read_without_the_environment(
     assert load_config(file).objective == "kimi"
     assert load_config(file, environment=False).objective == "rloo"
     assert load_config(file, ["--objective", "gspo"], environment=False).objective == "gspo"
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://user:hunter2secret@h:9/", "https://hunter2secret@h", "http://:hunter2secret/@h", "h:hunter2secret@x"],
+)
+def test_a_reward_url_with_a_password_is_refused_wherever_it_stands_and_not_shown(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would stand in config.yaml, in what is printed, and in what trackers are told."""
+    with pytest.raises(ConfigurationError, match=r"^option 'reward_url': it holds .*MMR1_REWARD_API_KEY") as file:
+        load(tmp_path, {**REQUIRED, "reward_url": url})
+    with pytest.raises(ConfigurationError, match="reward_url") as argument:
+        load(tmp_path, REQUIRED, "--reward_url", url)
+    monkeypatch.setenv("MMR1_REWARD_URL", url)
+    with pytest.raises(ConfigurationError, match="reward_url") as variable:
+        load(tmp_path, REQUIRED)
+    assert not any("hunter2secret" in str(raised.value) for raised in (file, argument, variable))

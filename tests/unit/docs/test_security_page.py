@@ -88,6 +88,7 @@ CASES: dict[str, Callable[[], object]] = {
     "half a pair": lambda: loaded("--rollout_tls_cert", "a.pem"),
     "empty variable": lambda: rollout_tokens(None, {"MMR1_ROLLOUT_TOKEN": ""}),
     "password in an argument": lambda: loaded("--redis_url", "redis://:secret@127.0.0.1/0"),
+    "password in the reward server's URL": lambda: loaded("--reward_url", "http://user:secret@reward.example:8390"),
     "wrong password": wrong_password,
     "Redis with TLS": lambda: behind_a_tls_server(lambda port: check_redis(f"redis://127.0.0.1:{port}/0")),
     "Redis without TLS": redis_without_tls,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
 from mmr1.config import RunConfig, load_config, save_config
 from mmr1.local.plan import child_environment, plan
+from mmr1_rollout_server.server import DRAIN_SECONDS
+from mmr1_rollout_server.worker import RETRY_SECONDS
 
 REQUIRED = ["--model", "m", "--train_file", "t.json", "--num_steps", "1", "--per_device_batch_size", "8"]
 
@@ -33,6 +37,21 @@ def test_every_rollout_server_has_ports_of_its_own() -> None:
         ["--port", "500", "--metrics-port", "901"],
         ["--port", "501", "--metrics-port", "902"],
     ]
+
+
+def test_a_rollout_server_is_not_killed_before_it_has_drained_and_ended_its_engine() -> None:
+    (rollout,) = plan(config(), {}).rollouts
+    engine = ast.parse(Path(str(files("mmr1_rollout_server") / "engine.py")).read_text())  # to import it loads vLLM
+    constants = {
+        target.id: ast.literal_eval(node.value)
+        for node in engine.body
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    leaving = 5 * RETRY_SECONDS  # for what is cancelled, the loops, and Redis' answer
+    others = 1.0 + 5.0  # gRPC's grace, and what the engine has left running
+    assert rollout.stop_deadline_seconds > DRAIN_SECONDS + leaving + constants["ENGINE_EXIT_SECONDS"] + others
 
 
 def test_existing_services_are_not_started() -> None:
@@ -69,6 +88,7 @@ def test_what_enters_no_other_service_inherits_no_secret() -> None:
     for spec in (services.redis, services.reward):
         assert not secrets.keys() & spec.processes[0].environment.keys()
     assert services.reward.processes[0].environment["MMR1_REWARD_API_KEY"] == "k" * 20
+    assert "k" * 20 not in services.redis.processes[0].environment.values()
     for spec in (*services.rollouts, services.learner):
         assert spec.processes[0].environment["MMR1_ROLLOUT_TOKEN"] == "t" * 20
     for process in [process for spec in (*services.rollouts, services.learner) for process in spec.processes]:
