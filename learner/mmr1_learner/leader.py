@@ -26,7 +26,7 @@ from mmr1_learner import metrics as outputs
 from mmr1_learner.checkpoint import Checkpoints, RunState
 from mmr1_learner.connection import connect
 from mmr1_learner.errors import StopRequestedError
-from mmr1_learner.evaluate import Evaluator
+from mmr1_learner.evaluate import Evaluator, evaluation_records, tracked
 from mmr1_learner.model import PromptEncoder
 from mmr1_learner.parity import ParityReport, Scorer, gate
 from mmr1_learner.plan import StepPlan
@@ -92,6 +92,7 @@ class Leader:
         self._send(self._parity_gate)
         if state is None and self._config.eval_at_start:
             self._evaluate("before", 0)
+        self._evaluate_missed()
         self._started = time.monotonic()
 
     def take_over(self, state: RunState | None) -> None:
@@ -180,10 +181,9 @@ class Leader:
             pending=accounts.ledger.pending,
             seconds=round(record["seconds"], 2),
         )
-        done = plan.step + 1
-        if self._config.eval_every and done % self._config.eval_every == 0 and done < self._config.num_steps:
-            with suppress(StopRequestedError):
-                self._evaluate("step", done)
+        if self._is_due(plan.step + 1):
+            with suppress(StopRequestedError):  # measured when the run goes on
+                self._evaluate("step", plan.step + 1)
 
     def state_at(self, step: int) -> RunState:
         """What a checkpoint after `step` optimizer steps must remember."""
@@ -300,25 +300,30 @@ class Leader:
         self.files.write("parity", [*self.files.read("parity", []), entry])
 
     def _evaluate(self, name: str, step: int) -> None:
+        """One line per mode and task, all of them at once: an evaluation that was cut has left none."""
         if self._evaluator is None:
             return
         self._tick()
         self.files.status("evaluating", f"{name}: held-out problems")
         temperature = self._config.temperature_at(max(0, step - 1), self._config.num_steps)
-        for result in self._evaluator.run(self._sender.clients(), temperature, self._tick):
-            log.info("held-out", when=name, mode=result.mode, n=result.num_problems, accuracy=round(result.accuracy, 4))
-            line = {
-                "name": name,
-                "step": step,
-                "task": self._config.task,
-                "mode": result.mode,
-                "n": result.num_problems,
-                "accuracy": result.accuracy,
-                "temperature": result.temperature,
-                "seconds": result.seconds,
-            }
-            self.files.append("evaluations", [line])
-            self._trackers.log(step, {"held_out": {result.mode: result.accuracy}})
+        found = self._evaluator.run(self._sender.clients(), temperature, self._tick)
+        self.files.append("evaluations", evaluation_records(name, step, str(self.version), found))
+        self._trackers.log(step, tracked(found))
+        for result in found:
+            for task in result.tasks:
+                value = task.metrics[task.headline].value
+                shown = {task.headline: None if value is None else round(value, 4)}
+                log.info("held-out", when=name, mode=result.mode, task=task.task, n=task.num_problems, **shown)
+
+    def _evaluate_missed(self) -> None:
+        """A run that was told to stop during an evaluation goes on from the checkpoint of that step: it is due now."""
+        step = self._state.step
+        if self._is_due(step) and not self.files.has("evaluations", step=step):
+            self._evaluate("step", step)
+
+    def _is_due(self, step: int) -> bool:
+        every = self._config.eval_every
+        return every > 0 and 0 < step < self._config.num_steps and step % every == 0
 
     def _while_waiting(self) -> None:
         """A rollout server that joined late, or missed an update, gets the current version before it serves."""

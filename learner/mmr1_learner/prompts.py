@@ -15,6 +15,7 @@ from mmr1.config import RunConfig
 from mmr1.data_order import Order
 from mmr1.dataset import order_of
 from mmr1.errors import ConfigurationError
+from mmr1.evaluation import metrics_of
 from mmr1.images import ImageError, ImageStore
 from mmr1.records import Problem, Prompt, PromptId, RewardSpec, Sampling
 from mmr1.templates import Templates, render
@@ -61,6 +62,27 @@ class PromptFactory:
             stop=tuple(config.stop),
         )
 
+    def evaluation(self, place: int, problem: Problem, temperature: float, num_generations: int = 1) -> Prompt:
+        """The prompt that asks the held-out problem at `place`; at a temperature of 0 greedily.
+
+        Its one reward is the problem's own task with what its metrics are made of, and not the run's rewards.
+        """
+        seed = _seed(self._config.seed, "eval", place) if temperature else None
+        reward = RewardSpec(problem.task, 1.0, dict(metrics_of(problem.task).params))
+        id_ = PromptId(f"{self._config.run}/eval", place)
+        return self.make(id_, problem, self.sampling(temperature, seed), num_generations, (reward,))
+
+    def image_size(self, prompt: Prompt) -> tuple[int, int] | None:
+        """Width and height of the original image that coordinates count: the first; None for a prompt without any.
+
+        Raises:
+            ConfigurationError: it was there when the run began and is no longer.
+        """
+        try:
+            return self._store.check(prompt.images[0].path) if prompt.images else None
+        except ImageError as error:
+            raise ConfigurationError(f"{error}; restore it, and the same command goes on") from None
+
     def make(
         self,
         id_: PromptId,
@@ -95,8 +117,3 @@ def _seed(*parts: object) -> int:
     """A 31-bit seed that depends on every part; numpy's and torch's generators both take it."""
     digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=4).digest()
     return int.from_bytes(digest) >> 1
-
-
-def evaluation_seed(config: RunConfig, position: int) -> int:
-    """The seed of one held-out problem's sampled completion."""
-    return _seed(config.seed, "eval", position)

@@ -31,18 +31,22 @@ PACKAGES = (
     "protobuf",
     "fastapi",
     "numpy",
+    "pycocotools",
+    "nltk",
 )
 
-Accuracies = dict[str, float | None]  # by mode
+Values = dict[str, float | None]  # by mode
+Metrics = dict[str, dict[str, dict[str, float | None]]]  # mode, name of a metric, then value, low and high
 
 
 @dataclass(frozen=True)
 class Heldout:
-    """Accuracy on `n` held-out problems, by mode, before the first step and after the last."""
+    """The headline metric of the run's own task on `n` held-out problems, by mode, before and after all steps."""
 
+    metric: str
     n: int | None
-    before: Accuracies
-    after: Accuracies
+    before: Values
+    after: Values
 
     def gain(self, mode: str) -> float | None:
         """After minus before, or None when one of them was not measured."""
@@ -51,9 +55,26 @@ class Heldout:
 
 
 @dataclass(frozen=True)
+class TaskHeldout:
+    """All metrics of one task, with their 95 % intervals; `before` and `after` lack a mode that was not measured."""
+
+    headline: str
+    n: int | None
+    before: Metrics
+    after: Metrics
+
+    def values(self) -> Heldout:
+        def headline(side: Metrics) -> Values:
+            return {mode: side.get(mode, {}).get(self.headline, {}).get("value") for mode in MODES}
+
+        return Heldout(self.headline, self.n, headline(self.before), headline(self.after))
+
+
+@dataclass(frozen=True)
 class RunResult:
     """result.json. `seconds` is the time of training and of the two evaluations; loading is not in it.
 
+    `heldout` is what most readers want of `tasks`: the run's own task, or the first of those that were evaluated.
     `parity` is the worst of the run's gates. `ledger` has totals, so that fed = trained + dropped + dead + pending can
     be read off; the reasons are in ledger.json.
     """
@@ -63,6 +84,7 @@ class RunResult:
     steps: int
     seconds: float | None
     heldout: Heldout
+    tasks: dict[str, TaskHeldout]
     parity: dict[str, float | None]
     weight_updates: int
     ledger: dict[str, int | None]
@@ -82,14 +104,17 @@ class RunResult:
 
 def summarise(run: RunFiles) -> RunResult:
     """All figures of a run. Reads only what `run` has read, and the versions of the installed packages."""
-    tasks = [record.get("task") for record in run.evaluations]
+    tasks = _tasks(run.evaluations)
+    own = run.config.get("task")
+    task = own if own in tasks else next(iter(tasks), None)
     seed = run.config.get("seed")
     return RunResult(
-        task=run.config.get("task") or next((str(task) for task in tasks if task), None),
+        task=task or own or None,
         seed=int(seed) if isinstance(seed, int) else None,
         steps=len(run.metrics),
         seconds=seconds_of(run),
-        heldout=_heldout(run.evaluations),
+        heldout=(tasks[task] if task else TaskHeldout("accuracy", None, {}, {})).values(),
+        tasks=tasks,
         parity={key: _worst(run.parity, key) for key in ("max_abs_dlogp", "mean_abs_dlogp")},
         weight_updates=_weight_updates(run),
         ledger={name: total(run.ledger.get(name)) for name in ("fed", "trained", "dropped", "dead", "pending")},
@@ -112,17 +137,41 @@ def interval(accuracy: float, n: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def _heldout(evaluations: list[Record]) -> Heldout:
-    """The last measurement of each kind: a resumed run measures again."""
-    found: dict[tuple[str, str], Record] = {}
+def _tasks(evaluations: list[Record]) -> dict[str, TaskHeldout]:
+    """By task, the last measurement of each kind: a resumed run measures again."""
+    found: dict[str, dict[tuple[str, str], Record]] = {}
     for record in evaluations:
-        found[str(record.get("name")), str(record.get("mode"))] = record
-    sizes = [record["n"] for (name, _), record in found.items() if name != "step" and isinstance(record.get("n"), int)]
+        if record.get("name") in ("before", "after") and record.get("mode") in MODES:
+            of_task = found.setdefault(str(record.get("task") or "counting"), {})
+            of_task[record["name"], record["mode"]] = record
+    return {task: _task(records) for task, records in found.items()}
 
-    def accuracies(name: str) -> Accuracies:
-        return {mode: number(found.get((name, mode), {}), "accuracy") for mode in MODES}
 
-    return Heldout(n=min(sizes) if sizes else None, before=accuracies("before"), after=accuracies("after"))
+def _task(records: dict[tuple[str, str], Record]) -> TaskHeldout:
+    sizes = [record["n"] for record in records.values() if isinstance(record.get("n"), int)]
+    newest = list(records.values())[-1]
+
+    def side(name: str) -> Metrics:
+        return {mode: _metrics(records[name, mode]) for mode in MODES if (name, mode) in records}
+
+    return TaskHeldout(
+        headline=str(newest.get("headline") or "accuracy"),
+        n=min(sizes) if sizes else None,
+        before=side("before"),
+        after=side("after"),
+    )
+
+
+def _metrics(record: Record) -> dict[str, dict[str, float | None]]:
+    """The metrics of a line; of one that is older than they are, its accuracy."""
+    metrics = record.get("metrics")
+    if not isinstance(metrics, dict):
+        metrics = {"accuracy": {"value": record.get("accuracy")}}
+    return {
+        str(name): {part: number(metric, part) for part in ("value", "low", "high")}
+        for name, metric in metrics.items()
+        if isinstance(metric, dict)
+    }
 
 
 def seconds_of(run: RunFiles) -> float | None:

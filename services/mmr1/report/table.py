@@ -5,29 +5,44 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from mmr1.report.result import MODES, RunResult
+from mmr1.report.result import MODES, Heldout, RunResult
+
+# Of the headline metrics, for people.
+NAMES = {
+    "accuracy": "accuracy",
+    "mean_iou": "mean IoU",
+    "one_minus_edit_distance": "1 - edit distance",
+    "f1_50": "F1 at IoU 0.5",
+    "mean_reward": "reward",
+}
 
 
 def print_table(result: RunResult, console: Console | None = None) -> None:
     """Print the figures of result.json; what was not measured shows as a dash."""
     console = console or Console()
-    heldout = Table(title=f"Held-out accuracy, {_count(result.heldout.n)} problems", title_justify="left")
-    heldout.add_column("")
-    for column in ("before", "after", "change"):
-        heldout.add_column(column, justify="right")
-    for mode in MODES:
-        gain = result.heldout.gain(mode)
-        heldout.add_row(
-            mode,
-            percent(result.heldout.before[mode]),
-            percent(result.heldout.after[mode]),
-            "-" if gain is None else f"{100 * gain:+.1f} points",
-        )
+    for task, found in result.tasks.items():
+        title = f"Held-out {NAMES.get(found.headline, found.headline)}, {_count(found.n)} problems"
+        _print_heldout(console, title if len(result.tasks) == 1 else f"{task}: {title}", found.values())
     facts = Table(show_header=False, title="Run", title_justify="left")
     for name, value in _facts(result):
         facts.add_row(name, value)
-    console.print(heldout)
     console.print(facts)
+
+
+def _print_heldout(console: Console, title: str, heldout: Heldout) -> None:
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for column in ("before", "after", "change"):
+        table.add_column(column, justify="right")
+    for mode in MODES:
+        gain = heldout.gain(mode)
+        table.add_row(
+            mode,
+            percent(heldout.before[mode]),
+            percent(heldout.after[mode]),
+            "-" if gain is None else f"{100 * gain:+.1f} points",
+        )
+    console.print(table)
 
 
 def percent(share: float | None) -> str:

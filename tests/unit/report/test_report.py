@@ -52,6 +52,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+def of_line(accuracy: float) -> dict[str, dict[str, float | None]]:
+    """The metrics of a line that has an accuracy alone, as runs of earlier versions have written it."""
+    return {"accuracy": {"value": accuracy, "low": None, "high": None}}
+
+
 def test_result_has_exactly_the_promised_keys_and_figures(run: Path) -> None:
     result = json.loads((run / "result.json").read_text())
     versions = result.pop("versions")
@@ -62,9 +67,18 @@ def test_result_has_exactly_the_promised_keys_and_figures(run: Path) -> None:
         "steps": 60,
         "seconds": 336.0,  # 60 steps of 5 s, and four evaluations of 9 s
         "heldout": {
+            "metric": "accuracy",
             "n": 640,
             "before": {"greedy": 0.525, "sampled": 0.405},
             "after": {"greedy": 0.772, "sampled": 0.667},
+        },
+        "tasks": {
+            "counting": {
+                "headline": "accuracy",
+                "n": 640,
+                "before": {"greedy": of_line(0.525), "sampled": of_line(0.405)},
+                "after": {"greedy": of_line(0.772), "sampled": of_line(0.667)},
+            },
         },
         "parity": {"max_abs_dlogp": 3.1e-6, "mean_abs_dlogp": 4.2e-7},
         "weight_updates": 60,

@@ -1,0 +1,117 @@
+"""COCO's AP against pycocotools itself: on a perturbed ground truth, on the truth itself, and for resampled images."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.random import Generator
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from mmr1.evaluation.coco import Box, CocoEvaluation
+from mmr1.evaluation.resampling import drawn_counts
+
+LABELS = ("cat", "dog", "7")
+PLACES = [0, 1, 2, 8]  # AP, AP50, AP75 and AR of at most 100 boxes, in pycocotools' summary
+
+
+def drawn(chance: Generator, num_images: int = 30) -> list[list[Box]]:
+    """Up to nine boxes an image, some images without any."""
+
+    def box() -> Box:
+        x, y, w, h = chance.uniform([0, 0, 40, 40], [400, 300, 160, 160])
+        return Box((x, y, x + w, y + h), str(chance.choice(LABELS)))
+
+    return [[box() for _ in range(chance.integers(0, 10))] for _ in range(num_images)]
+
+
+def perturbed(chance: Generator, true: Sequence[Sequence[Box]], *, scored: bool) -> list[list[Box]]:
+    """Moved by some pixels; some missed, some twice, some under another label, some where nothing is."""
+
+    def one(box: Box) -> Box:
+        corners = np.array(box.corners) + chance.normal(0, 5, 4)
+        label = str(chance.choice([*LABELS, "nobody's"])) if chance.random() < 0.1 else box.label
+        return Box(tuple(map(float, corners)), label, float(chance.random()) if scored else 1.0)
+
+    found = []
+    for boxes in true:
+        kept = [one(box) for box in boxes for _ in range(chance.choice([0, 1, 1, 1, 1, 2]))]
+        found.append(kept + [one(Box((600.0, 600.0, 640.0, 650.0), "dog"))] * int(chance.integers(0, 2)))
+    return found
+
+
+def of_pycocotools(true: Sequence[Sequence[Box]], found: Sequence[Sequence[Box]]) -> np.ndarray[Any, Any]:
+    """As its own documentation uses it: a dataset, `loadRes`, and the summary."""
+    number = {label: place for place, label in enumerate(sorted({box.label for boxes in true for box in boxes}), 1)}
+
+    def entries(boxes_of: Sequence[Sequence[Box]]) -> list[dict[str, Any]]:
+        found = []
+        for image, boxes in enumerate(boxes_of):
+            for box in boxes:
+                if box.label in number:
+                    x1, y1, x2, y2 = box.corners
+                    place = {"image_id": image, "category_id": number[box.label], "bbox": [x1, y1, x2 - x1, y2 - y1]}
+                    found.append({**place, "score": box.score})
+        return found
+
+    truth = COCO()
+    truth.dataset = {
+        "images": [{"id": image} for image in range(len(true))],
+        "categories": [{"id": place} for place in number.values()],
+        "annotations": [
+            {**entry, "id": place, "area": entry["bbox"][2] * entry["bbox"][3], "iscrowd": 0}
+            for place, entry in enumerate(entries(true), start=1)
+        ],
+    }
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
+        evaluation = COCOeval(truth, truth.loadRes(entries(found)), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return np.array([evaluation.stats[place] for place in PLACES])
+
+
+@pytest.mark.parametrize("scored", [True, False])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_perturbed_truth_has_pycocotools_own_values(seed: int, scored: bool) -> None:
+    chance = np.random.default_rng(seed)
+    true = drawn(chance)
+    found = perturbed(chance, true, scored=scored)
+    evaluation = CocoEvaluation(true, found)
+    own = of_pycocotools(true, found)
+    assert 0.1 < own[0] < 0.9, "perturbed enough to tell, and not beyond recognition"
+    assert evaluation.values() == pytest.approx(own, abs=1e-6)
+    (once,) = evaluation.resampled([np.ones((1, len(true)))])
+    assert once == pytest.approx(own, abs=1e-6), "every image once"
+
+
+def test_the_truth_against_itself_is_one() -> None:
+    true = drawn(np.random.default_rng(0))
+    assert CocoEvaluation(true, true).values() == pytest.approx(np.ones(4), abs=1e-12)
+
+
+def test_a_resample_is_the_dataset_with_images_left_out_and_repeated() -> None:
+    chance = np.random.default_rng(5)
+    true = drawn(chance, 12)
+    found = perturbed(chance, true, scored=True)  # no two scores are equal, so the order of images does not matter
+    counts = np.concatenate(list(drawn_counts(12, 6, seed=1)))
+    resampled = CocoEvaluation(true, found).resampled([counts])
+    for row, values in zip(counts, resampled, strict=True):
+        images = [image for image, times in enumerate(row) for _ in range(int(times))]
+        own = of_pycocotools([true[image] for image in images], [found[image] for image in images])
+        assert values == pytest.approx(own, abs=1e-6)
+
+
+def test_what_is_not_there_at_all() -> None:
+    box = Box((0.0, 0.0, 10.0, 10.0), "cat")
+    assert CocoEvaluation([[box]], [[]]).values() == pytest.approx(np.zeros(4))
+    assert CocoEvaluation([[box]], [[Box((0.0, 0.0, 10.0, 10.0), "dog")]]).values() == pytest.approx(np.zeros(4))
+    assert CocoEvaluation([[box]], [[Box((10.0, 10.0, 0.0, 0.0), "cat")]]).values() == pytest.approx(np.zeros(4))
+    nothing_true = CocoEvaluation([[]], [[box]])
+    assert np.isnan(nothing_true.values()).all() and np.isnan(nothing_true.resampled([np.ones((2, 1))])).all()
