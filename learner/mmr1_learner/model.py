@@ -26,6 +26,7 @@ from mmr1.families import FAMILIES, Family, pixel_bounds, require_known_layout
 from mmr1.records import TensorSpec
 from mmr1_learner.adapters import choose_trainable
 from mmr1_learner.loss.token_stats import Projection, TokenStats, token_stats
+from mmr1_learner.prompts import forbidden_tokens
 from mmr1_learner.rows import EncodedPrompt, PositionCache, RowBatch
 
 _TEXT_INPUTS = ("input_ids", "attention_mask")
@@ -167,10 +168,7 @@ class PromptEncoder:
 
     @property
     def forbidden_token_ids(self) -> tuple[int, ...]:
-        """Placeholders that a completion must never contain: a stray one would count as an image."""
-        names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-        found = (getattr(self.config, name, None) for name in names)
-        return tuple(sorted({token for token in found if token is not None}))
+        return forbidden_tokens(self.config)
 
     def encode(self, text: str, images: Sequence[Image.Image]) -> EncodedPrompt:
         """Tokenise, expand placeholders, and make the images' tensors."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 from mmr1.chat_template import ChatTemplate
 from mmr1.config import RunConfig
@@ -117,3 +118,10 @@ def _seed(*parts: object) -> int:
     """A 31-bit seed that depends on every part; numpy's and torch's generators both take it."""
     digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=4).digest()
     return int.from_bytes(digest) >> 1
+
+
+def forbidden_tokens(model_config: Any) -> tuple[int, ...]:
+    """Placeholders that a completion must never contain: a stray one would count as an image."""
+    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    found = (getattr(model_config, name, None) for name in names)
+    return tuple(sorted({token for token in found if token is not None}))

@@ -20,6 +20,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--server-id", required=True, help="the name of this server within the run")
     parser.add_argument("--port", type=int, required=True, help="gRPC")
     parser.add_argument("--metrics-port", type=int, required=True, help="Prometheus")
+    parser.add_argument(
+        "--serve-base-weights",
+        action="store_true",
+        help="for evaluation: answer calls with the weights of the model's folder; no queue, no learner",
+    )
     arguments = parser.parse_args(argv)
 
     configure_logging(arguments.server_id)
@@ -30,7 +35,9 @@ def main(argv: list[str] | None = None) -> int:
     from mmr1_rollout_server.server import Server
 
     async def serve() -> int:
-        return await Server(config, arguments.server_id, arguments.port, arguments.metrics_port).run()
+        server = Server(config, arguments.server_id, arguments.port, arguments.metrics_port)
+        server.serves_base = arguments.serve_base_weights
+        return await server.run()
 
     return asyncio.run(serve())
 

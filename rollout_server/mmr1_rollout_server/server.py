@@ -30,6 +30,7 @@ from mmr1.wire.v1 import rollout_pb2
 from mmr1.wire.v1.rollout_pb2_grpc import add_RolloutServiceServicer_to_server
 from mmr1_rollout_server.auth import interceptors, server_credentials
 from mmr1_rollout_server.breaker import Breaker
+from mmr1_rollout_server.errors import DeadlinePassedError
 from mmr1_rollout_server.metrics import Metrics
 from mmr1_rollout_server.scoring import Scorer
 from mmr1_rollout_server.servicer import RolloutServicer
@@ -65,6 +66,7 @@ class Server:
     metrics_port: int
     metrics: Metrics = field(default_factory=Metrics)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+    serves_base: bool = False  # for evaluation: calls alone, answered with the weights of the model's folder
 
     def __post_init__(self) -> None:
         self.images = ImageStore(self.config.resolved_image_root)
@@ -107,7 +109,8 @@ class Server:
             return 0
         self.servicer.attach(engine)
         self.policy.engine_ready(engine)
-        serving = asyncio.create_task(self._serve_prompts(engine, stop))
+        serve = self._serve_calls if self.serves_base else self._serve_prompts
+        serving = asyncio.create_task(serve(engine, stop))
         urgent = asyncio.create_task(stop.urgent.wait())
         await asyncio.wait({serving, urgent}, return_when=asyncio.FIRST_COMPLETED)
         if not serving.done():
@@ -150,6 +153,13 @@ class Server:
         stopping = asyncio.create_task(stop.requested.wait())
         await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
         return loading.result() if loading.done() else None
+
+    async def _serve_calls(self, engine: Engine, stop: StopRequest) -> None:
+        """Answer Generate until told to stop or until the engine is gone; then drain. No queue, no weights."""
+        self.policy.serve_base()
+        await self._watch(engine, stop, asyncio.Event())
+        with contextlib.suppress(DeadlinePassedError):
+            await self.policy.admission.wait_idle(0.0 if engine.is_dead else DRAIN_SECONDS)
 
     async def _serve_prompts(self, engine: Engine, stop: StopRequest) -> None:
         """Take prompts until told to stop or until the engine is gone; then drain."""

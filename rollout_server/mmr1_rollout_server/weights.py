@@ -27,6 +27,9 @@ from mmr1_rollout_server.turns import Turns
 # The transfer group gives up at the deadline by itself; an engine silent for this much longer is stuck in it.
 STUCK_SECONDS = 10.0
 
+# What the model's folder holds. No learner's version: their incarnations begin with 1.
+BASE = PolicyVersion(0, 0)
+
 _log = structlog.get_logger(__name__)
 _T = TypeVar("_T")
 
@@ -56,7 +59,8 @@ class Policy:
         self._on_stuck = on_stuck
         self._stuck_seconds = stuck_seconds
         self._engine: WeightReceiver | None = None
-        self._turns = Turns(run, lambda: CLOSED.get(self.state))
+        self._takes_none: str | None = None  # why no learner is heard
+        self._turns = Turns(run, lambda: self._takes_none or CLOSED.get(self.state))
         self._group_ready = False
         self._with_adapter = False  # the group's updates are of adapters
         self._has_base = False  # and a full one has brought what they belong to
@@ -89,6 +93,12 @@ class Policy:
     def engine_ready(self, engine: WeightReceiver) -> None:
         self._engine = engine
         self._become(State.ACCEPTS_WEIGHTS, "holds no version of this run's learner yet")
+
+    def serve_base(self) -> None:
+        """For evaluation: open admission with the weights that the engine has loaded, and take no others."""
+        self._takes_none = "this server serves its model's own weights, for evaluation, and takes no others"
+        self.version = BASE
+        self._become(State.SERVES, "")
 
     def drain(self) -> None:
         """Close admission for good."""

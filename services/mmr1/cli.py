@@ -36,6 +36,7 @@ ELSEWHERE = {
 }
 # Of another distribution of ours: what `mmr1 --help` says of them when they are installed.
 LEARNERS = {
+    "eval": "the metrics of a model on held-out problems: mmr1 eval CONFIG [--option value ...]",
     "sft": "supervised fine-tuning on a dataset's solutions: mmr1 sft CONFIG [--option value ...]",
     "replay": "run a dumped optimizer step again: mmr1 replay DUMP",
 }

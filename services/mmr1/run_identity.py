@@ -16,6 +16,7 @@ from typing import Any
 import structlog
 from pydantic import BaseModel
 
+from mmr1.config.eval_options import EvalConfig
 from mmr1.config.objective import ObjectiveOptions
 from mmr1.config.optimizer import OptimizerOptions
 from mmr1.config.options import ModelOptions, RunConfig, SamplingOptions
@@ -60,6 +61,32 @@ def options_of(config: RunConfig) -> dict[str, Any]:
     if not isinstance(config, SftConfig):
         names.add("max_off_policy_steps")  # decides which groups are trained on
     return config.model_dump(mode="json", include=names - fixed)
+
+
+def evaluation_identity(config: EvalConfig, problems: Sequence[Problem], versions: Sequence[str]) -> dict[str, Any]:
+    """What an evaluation is: by option, in JSON's own types. `versions` are what running rollout servers hold, if any.
+
+    Raises:
+        ConfigurationError: the model is no longer there.
+    """
+    sampling = {*SamplingOptions.model_fields} - {
+        name for name in SamplingOptions.model_fields if "temperature" in name
+    }
+    names = (sampling | {*ModelOptions.model_fields} | {*_COMMON, "eval_mode"}) - {"model", "num_generations", "task_weights"}
+    identity = config.model_dump(mode="json", include=names)
+    identity |= {"temperature": config.evaluation_temperature, "eval_samples": config.num_samples}
+    identity |= {"model": _model_digest(config.model), "eval_file": _digest(problems)}
+    return {**identity, "rollout_servers": ", ".join(versions) or "its own"}
+
+
+def check_same_evaluation(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
+    """Raises ConfigurationError when the answers in `folder` are of another evaluation; all changes in one line."""
+    if changed := _differences(before, now):
+        listed = "; ".join(f"{name} was {old} and is {new}" for name, (old, new) in changed.items())
+        raise ConfigurationError(
+            f"{folder} holds answers of another evaluation: {listed}; restore what it was, give another --eval_dir, or "
+            "remove that folder"
+        )
 
 
 def check_same_run(config: RunConfig) -> None:
@@ -143,4 +170,11 @@ def _model_digest(model: str) -> str | None:
     return f"files {digest.hexdigest()[:_DIGITS]}"
 
 
-__all__ = ["check_same_run", "identity_of", "options_of", "say_changed_options"]
+__all__ = [
+    "check_same_evaluation",
+    "check_same_run",
+    "evaluation_identity",
+    "identity_of",
+    "options_of",
+    "say_changed_options",
+]

@@ -39,10 +39,19 @@ class Judge:
         """An empty answer is scored wherever the row itself is right.
 
         Raises:
-            ConfigurationError: a row cannot be scored: its solution or task is not what the reward server takes.
-            RewardServerError: the reward server does not answer, or cannot judge an item in several tries.
+            ConfigurationError: rows cannot be scored: solution or task is not what the reward server takes. The first
+                is named.
+            RewardServerError: the reward server does not answer.
         """
-        await self._in_parts([self._item(f"{place}/0", problem, "") for place, problem in enumerate(self._problems)])
+        items = [self._item(f"{place}/0", problem, "") for place, problem in enumerate(self._problems)]
+        for start in range(0, len(items), _ITEMS_PER_REQUEST):
+            part = items[start : start + _ITEMS_PER_REQUEST]
+            bad = _not_judged(part, await self._client.score_or_raise(part))
+            bad = _not_judged([item for item, _ in bad], await self._client.score_or_raise([item for item, _ in bad]))
+            if bad:
+                (item, detail), rest = bad[0], len(bad) - 1
+                more = f" (and {rest} of the rows after it)" if rest else ""
+                raise ConfigurationError(f"{self._row(item)} cannot be scored: {detail}{more}; correct the file")
 
     async def judge(
         self, groups: Sequence[Group], places: Sequence[int], sizes: Sequence[tuple[int, int] | None]
@@ -110,7 +119,16 @@ class Judge:
         """Whose fault it is that an item has no verdict. An empty answer is scored wherever the row itself is right."""
         said = refused[item.id]
         (empty,) = await self._client.score_or_raise([item.model_copy(update={"response": ""})])
-        row = f"{self._file}: row {self._problems[int(item.id.partition('/')[0])].position + 1}"
+        row = self._row(item)
         if said.outcome is Outcome.VERIFIER_ERROR and empty.outcome is Outcome.VERIFIER_ERROR:
             return ConfigurationError(f"{row} cannot be scored: {said.detail}")
         return RewardServerError(f"{row} has no verdict after {ATTEMPTS} tries: {said.detail}", said.outcome)
+
+    def _row(self, item: Item) -> str:
+        return f"{self._file}: row {self._problems[int(item.id.partition('/')[0])].position + 1}"
+
+
+def _not_judged(items: Sequence[Item], results: Sequence[Result]) -> list[tuple[Item, str]]:
+    """Those that the judge cannot judge, and why. One that took it too long is no fault of the row."""
+    pairs = zip(items, results, strict=True)
+    return [(item, result.detail) for item, result in pairs if result.outcome is Outcome.VERIFIER_ERROR]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mmr1.config import RunConfig
 from mmr1.credentials import REWARD_KEY_VARIABLE, SECRET_VARIABLES
-from mmr1.local.readiness import grpc_serving, http_ready, redis_answers
+from mmr1.local.readiness import ACCEPTS_WEIGHTS, SERVES, grpc_serving, http_ready, redis_answers
 from mmr1.local.redis_server import find_redis_server, redis_command
 from mmr1.local.service import ProcessSpec, ServiceSpec
 from mmr1.rollout_access import RolloutAccess
@@ -32,6 +32,14 @@ class Plan:
     learner: ServiceSpec
 
 
+@dataclass(frozen=True, slots=True)
+class EvaluationPlan:
+    """In start order. `reward` is None and `rollouts` empty where running ones are used."""
+
+    reward: ServiceSpec | None
+    rollouts: tuple[ServiceSpec, ...]
+
+
 def plan(config: RunConfig, environment: Mapping[str, str] | None = None) -> Plan:
     """The services of `config`, whose resolved form lies in its run folder.
 
@@ -46,6 +54,19 @@ def plan(config: RunConfig, environment: Mapping[str, str] | None = None) -> Pla
         reward=_reward(config, inherited) if config.reward_url is None else None,
         rollouts=tuple(_rollout(config, index, inherited, access) for index in range(config.rollout_replicas)),
         learner=_learner(config, inherited),
+    )
+
+
+def evaluation_plan(
+    config: RunConfig, *, starts_rollouts: bool, environment: Mapping[str, str] | None = None
+) -> EvaluationPlan:
+    """What `mmr1 eval` starts: no Redis, no learner, and rollout servers that serve their model's own weights."""
+    inherited = child_environment(config, os.environ if environment is None else environment)
+    access = RolloutAccess.from_config(config.model_copy(update={"rollout_token_file": None}), {})
+    indices = range(config.rollout_replicas if starts_rollouts else 0)
+    return EvaluationPlan(
+        reward=_reward(config, inherited) if config.reward_url is None else None,
+        rollouts=tuple(_rollout(config, index, inherited, access, serves_base=True) for index in indices),
     )
 
 
@@ -90,7 +111,9 @@ def _reward(config: RunConfig, inherited: Mapping[str, str]) -> ServiceSpec:
     )
 
 
-def _rollout(config: RunConfig, index: int, inherited: Mapping[str, str], access: RolloutAccess) -> ServiceSpec:
+def _rollout(
+    config: RunConfig, index: int, inherited: Mapping[str, str], access: RolloutAccess, *, serves_base: bool = False
+) -> ServiceSpec:
     name, port = f"rollout-{index}", config.rollout_port + index
     command = _python(
         "mmr1_rollout_server",
@@ -98,12 +121,13 @@ def _rollout(config: RunConfig, index: int, inherited: Mapping[str, str], access
         *("--server-id", name),
         *("--port", port),
         *("--metrics-port", config.learner_metrics_port + 1 + index),
+        *(["--serve-base-weights"] if serves_base else []),
     )
     environment = {**inherited, "OMP_NUM_THREADS": str(config.rollout_threads)}
     return ServiceSpec(
         name=name,
         processes=(ProcessSpec(name, command, environment),),
-        ready=grpc_serving(f"{config.host}:{port}", access=access),
+        ready=grpc_serving(f"{config.host}:{port}", SERVES if serves_base else ACCEPTS_WEIGHTS, access),
         ready_deadline_seconds=LOAD_SECONDS,
         stop_deadline_seconds=STOP_SECONDS,
     )

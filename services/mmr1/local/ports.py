@@ -30,14 +30,22 @@ def ports_of(config: RunConfig) -> list[Port]:
     ports = []
     if config.redis_url is None:
         ports.append(Port(config.redis_port, "127.0.0.1", "redis_port", "Redis"))
+    ports += evaluation_ports(config, starts_rollouts=True)
+    ports.append(Port(config.learner_metrics_port, host, "learner_metrics_port", "the learner's metrics"))
+    ports.append(Port(config.learner_master_port, "127.0.0.1", "learner_master_port", "the learner's ranks"))
+    return ports
+
+
+def evaluation_ports(config: RunConfig, *, starts_rollouts: bool) -> list[Port]:
+    """Those of the reward server and of the rollout servers, as far as they are started: all that `mmr1 eval` takes."""
+    host = config.host
+    ports = []
     if config.reward_url is None:
         ports.append(Port(config.reward_port, host, "reward_port", "the reward server"))
-    for index in range(config.rollout_replicas):
+    for index in range(config.rollout_replicas if starts_rollouts else 0):
         name = f"rollout server {index}"
         ports.append(Port(config.rollout_port + index, host, "rollout_port", name))
         ports.append(Port(config.learner_metrics_port + 1 + index, host, "learner_metrics_port", f"{name}'s metrics"))
-    ports.append(Port(config.learner_metrics_port, host, "learner_metrics_port", "the learner's metrics"))
-    ports.append(Port(config.learner_master_port, "127.0.0.1", "learner_master_port", "the learner's ranks"))
     return ports
 
 

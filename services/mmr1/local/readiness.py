@@ -19,6 +19,7 @@ from mmr1.rollout_access import RolloutAccess
 
 PROBE_SECONDS = 1.0
 ACCEPTS_WEIGHTS = "mmr1.v1.RolloutService/weights"
+SERVES = "mmr1.v1.RolloutService"
 
 Probe = Callable[[], Awaitable[bool]]
 
