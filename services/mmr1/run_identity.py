@@ -34,6 +34,7 @@ _OF_A_RUN = ("objective", "num_generations", "reward_scale", "reward_shuffle", "
 _OF_FINE_TUNING = ("answer_template",)
 _EDGE_BYTES = 2**16  # of each weight file, at both ends: enough to tell two trainings of one model apart
 _DIGITS = 12
+_EVALUATION_FORMAT = 1  # of the answers that an evaluation keeps
 
 
 def identity_of(config: RunConfig, problems: Sequence[Problem]) -> dict[str, Any]:
@@ -76,7 +77,7 @@ def evaluation_identity(config: EvalConfig, problems: Sequence[Problem], version
     identity = config.model_dump(mode="json", include=names)
     identity |= {"temperature": config.evaluation_temperature, "eval_samples": config.num_samples}
     identity |= {"model": _model_digest(config.model), "eval_file": _digest(problems)}
-    return {**identity, "rollout_servers": ", ".join(versions) or "its own"}
+    return {**identity, "rollout_servers": ", ".join(versions) or "its own", "format": _EVALUATION_FORMAT}
 
 
 def check_same_evaluation(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:

@@ -19,6 +19,7 @@ from PIL import Image
 from mmr1 import ledger_cli, templates_cli
 from mmr1.adapter_limits import check_adapter_family
 from mmr1.config import RunConfig, load_config
+from mmr1.config.eval_options import EvalConfig
 from mmr1.config.loading import load_options
 from mmr1.config.sft_options import SftConfig
 from mmr1.dataset import train_problems
@@ -31,11 +32,12 @@ from mmr1.preflight import check_data, check_kimikl_task, check_model, check_red
 from mmr1.preprocessing import compare
 from mmr1.report import build
 from mmr1.reward_names import check_names_of_own_server
-from mmr1.run_identity import check_same_run
+from mmr1.run_identity import check_same_evaluation, check_same_run
 from mmr1.templates import Templates
 from mmr1.tracker_names import check_trackers
 from mmr1.trained_layers import check_vision_tower, layers_to_adapt
 from mmr1_learner.checkpoint import Checkpoints
+from mmr1_learner.held_out.command import main as evaluation
 from mmr1_learner.replay import main as replay
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "failures.md"
@@ -181,6 +183,11 @@ def tracker_without_key() -> None:
         check_trackers(["wandb"], {"HOME": "."})
 
 
+def evaluation_without_problems() -> None:
+    config()
+    evaluation(["counting.yaml"])
+
+
 SFT = ["--model", "examples/tiny_vlm", "--train_file", "data/train.json", "--per_device_batch_size", "4"]
 
 CASES: dict[str, Callable[[], object]] = {
@@ -214,6 +221,12 @@ CASES: dict[str, Callable[[], object]] = {
     "tracker missing": tracker_missing,
     "tracker without a key": tracker_without_key,
     "steps of sft": lambda: load_options(SftConfig, None, SFT).for_problems(1, 1),
+    "evaluation of nothing": evaluation_without_problems,
+    "greedy samples": lambda: load_options(EvalConfig, None, [*SFT, "--eval_samples", "4"]),
+    "no address": lambda: load_options(EvalConfig, None, [*SFT, "--rollout_servers", "50390"]),
+    "another evaluation": lambda: check_same_evaluation(
+        {"model": "files 0c1f"}, {"model": "files 9a2b"}, Path("runs/mine/eval")
+    ),
     "misspelt template": lambda: templates_cli.main(["pr1_orc"]),
     "no dump": lambda: replay(["runs/demo/dumps"]),
     "dump of fine-tuning": dump_of_fine_tuning,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mmr1.config import RunConfig, load_config, save_config
-from mmr1.local.plan import child_environment, plan
+from mmr1.local.plan import child_environment, evaluation_plan, plan
 from mmr1_rollout_server.server import DRAIN_SECONDS
 from mmr1_rollout_server.worker import RETRY_SECONDS
 
@@ -57,6 +57,15 @@ def test_a_rollout_server_is_not_killed_before_it_has_drained_and_ended_its_engi
 def test_existing_services_are_not_started() -> None:
     both = plan(config("--redis_url", "redis://elsewhere/0", "--reward_url", "http://elsewhere"), {})
     assert both.redis is None and both.reward is None
+
+
+def test_an_evaluation_starts_neither_redis_nor_a_learner() -> None:
+    services = evaluation_plan(config("--rollout_replicas", "2"), starts_rollouts=True, environment={})
+    assert services.reward is not None and len(services.rollouts) == 2
+    assert all("--serve-base-weights" in spec.processes[0].command for spec in services.rollouts)
+    assert not any("--serve-base-weights" in spec.processes[0].command for spec in plan(config(), {}).rollouts)
+    running = evaluation_plan(config("--reward_url", "http://elsewhere"), starts_rollouts=False, environment={})
+    assert running.reward is None and running.rollouts == ()
 
 
 def test_children_do_not_resolve_options_a_second_time(tmp_path: Path, monkeypatch) -> None:

@@ -99,6 +99,22 @@ async def test_nothing_is_sampled_before_a_version_is_committed(held: Held) -> N
         assert version == (1, 1)
 
 
+async def test_a_models_own_weights_are_served_as_no_learners_version_and_stay(held: Held) -> None:
+    """For evaluation. A learner that comes by must not change what is being measured."""
+    held.policy.serve_base()
+    with held.policy.sampling() as version:
+        assert version == (0, 0)
+    for incarnation in (0, 1):
+        with pytest.raises(VerbRefusedError, match="serves its model's own weights, for evaluation"):
+            await held.init(incarnation)
+        with pytest.raises(VerbRefusedError):
+            await held.policy.start("run", incarnation, PolicyVersion(incarnation, 1), 1.0)
+    assert held.policy.state is State.SERVES and held.receiver.calls == []
+    held.policy.drain()
+    with pytest.raises(NotServingError), held.policy.sampling():
+        pass
+
+
 async def test_start_waits_for_what_runs_and_admits_no_more(held: Held) -> None:
     await held.init()
     await held.update(1)
