@@ -68,6 +68,8 @@ class CocoEvaluation:
             }
             target.createIndex()
         evaluation = cocoeval.COCOeval(truth, results, "bbox")
+        # Of its four area ranges, the one that these figures are of.
+        evaluation.params.areaRng, evaluation.params.areaRngLbl = evaluation.params.areaRng[:1], ["all"]
         evaluation.evaluate()
         return evaluation
 
@@ -100,9 +102,8 @@ class CocoEvaluation:
         shape = (len(self._categories), len(counts), len(params.iouThrs))
         precision, recall = np.full(shape, np.nan), np.full(shape, np.nan)
         for place in range(len(self._categories)):
-            # Of the first area range, which is "all". None stands for an image without a box of this category.
-            start = place * len(params.areaRng) * self._num_images
-            of_images = self._evaluation.evalImgs[start : start + self._num_images]
+            start = place * self._num_images
+            of_images = self._evaluation.evalImgs[start : start + self._num_images]  # None: no box of this category
             precision[place], recall[place] = _of_category(of_images, counts, params)
         return np.stack(
             [
@@ -139,9 +140,9 @@ def _of_category(of_images: Sequence[Any], counts: Floats, params: Any) -> tuple
         found_share = np.divide(right, num_true[:, None], out=np.zeros_like(right), where=num_true[:, None] > 0)
         best = np.maximum.accumulate((right / (right + wrong + np.spacing(1)))[:, ::-1], axis=1)[:, ::-1]
         recall[:, place] = found_share[:, -1]
-        for row, (shares, heights) in enumerate(zip(found_share, best, strict=True)):
-            reached = np.searchsorted(shares, params.recThrs, side="left")
-            precision[row, place] = heights[reached[reached < len(heights)]].sum() / len(params.recThrs)
+        # How many of the 101 recalls each detection is the first to reach, times the precision there.
+        reached = np.searchsorted(params.recThrs, found_share, side="right")
+        precision[:, place] = (best * np.diff(reached, axis=1, prepend=0)).sum(axis=1) / len(params.recThrs)
     undefined = num_true == 0
     precision[undefined], recall[undefined] = np.nan, np.nan
     return precision, recall
