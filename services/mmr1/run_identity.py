@@ -70,10 +70,9 @@ def evaluation_identity(config: EvalConfig, problems: Sequence[Problem], version
     Raises:
         ConfigurationError: the model is no longer there.
     """
-    sampling = {*SamplingOptions.model_fields} - {
-        name for name in SamplingOptions.model_fields if "temperature" in name
-    }
-    names = (sampling | {*ModelOptions.model_fields} | {*_COMMON, "eval_mode"}) - {"model", "num_generations", "task_weights"}
+    names = {*ModelOptions.model_fields, *SamplingOptions.model_fields, "eval_mode", "seed"}
+    names |= {"system_prompt_template", "question_template"}
+    names -= {"model", "num_generations", "temperature_func", "temperature_begin", "temperature_end"}
     identity = config.model_dump(mode="json", include=names)
     identity |= {"temperature": config.evaluation_temperature, "eval_samples": config.num_samples}
     identity |= {"model": _model_digest(config.model), "eval_file": _digest(problems)}

@@ -94,7 +94,7 @@ def check(config: EvalConfig) -> list[Problem]:
     require_free(evaluation_ports(config, starts_rollouts=not config.rollout_servers))
     if config.reward_url is not None:
         check_reward_server(config.reward_url, reward_tls(config))
-    return eval_problems(config)
+    return list(eval_problems(config))  # asked in threads, and far fewer than a training set's
 
 
 def _evaluate(config: EvalConfig, problems: list[Problem], console: Console) -> int:
