@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -193,6 +195,23 @@ def test_an_evaluation_that_was_ended_goes_on_and_asks_nothing_twice(
     assert asked == set(range(11)) - {line["problem"] for line in kept} and len(asked) == len(server.asked)
     assert all(line in samples(run) for line in kept)
     assert f"{len(kept)} of 11 problems have been answered before" in capsys.readouterr().out
+
+
+def test_sigterm_ends_it_at_once_and_it_goes_on(run: Path, server: Answering) -> None:
+    released = threading.Event()
+
+    def hang(number: int, context: Any) -> None:
+        if number == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        released.wait(60)
+
+    server.before = hang
+    begun = time.monotonic()
+    assert evaluate(run, server) == 128 + signal.SIGTERM
+    assert time.monotonic() - begun < 50, "no answer is waited for"
+    released.set()
+    server.before = lambda number, context: None
+    assert evaluate(run, server) == 0 and len(samples(run)) == len(ROWS)
 
 
 def test_another_evaluation_does_not_go_on_with_these_answers(run: Path, server: Answering) -> None:
