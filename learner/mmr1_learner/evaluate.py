@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import structlog
+
 from mmr1.config import RunConfig
 from mmr1.evaluation import Answer, Judge, TaskResult, measure, metrics_of
 from mmr1.records import Group, Problem, Prompt
@@ -21,6 +23,8 @@ from mmr1.rollout_client import RolloutClient
 from mmr1_learner.prompts import PromptFactory
 from mmr1_learner.spread import generate_everywhere
 from mmr1_learner.waiting import Tick, results
+
+log = structlog.get_logger()
 
 _T = TypeVar("_T")
 
@@ -116,6 +120,15 @@ def tracked(found: Sequence[Evaluation]) -> dict[str, Any]:
         return {"held_out": by_task}
     headlines = {result.mode: task.metrics[task.headline].value for result in found for task in result.tasks}
     return {"held_out": {**headlines, **by_task}}
+
+
+def say(name: str, found: Sequence[Evaluation]) -> None:
+    """The headlines, in the log."""
+    for result in found:
+        for task in result.tasks:
+            value = task.metrics[task.headline].value
+            shown = {task.headline: None if value is None else round(value, 4)}
+            log.info("held-out", when=name, mode=result.mode, task=task.task, n=task.num_problems, **shown)
 
 
 def _in_thread(work: Callable[[], _T], tick: Tick) -> _T:

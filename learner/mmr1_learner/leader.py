@@ -26,7 +26,7 @@ from mmr1_learner import metrics as outputs
 from mmr1_learner.checkpoint import Checkpoints, RunState
 from mmr1_learner.connection import connect
 from mmr1_learner.errors import StopRequestedError
-from mmr1_learner.evaluate import Evaluator, evaluation_records, tracked
+from mmr1_learner.evaluate import Evaluator, evaluation_records, say, tracked
 from mmr1_learner.model import PromptEncoder
 from mmr1_learner.parity import ParityReport, Scorer, gate
 from mmr1_learner.plan import StepPlan
@@ -181,7 +181,7 @@ class Leader:
             pending=accounts.ledger.pending,
             seconds=round(record["seconds"], 2),
         )
-        if self._is_due(plan.step + 1):
+        if self._config.evaluates_within(plan.step + 1, self._config.num_steps):
             with suppress(StopRequestedError):  # measured when the run goes on
                 self._evaluate("step", plan.step + 1)
 
@@ -309,21 +309,13 @@ class Leader:
         found = self._evaluator.run(self._sender.clients(), temperature, self._tick)
         self.files.append("evaluations", evaluation_records(name, step, str(self.version), found))
         self._trackers.log(step, tracked(found))
-        for result in found:
-            for task in result.tasks:
-                value = task.metrics[task.headline].value
-                shown = {task.headline: None if value is None else round(value, 4)}
-                log.info("held-out", when=name, mode=result.mode, task=task.task, n=task.num_problems, **shown)
+        say(name, found)
 
     def _evaluate_missed(self) -> None:
         """A run that was told to stop during an evaluation goes on from the checkpoint of that step: it is due now."""
         step = self._state.step
-        if self._is_due(step) and not self.files.has("evaluations", step=step):
+        if self._config.evaluates_within(step, self._config.num_steps) and not self.files.has("evaluations", step=step):
             self._evaluate("step", step)
-
-    def _is_due(self, step: int) -> bool:
-        every = self._config.eval_every
-        return every > 0 and 0 < step < self._config.num_steps and step % every == 0
 
     def _while_waiting(self) -> None:
         """A rollout server that joined late, or missed an update, gets the current version before it serves."""

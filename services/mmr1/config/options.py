@@ -122,6 +122,10 @@ class EvaluationOptions(BaseModel):
     eval_every: int = Field(0, ge=0, description="optimizer steps between evaluations; 0 = only at start and end")
     eval_sample_size: int | None = Field(None, gt=0, description="the first N held-out problems; default all")
 
+    def evaluates_within(self, step: int, num_steps: int) -> bool:
+        """Whether `step` steps of `num_steps` are one of the places between start and end where a run is measured."""
+        return self.eval_every > 0 and 0 < step < num_steps and step % self.eval_every == 0
+
 
 class RecordOptions(BaseModel):
     trackers: Annotated[list[Literal["tensorboard", "wandb"]], NoDecode] = Field(
