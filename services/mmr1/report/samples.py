@@ -17,8 +17,8 @@ from typing import Any
 
 from PIL import Image
 
+from mmr1.drawn_boxes import Box, predicted, true
 from mmr1.images import ImageError, ImageStore
-from mmr1.report.boxes import Box, predicted, true
 from mmr1.report.run_files import Record, RunFiles, number
 from mmr1.report.tokens import Gaps, Piece, clip, pieces
 

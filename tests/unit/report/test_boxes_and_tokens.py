@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mmr1.report.boxes import MAX_BOXES, Box, predicted, true
+from mmr1.drawn_boxes import MAX_BOXES, Box, predicted, true
 from mmr1.report.tokens import LEVELS, MAX_COLOURED, Piece, legend, level, pieces
 
 SIZE = (640, 480)
