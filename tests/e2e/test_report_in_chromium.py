@@ -189,7 +189,7 @@ def test_both_runs_are_in_the_comparison(page: Page) -> None:
     rows = "[...document.querySelectorAll('#comparison tbody tr')].map((row) => row.innerText.split(/\\s+/).join(' '))"
     told = page.run(rows)
     assert "learning_rate 0.0001 0.0003" in told and not any("objective" in row for row in told)
-    assert sum("mean iou grounding" in row for row in told) == 2
+    assert sum("mean IoU grounding" in row for row in told) == 2
 
 
 @pytest.mark.parametrize("width", [360, 700, 1360])

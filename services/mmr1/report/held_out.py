@@ -12,6 +12,9 @@ from mmr1.report.run_files import Record, number
 
 Key = tuple[str, str, str]  # task, mode, metric
 
+# Of metrics whose own names need spelling out, for people.
+_NAMES = {"mean_iou": "mean IoU", "one_minus_edit_distance": "1 − edit distance", "f1_50": "F1 at IoU 0.5"}  # noqa: RUF001
+
 
 @dataclass(frozen=True)
 class Measure:
@@ -45,6 +48,11 @@ class Series:
     @property
     def last(self) -> Measure:
         return self.by_step[self.steps[-1]]
+
+
+def words_for(metric: str) -> str:
+    """A metric's name for people."""
+    return _NAMES.get(metric, metric.replace("_", " "))
 
 
 def series(evaluations: list[Record]) -> dict[Key, Series]:
@@ -97,7 +105,7 @@ def _chart(task: str, metric: str, modes: list[tuple[str, Series]]) -> Chart:
         banded = any(value is not None for value in low)
         lines.append(Line(mode, [m.value if m else None for m in at], low if banded else (), high if banded else ()))
     note = "On problems never trained on; band: 95 % interval, where it is on record"
-    return Chart(f"Held-out {metric.replace('_', ' ')}, {task}".rstrip(", "), note, [float(s) for s in steps], lines)
+    return Chart(f"Held-out {words_for(metric)}, {task}".rstrip(", "), note, [float(s) for s in steps], lines)
 
 
-__all__ = ["Measure", "Series", "held_out_curves", "series"]
+__all__ = ["Measure", "Series", "held_out_curves", "series", "words_for"]

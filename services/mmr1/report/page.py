@@ -18,7 +18,7 @@ from mmr1.report import fine_tuning
 from mmr1.report.charts import Chart, colour, readout, svg
 from mmr1.report.compare import Comparison
 from mmr1.report.curves import curves
-from mmr1.report.held_out import series
+from mmr1.report.held_out import series, words_for
 from mmr1.report.result import RunResult, interval
 from mmr1.report.run_files import RunFiles
 from mmr1.report.samples import Sample
@@ -62,7 +62,9 @@ def _render(template: str, run: RunFiles, charts: list[Chart], **more: Any) -> s
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=percent, minutes=minutes, short=short, three="{:.3f}".format, pixel=_pixel)
+    environment.filters.update(
+        percent=percent, minutes=minutes, short=short, three="{:.3f}".format, words_for=words_for, pixel=_pixel
+    )
     script = _own("report.js")
     return environment.get_template(template).render(
         css=Markup(_own("report.css")),
@@ -120,7 +122,7 @@ def _heldout(run: RunFiles, num_problems: int | None) -> list[dict[str, Any]]:
             change = one.after.value - one.before.value
             gain = f"{100 * change:+.1f} points" if shares else f"{change:+.3f}"
         if sides:
-            named = {"task": task, "metric": metric.replace("_", " "), "modes": []}
+            named = {"task": task, "metric": words_for(metric), "modes": []}
             entry = entries.setdefault((task, metric), named)
             entry["modes"].append({"mode": mode, "sides": sides, "gain": gain})
     return list(entries.values())
