@@ -16,7 +16,10 @@ from mmr1.report.run_files import RunFiles
 from mmr1.report.series import Values
 
 # Of the folder and the machine, and not of what was trained.
-_PLACES = ("run", "run_dir", "host", "redis_url", "reward_url")
+_PLACES = (
+    *("run", "run_dir", "host", "redis_url", "redis_port", "reward_url", "reward_port", "rollout_port"),
+    *("learner_metrics_port", "learner_master_port"),
+)
 
 
 @dataclass(frozen=True)

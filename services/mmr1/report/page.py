@@ -113,8 +113,8 @@ def _heldout(run: RunFiles, num_problems: int | None) -> list[dict[str, Any]]:
             if measure is None:
                 continue
             low, high = measure.low, measure.high
-            if low is None and shares and num_problems:
-                low, high = interval(measure.value, num_problems)
+            if low is None or high is None:
+                low, high = interval(measure.value, num_problems) if shares and num_problems else (None, None)
             words = percent(measure.value) if shares else f"{measure.value:.3f}"
             sides.append({"name": name, "value": measure.value, "low": low, "high": high, "words": words})
         gain = None

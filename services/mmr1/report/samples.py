@@ -169,7 +169,7 @@ def _sample(records: list[Record], picked_for: str) -> Sample:
 def _size(record: Record) -> tuple[int, int] | None:
     """The first image's size; None where none is on record."""
     match record.get("image_sizes"):
-        case [[int(width), int(height)], *_] if width > 0 and height > 0:
+        case [[int(width), int(height)], *_] if 0 < width < 10**6 and 0 < height < 10**6:
             return width, height
     return None
 
