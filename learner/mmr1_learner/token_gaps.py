@@ -57,11 +57,13 @@ class TokenGaps:
         owners = [s for group in dict.fromkeys(s.group for s in forward) for s in forward if s.group == group]
         if not any(sample.weight and (sample.group, sample.rollout) in self._kept for sample in owners):
             return
-        gaps = (learner.detach() - sampler).split(sequences.bincount(minlength=len(owners)).tolist())
-        for sample, gap in zip(owners, gaps, strict=True):
+        gaps: list[float] = (learner.detach() - sampler).tolist()
+        begin = 0
+        for sample, length in zip(owners, sequences.bincount(minlength=len(owners)).tolist(), strict=True):
             count = self._kept.get((sample.group, sample.rollout))
             if count and sample.weight:  # else a dummy, which another rank runs in earnest
-                self._here[sample.group, sample.rollout] = gap[:count].tolist()
+                self._here[sample.group, sample.rollout] = gaps[begin : begin + min(count, length)]
+            begin += length
 
     def of_all(self, ranks: Ranks) -> Gaps:
         """Of every completion on record that took part in the step, its tokens' gaps in nats."""

@@ -58,7 +58,10 @@ def main(argv: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(prog="mmr1 rewards", description="List the reward server's tasks, or try one of them.")
-    url = {"metavar": "URL", "help": f"ask a server that runs, with the key of {KEY_VARIABLE} if there is one"}
+    url: dict[str, Any] = {
+        "metavar": "URL",
+        "help": f"ask a server that runs, with the key of {KEY_VARIABLE} if there is one",
+    }
     parser.add_argument("--url", **url)
     commands = parser.add_subparsers(dest="command", metavar="try")
     attempt = commands.add_parser(

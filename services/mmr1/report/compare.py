@@ -55,14 +55,19 @@ def compare(run: RunFiles, other: RunFiles) -> Comparison:
     names = [str(one.config.get("run") or one.folder.name) for one in (run, other)]
     if names[0] == names[1]:
         names = [str(one.folder) for one in (run, other)]
-    return Comparison(*names, _held_out(run, other), differing(run.config, other.config), _charts(run, other, names))
+    options = differing(run.config, other.config)
+    return Comparison(names[0], names[1], _held_out(run, other), options, _charts(run, other, names))
 
 
 def differing(this: dict[str, Any], other: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Options whose values differ, by name; `not set` where one run does not have it."""
     names = sorted({*this, *other} - set(_PLACES))
-    rows = [(name, *(str(one[name]) if name in one else "not set" for one in (this, other))) for name in names]
+    rows = [(name, _value(this, name), _value(other, name)) for name in names]
     return [row for row in rows if row[1] != row[2]]
+
+
+def _value(config: dict[str, Any], name: str) -> str:
+    return str(config[name]) if name in config else "not set"
 
 
 def _held_out(run: RunFiles, other: RunFiles) -> list[HeldOutRow]:

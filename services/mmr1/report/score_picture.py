@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, Rectangle
-from matplotlib.patheffects import withStroke
+from matplotlib.patheffects import AbstractPathEffect, withStroke
 from PIL import Image
 
 from mmr1.drawn_boxes import Box
@@ -21,7 +21,7 @@ from mmr1.rewards_words import Tried
 
 TRUE, FOUND, EMPTY = "#2fe39d", "#ff9a3d", "#2b3140"
 _WIDTH, _HEAD, _FOOT = 7.2, 0.95, 0.5  # inches: of the figure, above the image, below it
-_OUTLINE = [withStroke(linewidth=3.5, foreground="black", alpha=0.7)]
+_OUTLINE: list[AbstractPathEffect] = [withStroke(linewidth=3.5, foreground="black", alpha=0.7)]
 
 
 def draw(tried: Tried, image: Image.Image | None) -> bytes:

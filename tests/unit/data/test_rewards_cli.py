@@ -143,7 +143,7 @@ BOX = ["--response", "[1, 2, 3, 4]", "--solution", "[1, 2, 3, 4]"]
         (["try", "--task", "grounding", *BOX, "--image", "gone.png"], "gone.png: does not exist"),
         (["try", "--task", "grounding", *BOX, "--image-size", "64"], "'64' is not WIDTHxHEIGHT"),
         (["try", "--task", "grounding", *BOX, "--image-size", "999999999x1", "--out", "no/such/a.png"], "cannot write"),
-        (["try", "--task", "counting", "--response", "3", "--solution", "3", "--out", "a.png"], "nothing to draw"),
+        (["try", "--task", "counting", "--response", "3", "--solution", "3", "--out", "a.png"], "draws nothing"),
         (["--url", "http://127.0.0.1:1"], "--url http://127.0.0.1:1: "),
         (["--url", "nonsense"], "--url nonsense: "),
     ],
