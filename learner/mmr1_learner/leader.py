@@ -151,12 +151,7 @@ class Leader:
             )
 
     def after_step(
-        self,
-        plan: StepPlan,
-        report: dict[str, float],
-        phases: dict[str, float],
-        seconds: float,
-        gaps: Gaps,
+        self, plan: StepPlan, report: dict[str, float], phases: dict[str, float], seconds: float, gaps: Gaps
     ) -> None:
         """Send the new version, and write down what the step was; `gaps` are of the tokens to be kept."""
         started = time.monotonic()
