@@ -33,3 +33,16 @@ def small_policy(model: Path, seed: int | None = None) -> Any:
         for parameter in policy.parameters():
             parameter.data.add_(torch.randn(parameter.shape, generator=generator) * 0.02)
     return policy
+
+
+class Letters:
+    """A tokenizer whose tokens are bytes, with one special token, for what needs no model. 256 ends a text."""
+
+    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        return list(text.encode())
+
+    def decode(
+        self, ids: list[int], skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool = False
+    ) -> str:
+        text = bytes(token for token in ids if token < 256).decode(errors="replace")
+        return text if skip_special_tokens or 256 not in ids else text + "<end>"

@@ -17,6 +17,7 @@ import structlog
 from mmr1.config import RunConfig
 from mmr1.dataset import eval_problems, train_problems
 from mmr1.errors import ConfigurationError, WeightUpdateError
+from mmr1.images import ImageStore
 from mmr1.records import Group, PolicyVersion, Prompt, PromptId
 from mmr1.redis_access import RedisAccess
 from mmr1.rollout_client import RolloutClient
@@ -24,6 +25,7 @@ from mmr1.run_identity import identity_of, options_of, say_changed_options
 from mmr1.streams import Patience, RunQueue
 from mmr1_learner import metrics as outputs
 from mmr1_learner.checkpoint import Checkpoints, RunState
+from mmr1_learner.completion_details import CompletionDetails
 from mmr1_learner.connection import connect
 from mmr1_learner.errors import StopRequestedError
 from mmr1_learner.evaluate import Evaluator, evaluation_records, say, tracked
@@ -38,6 +40,7 @@ from mmr1_learner.resume import check_prompts_per_step, reconcile
 from mmr1_learner.schedules import say_other_length
 from mmr1_learner.source import Collected, GroupSource
 from mmr1_learner.step_records import completion_records, step_record
+from mmr1_learner.token_gaps import Gaps
 from mmr1_learner.trackers import Trackers
 from mmr1_learner.weights import UpdateResult, WeightSender
 
@@ -66,6 +69,7 @@ class Leader:
         self._identity = identity_of(config, self._problems)
         self._evaluator = Evaluator(config, self._prompts, held_out) if held_out else None
         self._scorer = Scorer(config, policy, encoder, ranks.device)
+        self._details = CompletionDetails(encoder.processor.tokenizer, ImageStore(config.resolved_image_root))
         patience = Patience(self._tick, self._redis_pauses, self._redis_is_back)
         self.queue = RunQueue(connect(RedisAccess.from_config(config)), config.run, patience)
         self._sender = WeightSender(config, self.queue, policy, config.host)
@@ -147,8 +151,10 @@ class Leader:
                 f"says: {self._source.last_unscored}"
             )
 
-    def after_step(self, plan: StepPlan, report: dict[str, float], phases: dict[str, float], seconds: float) -> None:
-        """Send the new version, and write down what the step was."""
+    def after_step(
+        self, plan: StepPlan, report: dict[str, float], phases: dict[str, float], seconds: float, gaps: Gaps
+    ) -> None:
+        """Send the new version, and write down what the step was; `gaps` are of the tokens to be kept."""
         started = time.monotonic()
         if self._config.proof:  # before any checkpoint can contain the step
             groups = [str(group.prompt.id) for group in plan.groups]
@@ -168,7 +174,7 @@ class Leader:
         record["probe_max_abs_dlogp"] = result.probe_max_abs_dlogp if result else None
         self.files.append("metrics", [record])
         self._trackers.log(record["step"], record)
-        self.files.append("completions", completion_records(self._config, plan, lags))
+        self.files.append("completions", completion_records(self._config, plan, lags, gaps, self._details))
         outputs.export(record)
         accounts = self.queue.accounts()
         outputs.export_accounts(accounts)

@@ -10,10 +10,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mmr1.config import RunConfig
+from mmr1_learner.completion_details import CompletionDetails
 from mmr1_learner.loss import group_advantages
 from mmr1_learner.loss.report import QUANTILES, TERMS
 from mmr1_learner.plan import StepPlan, step_rewards
 from mmr1_learner.source import Collected
+from mmr1_learner.token_gaps import Gaps
 
 
 def step_record(
@@ -77,10 +79,17 @@ _REPORTED = (
 )
 
 
-def completion_records(config: RunConfig, plan: StepPlan, lags: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """A line in completions.jsonl for each rollout of the step. `reward` is as scored, `advantage` as trained with."""
-    for group, lag, rewards in zip(plan.groups, lags, step_rewards(plan, config), strict=True):
+def completion_records(
+    config: RunConfig, plan: StepPlan, lags: Sequence[int], gaps: Gaps, details: CompletionDetails
+) -> Iterator[dict[str, Any]]:
+    """A line in completions.jsonl for each rollout of the step. `reward` is as scored, `advantage` as trained with.
+
+    Those that `gaps` names have `tokens` and `gaps`.
+    """
+    groups = zip(plan.groups, lags, step_rewards(plan, config), strict=True)
+    for place, (group, lag, rewards) in enumerate(groups):
         advantages = group_advantages(rewards, config.objective) or [None] * len(group.rollouts)
+        shown = details.of_prompt(group.prompt)
         for index, rollout in enumerate(group.rollouts):
             score = rollout.score
             yield {
@@ -101,6 +110,9 @@ def completion_records(config: RunConfig, plan: StepPlan, lags: Sequence[int]) -
                 "finish_reason": rollout.finish_reason.value,
                 "advantage": advantages[index],
                 "server": group.server_id,
+                "parsed": score.parsed if score else {},
+                **shown,
+                **details.of_rollout(rollout, gaps.get((place, index))),
             }
 
 

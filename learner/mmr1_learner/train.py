@@ -128,7 +128,7 @@ def _take_steps(
         published.refresh()
         step += 1
         if leader:
-            leader.after_step(plan, report, trainer.phases, time.monotonic() - started)
+            leader.after_step(plan, report, trainer.phases, time.monotonic() - started, trainer.gaps)
         published.tell(_GO_ON if leader else None)
         if step % config.checkpoint_every == 0 or step == config.num_steps:
             save(step)

@@ -26,6 +26,7 @@ from mmr1_learner.reference import Reference
 from mmr1_learner.rows import RowBatch
 from mmr1_learner.schedules import learning_rate
 from mmr1_learner.step_watch import StepWatch
+from mmr1_learner.token_gaps import Gaps, TokenGaps
 from mmr1_learner.training_state import TrainingState
 
 
@@ -41,6 +42,7 @@ class Trainer:
         self._batcher = Batcher(config, encoder)
         self._reference = None if reference is None else Reference(config, reference, ranks)
         self.phases: dict[str, float] = defaultdict(float)  # seconds of the last step, by what they went into
+        self.gaps: Gaps = {}  # of the last step's tokens that are kept on record
         self.engine = make_engine(config, policy)
         self.watch = StepWatch(config, ranks, reference)
         moving = self._reference.policy if self._reference and self._reference.moves else None
@@ -66,6 +68,7 @@ class Trainer:
 
     def _train(self, plan: StepPlan, only: Update | None) -> dict[str, float]:
         self.phases.clear()
+        self.gaps = {}
         updates = cut(plan, self._config, self._ranks.world_size)[self._ranks.rank]
         if not any(updates):
             return {}
@@ -75,13 +78,14 @@ class Trainer:
         with self._timed("encode"):
             prompts = self._batcher.encode(plan, [forward for update in updates for forward in update])
             batches = [[self._batcher.pack(plan, forward, prompts) for forward in update] for update in updates]
-        report, norms = LossReport(), []
+        report, gaps, norms = LossReport(), TokenGaps(plan, self._config), []
         todo = self._old_logprobs(batches) if only is None else {only.index: only.old_logprobs}
         for update, old in todo.items():
             if batches[update]:
                 self.watch.begin(plan, update, old, self.policy)
-                norms.append(self._optimize(batches[update], old, updates[update], report))
+                norms.append(self._optimize(batches[update], old, updates[update], report, gaps))
         totals = self._ranks.sum(report.sums)
+        self.gaps = gaps.of_all(self._ranks)
         return {**means(totals, len(norms)), "grad_norm": max(norms), "learning_rate": rate}
 
     def _optimize(
@@ -90,6 +94,7 @@ class Trainer:
         old: Sequence[Tensor] | None,
         forwards: list[Forward],
         report: LossReport,
+        gaps: TokenGaps,
     ) -> float:
         """Forwards and backwards of one optimizer step. Returns the gradient's norm before clipping."""
         for index, packed in enumerate(batches):
@@ -112,6 +117,8 @@ class Trainer:
                 )
                 loss, part = compute_loss(stats, tokens, self._config)
             report.merge(part)
+            before = stats.logprobs if tokens.old_logprobs is None else tokens.old_logprobs
+            gaps.add(forwards[index], batch.sequences, before, batch.rollout_logprobs)
             self.watch.add(forwards[index], stats, tokens, loss)
             with self._timed("backward"):
                 # DeepSpeed averages over ranks; the weights already divide by the sequences of all ranks.

@@ -21,6 +21,7 @@ from . import __version__
 from .app import create_app
 from .connections import Watch
 from .descriptors import Listener, bounded, end_of_connections, raise_limit
+from .explaining import describe, explain, read_item
 from .logs import configure_logging
 from .plugins import PluginError, build_registry, import_from_here
 from .scoring import WorkersCannotStart
@@ -39,8 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serves until SIGTERM or Ctrl-C. Exit codes: 0 drained, 2 something the user must change, 1 anything else."""
     try:
         settings = parse_settings(argv)
-        if settings.list_tasks:
-            return list_tasks(settings)
+        if settings.list_tasks or settings.describe_tasks or settings.explain is not None:
+            return answer_once(settings)
         configure_logging()
         raise_limit()
         with bind(settings.host, settings.port) as listener:
@@ -50,12 +51,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _CONFIGURATION_ERROR
 
 
-def list_tasks(settings: Settings) -> int:
-    """What could be asked of the server, without starting it. Raises PluginError."""
+def answer_once(settings: Settings) -> int:
+    """What could be asked of the server, or how it scores one item, without starting it.
+
+    Raises PluginError, and SettingsError for a file that holds no item.
+    """
     if settings.reward:
         import_from_here()
-    for task in build_registry(settings.reward):
-        print(task.name)
+    registry = build_registry(settings.reward)
+    if settings.list_tasks:
+        print("\n".join(task.name for task in registry))
+    elif settings.describe_tasks:
+        print(describe(registry).model_dump_json())
+    else:
+        item = read_item(str(settings.explain))
+        print(explain(registry, item, max_response_chars=settings.max_response_chars).model_dump_json())
     return 0
 
 

@@ -55,6 +55,10 @@ class Settings(BaseModel):
     tls_client_ca: str | None = Field(None, description="CA (PEM) that must have signed each client's certificate")
     access_log: bool = Field(False, description="one log line for each request")
     list_tasks: bool = Field(False, description="print the names of the tasks, one a line, and end")
+    describe_tasks: bool = Field(False, description="print what GET /v1/tasks answers, and end")
+    explain: str | None = Field(
+        None, description="a file with one item as JSON (- for standard input): print how it is scored, and end"
+    )
 
     @model_validator(mode="after")
     def _one_request_fits(self) -> Self:

@@ -7,9 +7,11 @@ made.
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import structlog
 
@@ -19,6 +21,8 @@ from mmr1.reward_access import KEY_REMEDY
 from mmr1_reward_server.api import Item, Result
 from mmr1_reward_server.client import KeyRefused, RequestRefused, RewardClient, RewardServerError
 from mmr1_rollout_server.breaker import Breaker
+
+MAX_PARSED_CHARS = 4096  # of what one reward read, as JSON: some sixty boxes with labels
 
 _log = structlog.get_logger(__name__)
 
@@ -119,12 +123,30 @@ def combine(prompt: Prompt, results: list[Result]) -> Score:
         name: result.reward for name, result in zip(names_of(prompt), results, strict=True) if result.reward is not None
     }
     details = "; ".join(result.detail for result in results if result.detail)
+    bounded = {name: _bounded(result.parsed) for name, result in zip(names_of(prompt), results, strict=True)}
+    parsed = {name: value for name, value in bounded.items() if value is not None}
     for outcome in (Outcome.VERIFIER_ERROR, Outcome.TIMEOUT):
         if any(result.outcome.value == outcome.value for result in results):
-            return Score(outcome, None, components, details)
+            return Score(outcome, None, components, details, parsed)
     reward = sum(spec.weight * (result.reward or 0.0) for spec, result in zip(prompt.rewards, results, strict=True))
     invalid = any(result.outcome.value == Outcome.INVALID_OUTPUT.value for result in results)
-    return Score(Outcome.INVALID_OUTPUT if invalid else Outcome.OK, reward, components, details)
+    return Score(Outcome.INVALID_OUTPUT if invalid else Outcome.OK, reward, components, details, parsed)
+
+
+def _bounded(parsed: Any) -> Any:
+    """What was read, for the record: of a list that is too long the first items, of anything else that is, nothing."""
+    if parsed is None or len(json.dumps(parsed)) <= MAX_PARSED_CHARS:
+        return parsed
+    if not isinstance(parsed, list):
+        return None
+    kept: list[Any] = []
+    left = MAX_PARSED_CHARS
+    for item in parsed:
+        left -= len(json.dumps(item)) + 2
+        if left < 0:
+            break
+        kept.append(item)
+    return kept or None
 
 
 def names_of(prompt: Prompt) -> list[str]:

@@ -22,6 +22,7 @@ BUILT_IN = {
     "demo": "the demonstration: mmr1 demo counting",
     "doctor": "check this machine and say what is missing",
     "data": "make or validate a dataset: mmr1 data digits, mmr1 data validate FILE",
+    "rewards": "the reward server's tasks, and how one response is scored: mmr1 rewards [try --task NAME ...]",
     "templates": "the prompt templates, with an example of each: mmr1 templates [NAME ...]",
     "ledger": "a run's accounts in Redis: mmr1 ledger RUN",
     "report": "result.json, reward.png and report.html of a run: mmr1 report RUN_DIR",
@@ -32,6 +33,7 @@ ELSEWHERE = {
     "report": "mmr1.report",
     "doctor": "mmr1.doctor",
     "demo": "mmr1.demo",
+    "rewards": "mmr1.rewards_cli",
     "templates": "mmr1.templates_cli",
 }
 # Of another distribution of ours: what `mmr1 --help` says of them when they are installed.

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from mmr1.records import ImageRef
 
@@ -26,6 +26,8 @@ MAX_PIXELS = 2**26  # 67 million, 200 MB as RGB
 MAX_FILE_BYTES = 2**28
 # A path that has become a link or a pipe meanwhile is neither followed nor waited for.
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+
+_TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 _T = TypeVar("_T")
 
@@ -77,6 +79,19 @@ class ImageStore:
     def check_content(self, name: str, content: bytes) -> tuple[int, int]:
         """The same of an image that is no file; `name` is what an error calls it."""
         return self._decode(name, content).size
+
+    def size(self, path: str | Path) -> tuple[int, int]:
+        """(width, height) as `open` would give them, from the file's header alone.
+
+        Raises:
+            ImageError: the file is missing, outside the root, or without a header.
+        """
+        try:
+            with self._opened(str(path)) as file, Image.open(file, formats=FORMATS) as image:
+                turned = image.getexif().get(ExifTags.Base.Orientation) in _TURNED
+                return (image.height, image.width) if turned else (image.width, image.height)
+        except (OSError, Image.DecompressionBombError) as error:
+            raise ImageError(str(path), f"has no readable header ({error})") from None
 
     def num_pixels(self, path: str | Path) -> int:
         """Width times height, from the file's header alone: for ordering files that `check` has passed.

@@ -114,12 +114,16 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """The verdict on one completion. `reward` is None exactly when the outcome has no reward."""
+    """The verdict on one completion. `reward` is None exactly when the outcome has no reward.
+
+    `parsed` is what each reward, by its name among the components, read out of the response; for people, and bounded.
+    """
 
     outcome: Outcome
     reward: float | None
     components: dict[str, float] = field(default_factory=dict)
     detail: str = ""
+    parsed: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.outcome.has_reward != (self.reward is not None):

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-import subprocess
-import sys
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -16,10 +14,10 @@ from mmr1.config import RunConfig
 from mmr1.config.objective import OWN_TASK
 from mmr1.errors import ConfigurationError
 from mmr1.reward_access import KEY_REMEDY, reward_client
+from mmr1.reward_program import ask
 from mmr1_reward_server.client import KeyRefused
 
 _ANSWER_SECONDS = 30.0
-_LIST_SECONDS = 120.0  # two on an idle machine
 
 Names = Collection[str]
 
@@ -46,17 +44,7 @@ def check_names_of_own_server(config: RunConfig, trained: Names | None = None, h
     Raises:
         ConfigurationError: as `check_reward_names`, or the reward server does not start.
     """
-    command = [sys.executable, "-m", "mmr1_reward_server", "--list-tasks"]
-    try:
-        listed = subprocess.run(command, capture_output=True, text=True, timeout=_LIST_SECONDS, check=False)
-    except subprocess.TimeoutExpired:
-        raise ConfigurationError(
-            f"the reward server does not list its tasks within {_LIST_SECONDS:.0f} s; run {' '.join(command)}"
-        ) from None
-    if listed.returncode != 0:
-        lines = listed.stderr.strip().splitlines() or [f"exit code {listed.returncode}"]
-        raise ConfigurationError(f"the reward server does not start: {lines[-1]}; `make setup` installs it")
-    _require(config, listed.stdout.split(), trained, held_out)
+    _require(config, ask(["--list-tasks"]).split(), trained, held_out)
 
 
 def _require(config: RunConfig, offered: Names, trained: Names | None, held_out: Names | None) -> None:

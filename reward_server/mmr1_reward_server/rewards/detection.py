@@ -5,7 +5,7 @@ How boxes overlap is decided in `boxes`, which are matched in `matching`, COCO's
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, WithJsonSchema, model_validator
@@ -113,7 +113,21 @@ def read_prediction(response: str) -> Reading:
     return reading
 
 
-def score(sample: Sample[list[TrueObject], DetectionParams]) -> Verdict:
+class Compared(NamedTuple):
+    """A response's boxes against the true ones. Boxes are in the solution's space; (N, 4), (M, 4), (N, M)."""
+
+    reading: Reading
+    predicted: Floats
+    categories: list[int]
+    true: Floats
+    true_categories: list[int]
+    overlaps: Floats
+    same_label: Bools
+    pairs: Pairs
+
+
+def compare(sample: Sample[list[TrueObject], DetectionParams]) -> Compared:
+    """Which box of the response is which of the solution's. Raises BadItem and InvalidOutput."""
     params, truth = sample.params, sample.solution
     check_within_image((value for one in truth for value in one.box), params, sample.image_size)
     factors = to_solution_space(params, sample.image_size)
@@ -127,6 +141,13 @@ def score(sample: Sample[list[TrueObject], DetectionParams]) -> Verdict:
     pairs = match_overlaps(
         overlaps, params.iou_threshold, allowed=same_label if params.match_labels else None, preferred=same_label
     )
+    return Compared(reading, predicted, categories, true, true_categories, overlaps, same_label, pairs)
+
+
+def score(sample: Sample[list[TrueObject], DetectionParams]) -> Verdict:
+    params, truth = sample.params, sample.solution
+    reading, predicted, categories, true, true_categories, overlaps, same_label, pairs = compare(sample)
+    found = reading.boxes
     components = _components(overlaps, same_label, pairs, params.weights)
     if params.score in ("coco_ap", "coco_ap50"):
         if not params.match_labels:

@@ -6,7 +6,7 @@ Colours are CSS variables, so that one drawing serves light and dark. Every text
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
@@ -18,12 +18,16 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 8, 10, 24  # pixels around the plotting area
 
 @dataclass(frozen=True)
 class Line:
-    """One curve. `low` and `high`, when given, are the edges of a band around it."""
+    """One curve. `low` and `high`, when given, are the edges of a band around it.
+
+    `partner` is the place in the chart of the curve whose colour it shares: it is that of another run, and dashed.
+    """
 
     name: str
     values: Values
     low: Values = ()
     high: Values = ()
+    partner: int | None = None
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,8 @@ class Chart:
 
 def colour(chart: Chart, place: int) -> str:
     """The CSS colour of the chart's curve number `place`."""
-    return f"var(--c{(place + chart.first_colour - 1) % 8 + 1})"
+    partner = chart.lines[place].partner
+    return f"var(--c{((place if partner is None else partner) + chart.first_colour - 1) % 8 + 1})"
 
 
 def svg(chart: Chart) -> str:
@@ -64,10 +69,11 @@ def svg(chart: Chart) -> str:
             continue
         if line.low and line.high:
             parts.append(f'<path class="band" style="fill:{paint}" d="{_area(steps, line.low, line.high, x, y)}"/>')
-        parts.append(f'<path class="line" style="stroke:{paint}" d="{_path(steps, line.values, x, y)}"/>')
+        style = "line" if line.partner is None else "line other"
+        parts.append(f'<path class="{style}" style="stroke:{paint}" d="{_path(steps, line.values, x, y)}"/>')
     parts.append(f'<line class="cursor" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
     label = escape(f"{chart.title}. {chart.note}", quote=True)
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" tabindex="0" aria-label="{label}">{"".join(parts)}</svg>'
 
 
 def readout(chart: Chart) -> dict[str, Any]:
@@ -95,7 +101,7 @@ def _thinned(chart: Chart) -> tuple[list[float], list[Line]]:
     lines = []
     for place, line in enumerate(chart.lines):
         values, low, high = thinned[3 * place : 3 * place + 3]
-        lines.append(Line(line.name, values, low if line.low else (), high if line.high else ()))
+        lines.append(replace(line, values=values, low=low if line.low else (), high=high if line.high else ()))
     return steps, lines
 
 

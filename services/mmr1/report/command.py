@@ -12,6 +12,7 @@ from typing import Any
 from mmr1.errors import CONFIGURATION_ERROR, ConfigurationError
 from mmr1.lifecycle import CommandParser
 from mmr1.report import fine_tuning
+from mmr1.report.compare import compare
 from mmr1.report.page import fine_tuning_page, page
 from mmr1.report.picture import draw
 from mmr1.report.result import RunResult, summarise
@@ -20,23 +21,35 @@ from mmr1.report.samples import choose
 from mmr1.report.table import print_table
 
 
-def build(run_dir: Path) -> RunResult:
+def build(run_dir: Path, compare_with: Path | None = None) -> RunResult:
     """Write result.json, reward.png and report.html into `run_dir` and return what result.json holds.
 
-    Whatever the run has not written yet is left out, and said to be missing, in all three.
+    Whatever the run has not written yet is left out, and said to be missing, in all three. `compare_with` is another
+    run's folder: report.html then shows both runs' curves, held-out metrics and differing options.
 
     Raises:
-        ConfigurationError: `run_dir` is not the folder of a run, or cannot be written.
+        ConfigurationError: one of the two is not the folder of a run, or `run_dir` cannot be written.
     """
-    return _build(read_run(Path(run_dir)))
+    return _build(read_run(Path(run_dir)), _other(compare_with))
 
 
-def _build(run: RunFiles) -> RunResult:
+def _other(folder: Path | None) -> RunFiles | None:
+    """The run to compare with. Raises ConfigurationError."""
+    if folder is None:
+        return None
+    other = read_run(folder)
+    if other.is_fine_tuning:
+        raise ConfigurationError(f"{folder} is what `mmr1 sft` has left; --compare takes a run of reinforcement")
+    return other
+
+
+def _build(run: RunFiles, other: RunFiles | None) -> RunResult:
     result = summarise(run)
+    comparison = compare(run, other) if other else None
     with _writing(run.folder):
         _replace(run.folder / "result.json", result.to_json().encode())
         _replace(run.folder / "reward.png", draw(run, result))
-        _replace(run.folder / "report.html", page(run, result, choose(run)).encode())
+        _replace(run.folder / "report.html", page(run, result, choose(run), comparison).encode())
     return result
 
 
@@ -57,13 +70,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         "which mmr1 sft leaves, result.json and report.html with the curves of its loss.",
     )
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the run's folder, for example runs/demo")
+    parser.add_argument(
+        "--compare", type=Path, metavar="OTHER_RUN", help="another run's folder: the page then shows both side by side"
+    )
     try:
         arguments = parser.parse_args(argv)
         run = read_run(arguments.run_dir)
+        other = _other(arguments.compare)
+        if run.is_fine_tuning and other:
+            raise ConfigurationError(f"{run.folder} is what `mmr1 sft` has left; --compare is of runs of reinforcement")
         if run.is_fine_tuning:
             fine_tuning.print_summary(_build_fine_tuning(run))
         else:
-            print_table(_build(run))
+            print_table(_build(run, other))
     except ConfigurationError as error:
         print(f"mmr1: error: {error}", file=sys.stderr)
         return CONFIGURATION_ERROR

@@ -5,15 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from mmr1.report.charts import Chart, Line
+from mmr1.report.held_out import held_out_curves
 from mmr1.report.run_files import Record, RunFiles, number
 from mmr1.report.series import Values
 
 # title, what it shows, the curves as (name, field of metrics.jsonl), the first curve's colour
 PLAIN = (
-    ("KL from the reference", "k3 estimate per token, mean of the step", [("KL", "kl_k3")], 4),
+    (
+        "KL from the reference",
+        "Per token, mean of the step: the estimates k3 and k1, the exact sum over the vocabulary, Kimi's square",
+        [("k3", "kl_k3"), ("k1", "kl_k1"), ("exact", "kl_kimifull"), ("Kimi", "kl_kimikl")],
+        4,
+    ),
     ("Entropy", "Of the sampled distribution, nats per token", [("entropy", "entropy")], 3),
     ("Temperature", "At which the step's completions were sampled", [("temperature", "temperature")], 5),
-    ("Policy lag", "Weight updates between sampling and training", [("mean", "lag_mean"), ("max", "lag_max")], 1),
+    (
+        "Policy lag",
+        "Weight updates between sampling and training",
+        [("mean", "lag_mean"), ("p90", "lag_p90"), ("max", "lag_max")],
+        1,
+    ),
     ("Tokens per second", "Completion tokens, by wall time of the step", [("tokens/s", "tokens_per_second")], 6),
 )
 MECHANICS = (
@@ -24,6 +35,12 @@ MECHANICS = (
         "Clipped and truncated",
         "Share of tokens",
         [("ratio clipped", "clip_fraction"), ("importance weight truncated", "tis_truncated_fraction")],
+        1,
+    ),
+    (
+        "Loss by term",
+        "As they are added up, weights included",
+        [(name, f"{name}_loss") for name in ("policy", "k1", "k3", "kimikl", "kimifull", "entropy")],
         1,
     ),
     ("Gradient norm", "Before clipping", [("norm", "grad_norm")], 3),
@@ -40,6 +57,8 @@ def curves(run: RunFiles) -> list[Chart]:
         return []
     charts = [
         _reward(steps, metrics),
+        *_reward_by_task(steps, run),
+        *held_out_curves(run.evaluations),
         parts_of(steps, metrics, "components", "Reward by component", "Mean of each, before weights", stacked=False),
         *(plain(steps, metrics, *row) for row in PLAIN),
         parts_of(
@@ -55,7 +74,8 @@ def curves(run: RunFiles) -> list[Chart]:
 def plain(
     steps: list[float], metrics: list[Record], title: str, note: str, fields: list[tuple[str, str]], colour: int
 ) -> Chart:
-    lines = [Line(name, _field(metrics, key)) for name, key in fields]
+    measured = [(name, _field(metrics, key)) for name, key in fields]
+    lines = [Line(name, values) for name, values in measured if any(value is not None for value in values)]
     return Chart(title, note, steps, lines, from_zero=True, first_colour=colour)
 
 
@@ -65,6 +85,31 @@ def _reward(steps: list[float], metrics: list[Record]) -> Chart:
     high = [None if m is None or s is None else m + s for m, s in zip(mean, spread, strict=True)]
     note = "Weighted sum, mean of the step; band: ± 1 standard deviation of the samples"
     return Chart("Reward", note, steps, [Line("reward", mean, low, high)])
+
+
+def _reward_by_task(steps: list[float], run: RunFiles) -> list[Chart]:
+    """Nothing where all completions are of one task: that would be the reward once more."""
+    metrics = run.metrics
+    if not any("reward_by_task" in record for record in metrics):  # a run of an older release
+        means = _means_of_completions(run)
+        metrics = [{"reward_by_task": means.get(int(step), {})} for step in steps]
+    note = "Weighted sum, mean of the step's completions of each task"
+    chart = parts_of(steps, metrics, "reward_by_task", "Reward by task", note, stacked=False)
+    return [chart] if len(chart.lines) > 1 else []
+
+
+def _means_of_completions(run: RunFiles) -> dict[int, dict[str, float]]:
+    sums: dict[tuple[int, str], list[float]] = {}
+    for record in run.completions():
+        reward, step = number(record, "reward"), record.get("step")
+        if reward is not None and isinstance(step, int):
+            total = sums.setdefault((step, str(record.get("task"))), [0.0, 0.0])
+            total[0] += reward
+            total[1] += 1
+    means: dict[int, dict[str, float]] = {}
+    for (step, task), (total_reward, count) in sums.items():
+        means.setdefault(step, {})[task] = total_reward / count
+    return means
 
 
 def parts_of(

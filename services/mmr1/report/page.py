@@ -16,27 +16,36 @@ from markupsafe import Markup
 
 from mmr1.report import fine_tuning
 from mmr1.report.charts import Chart, colour, readout, svg
+from mmr1.report.compare import Comparison
 from mmr1.report.curves import curves
-from mmr1.report.result import MODES, RunResult, interval
+from mmr1.report.held_out import series, words_for
+from mmr1.report.result import RunResult, interval
 from mmr1.report.run_files import RunFiles
 from mmr1.report.samples import Sample
 from mmr1.report.series import short
 from mmr1.report.table import minutes, percent
+from mmr1.report.tokens import legend
 
 
-def page(run: RunFiles, result: RunResult, samples: list[Sample]) -> str:
-    """The whole page of a run as text."""
+def page(run: RunFiles, result: RunResult, samples: list[Sample], comparison: Comparison | None = None) -> str:
+    """The whole page of a run as text; with a comparison, its curves are of both runs."""
+    rows = [row for sample in samples for row in sample.rows]
     return _render(
         "report.html",
         run,
-        curves(run),
+        comparison.charts if comparison else curves(run),
+        comparison=comparison,
         result=result,
-        heldout=_heldout(result),
+        heldout=_heldout(run, result.heldout.n),
         reasons={name: run.ledger[name] for name in ("dropped", "dead") if isinstance(run.ledger.get(name), dict)},
         samples=samples,
-        num_rows=sum(len(sample.rows) for sample in samples),
+        num_rows=len(rows),
         steps=sorted({sample.step for sample in samples}),
-        outcomes=Counter(row.outcome for sample in samples for row in sample.rows),
+        outcomes=Counter(row.outcome for row in rows),
+        tasks=Counter(sample.task for sample in samples for _ in sample.rows),
+        shades=legend(),
+        has_gaps=any(row.gaps for row in rows),
+        has_boxes=any(sample.size and (sample.truth or sample.first_with_boxes is not None) for sample in samples),
     )
 
 
@@ -53,7 +62,9 @@ def _render(template: str, run: RunFiles, charts: list[Chart], **more: Any) -> s
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=percent, minutes=minutes, short=short)
+    environment.filters.update(
+        percent=percent, minutes=minutes, short=short, three="{:.3f}".format, words_for=words_for, pixel=_pixel
+    )
     script = _own("report.js")
     return environment.get_template(template).render(
         css=Markup(_own("report.css")),
@@ -81,20 +92,37 @@ def _fingerprint(script: str) -> str:
 
 
 def _drawn(chart: Chart) -> dict[str, Any]:
-    legend = [(line.name, colour(chart, place)) for place, line in enumerate(chart.lines)]
-    return {"title": chart.title, "note": chart.note, "legend": legend, "svg": Markup(svg(chart))}
+    names = [(line.name, colour(chart, place), line.partner is not None) for place, line in enumerate(chart.lines)]
+    return {"title": chart.title, "note": chart.note, "legend": names, "svg": Markup(svg(chart))}
 
 
-def _heldout(result: RunResult) -> list[dict[str, Any]]:
-    """One entry per mode that was measured: both accuracies, their 95 % intervals, and the change in points."""
-    entries = []
-    for mode in MODES:
+def _pixel(value: float) -> str:
+    """A coordinate as SVG takes it."""
+    return f"{value:.2f}".rstrip("0").rstrip(".")
+
+
+def _heldout(run: RunFiles, num_problems: int | None) -> list[dict[str, Any]]:
+    """An entry for each task's headline metric: by mode what was measured before and after, intervals, and the gain."""
+    entries: dict[tuple[str, str], dict[str, Any]] = {}
+    for (task, mode, metric), one in series(run.evaluations).items():
+        if not one.headline or not all(0 <= measure.value <= 1 for measure in one.by_step.values()):
+            continue
+        shares = metric == "accuracy"  # of problems; what else there is are means of scores
         sides = []
-        for name, side in (("before", result.heldout.before), ("after", result.heldout.after)):
-            value = side[mode]
-            if value is not None:
-                low, high = interval(value, result.heldout.n) if result.heldout.n else (value, value)
-                sides.append({"name": name, "value": value, "low": low, "high": high})
+        for name, measure in (("before", one.before), ("after", one.after)):
+            if measure is None:
+                continue
+            low, high = measure.low, measure.high
+            if low is None or high is None:
+                low, high = interval(measure.value, num_problems) if shares and num_problems else (None, None)
+            words = percent(measure.value) if shares else f"{measure.value:.3f}"
+            sides.append({"name": name, "value": measure.value, "low": low, "high": high, "words": words})
+        gain = None
+        if one.before and one.after:
+            change = one.after.value - one.before.value
+            gain = f"{100 * change:+.1f} points" if shares else f"{change:+.3f}"
         if sides:
-            entries.append({"mode": mode, "sides": sides, "gain": result.heldout.gain(mode)})
-    return entries
+            named = {"task": task, "metric": words_for(metric), "modes": []}
+            entry = entries.setdefault((task, metric), named)
+            entry["modes"].append({"mode": mode, "sides": sides, "gain": gain})
+    return list(entries.values())

@@ -172,7 +172,11 @@ def _rollout_from_message(message: pb.Rollout) -> Rollout:
 
 def _score_to_message(score: Score) -> pb.Score:
     return pb.Score(
-        outcome=_OUTCOMES[score.outcome], reward=score.reward, components=score.components, detail=score.detail
+        outcome=_OUTCOMES[score.outcome],
+        reward=score.reward,
+        components=score.components,
+        detail=score.detail,
+        parsed_json=json.dumps(score.parsed) if score.parsed else "",
     )
 
 
@@ -182,4 +186,5 @@ def _score_from_message(message: pb.Score) -> Score:
         reward=message.reward if message.HasField("reward") else None,
         components=dict(message.components),
         detail=message.detail,
+        parsed=json.loads(message.parsed_json) if message.parsed_json else {},
     )

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from mmr1 import ledger_cli, templates_cli
+from mmr1 import ledger_cli, rewards_cli, templates_cli
 from mmr1.adapter_limits import check_adapter_family
 from mmr1.config import RunConfig, load_config
 from mmr1.config.eval_options import EvalConfig
@@ -39,6 +39,7 @@ from mmr1.trained_layers import check_vision_tower, layers_to_adapt
 from mmr1_learner.checkpoint import Checkpoints
 from mmr1_learner.held_out.command import main as evaluation
 from mmr1_learner.replay import main as replay
+from mmr1_reward_server.rewards import builtin_tasks
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "failures.md"
 GOOD: dict[str, Any] = {
@@ -171,6 +172,13 @@ def dump_of_fine_tuning() -> None:
     replay([str(folder)])
 
 
+def compared_with_fine_tuning() -> None:
+    for name in ("runs/demo", "runs/warm/sft"):
+        Path(name).mkdir(parents=True)
+        (Path(name) / "metrics.jsonl").write_text("")
+    build(Path("runs/demo"), Path("runs/warm/sft"))
+
+
 def tracker_missing() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mmr1.tracker_names.find_spec", lambda _: None)
@@ -254,6 +262,9 @@ CASES: dict[str, Callable[[], object]] = {
     "reward server down": lambda: check_reward_server("http://127.0.0.1:1"),
     "run in use": lambda: in_use("runs/demo"),
     "fine-tuning in use": lambda: in_use("runs/demo/sft", "mmr1 sft"),
+    "compared with fine-tuning": compared_with_fine_tuning,
+    "task to try": lambda: rewards_cli._named([task.info() for task in builtin_tasks()], "gruonding"),
+    "params to try": lambda: rewards_cli._params("[]"),
     "no run": lambda: build(Path("runs/dmeo")),
     "another run": another_run,
     "damaged checkpoint": damaged_checkpoint,

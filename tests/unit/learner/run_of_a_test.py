@@ -22,13 +22,14 @@ from mmr1.images import ImageStore
 from mmr1.records import Group, PolicyVersion, Prompt, PromptId
 from mmr1.streams import PromptConsumer, RunQueue
 from mmr1_learner.checkpoint import Checkpoints, RunState
+from mmr1_learner.completion_details import CompletionDetails
 from mmr1_learner.leader import Leader
 from mmr1_learner.metrics import RunFiles
 from mmr1_learner.source import Collected, GroupSource
 from mmr1_learner.trackers import Trackers
 from mmr1_learner.weights import UpdateResult
 from tests.conftest import make_group, make_prompt
-from tests.models import small_config
+from tests.models import Letters, small_config
 
 STEPS, PER_STEP = 3, 2
 
@@ -114,6 +115,7 @@ class Learner:
             "_checkpoints": self.checkpoints,
             "_prompts": run.prompts,
             "_evaluator": None,
+            "_details": CompletionDetails(Letters(), ImageStore(run.config.run_dir)),
             "_identity": {},
             "files": RunFiles(run.config.run_dir),
             "queue": run.connect(),
@@ -154,7 +156,7 @@ class Learner:
         """One step: its groups, as the trainer would get them, and all that follows when it has trained on them."""
         self.leader._while_waiting = while_waiting or (lambda: self.run.serve(**serve))
         plan = self.leader.next_plan(self.step)
-        self.leader.after_step(plan, {"num_tokens": 1.0} if plan.groups else {}, {}, 0.1)
+        self.leader.after_step(plan, {"num_tokens": 1.0} if plan.groups else {}, {}, 0.1, {})
         self.step += 1
         return list(plan.groups)
 

@@ -61,6 +61,7 @@ def run(folder: Path, model: Path, ranks: Ranks, plan: StepPlan, scenario: dict[
         "base": dict(published.base_tensors()) if isinstance(published, PublishedAdapters) and ranks.is_first else {},
         "reference": reference(trainer),
         "report": report,
+        "gaps": dict(trainer.gaps),
         "held": held(trainer),
         "scores": scores(trainer, published, plan, config) if ranks.is_first else {},
     }

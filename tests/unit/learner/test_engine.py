@@ -6,6 +6,7 @@ Real ranks, real DeepSpeed: one rank alone, then two together, then one that goe
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -148,6 +149,15 @@ def moved(result: dict[str, Any], since: dict[str, Any]) -> set[str]:
 def assert_same_report(found: dict[str, Any], expected: dict[str, Any]) -> None:
     for name in ("loss", "entropy", "kl_k3", "num_tokens", "grad_norm"):
         assert found["report"][name] == pytest.approx(expected["report"][name], rel=1e-4, abs=1e-7), name
+    # A token's gap stands on record beside its own completion, whichever rank has computed it; the step's k3 is theirs.
+    assert found["gaps"].keys() == expected["gaps"].keys()
+    for result in (found, expected):
+        gaps = [gap for of_one in result["gaps"].values() for gap in of_one]
+        assert len(gaps) == result["report"]["num_tokens"]
+        k3 = sum(math.expm1(gap) - gap for gap in gaps) / len(gaps)
+        assert k3 == pytest.approx(result["report"]["off_policy_kl"], rel=1e-4)
+    for key, gaps in expected["gaps"].items():
+        assert found["gaps"][key] == pytest.approx(gaps, abs=1e-3), key
 
 
 @pytest.fixture(scope="module")

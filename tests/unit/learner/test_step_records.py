@@ -8,19 +8,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import ExifTags, Image
 
-from mmr1.records import FinishReason, Group, Outcome, PolicyVersion, Score, VersionSpan
+from mmr1.images import ImageStore
+from mmr1.records import FinishReason, Group, Outcome, PolicyVersion, RewardSpec, Score, VersionSpan
+from mmr1_learner.completion_details import CompletionDetails
 from mmr1_learner.plan import StepPlan, cut
 from mmr1_learner.source import Collected
 from mmr1_learner.step_records import completion_records, step_record
 from tests.conftest import make_group, make_prompt
-from tests.models import small_config
+from tests.models import Letters, small_config
 
 VERDICTS = (
     Score(Outcome.OK, 1.2, {"counting": 1.0, "format": 0.4}),
     Score(Outcome.INVALID_OUTPUT, 0.0, {"counting": 0.0, "format": 0.0}, "no number"),
     Score(Outcome.VERIFIER_ERROR, None, {}, "it broke"),
 )
+
+
+def details(folder: Path) -> CompletionDetails:
+    return CompletionDetails(Letters(), ImageStore(folder))
 
 
 def judged(position: int = 0) -> Group:
@@ -33,7 +40,7 @@ def judged(position: int = 0) -> Group:
 
 def test_a_completion_is_recorded_with_its_verdict_and_who_sampled_it(tmp_path: Path) -> None:
     plan = StepPlan(4, (judged(9),))
-    lines = list(completion_records(small_config(tmp_path), plan, [2]))
+    lines = list(completion_records(small_config(tmp_path), plan, [2], {}, details(tmp_path)))
     expected: dict[str, list[Any]] = {
         "reward": [1.2, 0.0, None],
         "components": [{"counting": 1.0, "format": 0.4}, {"counting": 0.0, "format": 0.0}, {}],
@@ -51,6 +58,30 @@ def test_a_completion_is_recorded_with_its_verdict_and_who_sampled_it(tmp_path: 
     assert lines[2]["advantage"] is None
 
 
+def test_a_completion_that_is_on_record_is_told_token_by_token(tmp_path: Path) -> None:
+    """With what was read out of it, what its boxes count, and the image's size as it is looked at."""
+    (tmp_path / "a").mkdir()
+    photo = Image.new("RGB", (40, 30))
+    exif = photo.getexif()
+    exif[ExifTags.Base.Orientation] = 6
+    photo.save(tmp_path / "a" / "b.jpg", exif=exif)
+    group = judged(9)
+    boxes = [{"bbox_2d": [1, 2, 3, 4], "label": "7"}]
+    score = Score(Outcome.OK, 1.0, {"detection": 1.0}, "", {"detection": boxes})
+    first = replace(group.rollouts[0], token_ids=(*"é7".encode(), 256), logprobs=(-1.0,) * 4, score=score)
+    specs = (RewardSpec("detection", 1.0, {"response_space": "normalized_1000", "score": "f1"}), RewardSpec("format"))
+    image = ImageStore(tmp_path).ref("a/b.jpg")
+    prompt = replace(group.prompt, rewards=specs, images=(image, replace(image, path="gone.png")))
+    plan = StepPlan(4, (replace(group, prompt=prompt, rollouts=(first, *group.rollouts[1:])),))
+    gaps = {(0, 0): (0.25, -1.23456e-7, 0.0)}
+    lines = list(completion_records(small_config(tmp_path), plan, [0], gaps, details(tmp_path)))
+    assert lines[0]["tokens"] == ["é", "", "7"] and lines[0]["gaps"] == [0.25, -1.23e-7, 0.0]
+    assert lines[0]["parsed"] == {"detection": boxes}
+    assert lines[0]["coordinates"] == {"detection": {"response_space": "normalized_1000"}}
+    assert lines[0]["image_sizes"] == [[30, 40], None]
+    assert "tokens" not in lines[1] and lines[1]["parsed"] == {}
+
+
 @pytest.mark.parametrize(
     "options", [{}, {"reward_shuffle": True}, {"reward_scale": 2.0, "objective": "dr_grpo"}, {"overlong": "mask"}]
 )
@@ -61,7 +92,7 @@ def test_a_completions_advantage_is_the_one_it_was_trained_with(options: dict[st
     first = plan.groups[0].rollouts[0]
     cut_off = replace(plan.groups[0], rollouts=(replace(first, finish_reason=FinishReason.LENGTH),) * 2)
     plan = replace(plan, groups=(cut_off, *plan.groups[1:]))
-    lines = list(completion_records(config, plan, [0, 0, 0]))
+    lines = list(completion_records(config, plan, [0, 0, 0], {}, details(tmp_path)))
     assert [line["reward"] for line in lines] == [1.0, 1.0, 1.0, 0.25, 0.0, 1.0, 0.5, 0.0]
     (((forward, *_),),) = cut(plan, config, 1)
     trained = {(sample.group, sample.rollout): sample.advantage for sample in forward}
@@ -79,6 +110,7 @@ def test_a_steps_line_says_what_its_groups_were(tmp_path: Path) -> None:
         "num_steps": 6,
         "reward_mean": 0.6,
         "reward_std": 0.6,
+        "reward_by_task": {"counting": 0.6},
         "components": {"counting": 0.5, "format": 0.2},
         "outcomes": {"ok": 1, "invalid_output": 1, "verifier_error": 1},
         "temperature": 0.9,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import httpx
@@ -14,7 +15,7 @@ from mmr1_reward_server.app import create_app
 from mmr1_reward_server.client import RewardClient
 from mmr1_reward_server.rewards import builtin_tasks
 from mmr1_reward_server.settings import Settings
-from mmr1_rollout_server.scoring import RewardOutageError, Scorer, combine, items_of, names_of
+from mmr1_rollout_server.scoring import MAX_PARSED_CHARS, RewardOutageError, Scorer, combine, items_of, names_of
 from tests.conftest import make_group, make_prompt
 
 
@@ -58,6 +59,17 @@ def test_a_task_used_twice_keeps_both_components() -> None:
         RewardSpec("counting", 1.0, {"score": "exact"}), RewardSpec("counting", 0.5), RewardSpec("format")
     )
     assert names_of(prompt) == ["counting-1", "counting-2", "format"]
+
+
+def test_what_was_read_is_kept_by_reward_and_bounded() -> None:
+    box = {"bbox_2d": [1.0, 2.0, 3.0, 4.0], "label": "x" * 20}
+    read = [5, [box] * 500, "y" * MAX_PARSED_CHARS, None]
+    prompt = prompt_with(*(RewardSpec(task) for task in ("counting", "detection", "ocr", "format")))
+    results = [result("ok", 1.0).model_copy(update={"parsed": parsed}) for parsed in read]
+    parsed = combine(prompt, results).parsed
+    assert list(parsed) == ["counting", "detection"] and parsed["counting"] == 5
+    assert parsed["detection"] == [box] * len(parsed["detection"])
+    assert MAX_PARSED_CHARS * 0.9 < len(json.dumps(parsed["detection"])) <= MAX_PARSED_CHARS
 
 
 def test_items_are_rollout_by_rollout() -> None:

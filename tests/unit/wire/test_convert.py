@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from mmr1.records import TensorSpec
+from mmr1.records import Outcome, Score, TensorSpec
 from mmr1.weight_plan import buckets, fingerprint, tensor_bytes
 from mmr1.wire import SchemaVersionError, check_schema, decode_group, decode_prompt, encode_group, encode_prompt
 from mmr1.wire.v1 import records_pb2
@@ -16,6 +18,10 @@ def test_a_prompt_and_a_group_come_back_as_they_went() -> None:
     assert decode_prompt(encode_prompt(prompt)) == prompt
     group = make_group(prompt, rewards=(1.0, None, 0.0))
     assert decode_group(encode_group(group)) == group
+    read = {"detection": [{"bbox_2d": [1.5, 2.0, 3.0, 4.0], "label": "7"}], "counting": 3}
+    score = Score(Outcome.OK, 1.0, {"detection": 1.0, "counting": 1.0}, "", read)
+    told = replace(group, rollouts=(replace(group.rollouts[0], score=score),))
+    assert decode_group(encode_group(told)) == told
     assert group.rollouts[1].score is not None and group.rollouts[1].score.reward is None
 
 

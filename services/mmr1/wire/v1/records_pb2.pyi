@@ -108,7 +108,7 @@ class Prompt(_message.Message):
     def __init__(self, schema_version: _Optional[int] = ..., id: _Optional[_Union[PromptId, _Mapping]] = ..., text: _Optional[str] = ..., images: _Optional[_Iterable[_Union[ImageRef, _Mapping]]] = ..., task: _Optional[str] = ..., problem: _Optional[str] = ..., solution_json: _Optional[str] = ..., num_generations: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., rewards: _Optional[_Iterable[_Union[RewardSpec, _Mapping]]] = ...) -> None: ...
 
 class Score(_message.Message):
-    __slots__ = ("outcome", "reward", "components", "detail")
+    __slots__ = ("outcome", "reward", "components", "detail", "parsed_json")
     class ComponentsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -120,11 +120,13 @@ class Score(_message.Message):
     REWARD_FIELD_NUMBER: _ClassVar[int]
     COMPONENTS_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
+    PARSED_JSON_FIELD_NUMBER: _ClassVar[int]
     outcome: Outcome
     reward: float
     components: _containers.ScalarMap[str, float]
     detail: str
-    def __init__(self, outcome: _Optional[_Union[Outcome, str]] = ..., reward: _Optional[float] = ..., components: _Optional[_Mapping[str, float]] = ..., detail: _Optional[str] = ...) -> None: ...
+    parsed_json: str
+    def __init__(self, outcome: _Optional[_Union[Outcome, str]] = ..., reward: _Optional[float] = ..., components: _Optional[_Mapping[str, float]] = ..., detail: _Optional[str] = ..., parsed_json: _Optional[str] = ...) -> None: ...
 
 class VersionSpan(_message.Message):
     __slots__ = ("version", "begin", "end")
