@@ -68,7 +68,7 @@ class Leader:
         self._scorer = Scorer(config, policy, encoder, ranks.device)
         patience = Patience(self._tick, self._redis_pauses, self._redis_is_back)
         self.queue = RunQueue(connect(RedisAccess.from_config(config)), config.run, patience)
-        self._sender = WeightSender(config, self.queue, policy, config.host)
+        self._sender = WeightSender(config, self.queue, policy, config.host, ranks.device)
         self.version = PolicyVersion(0, 0)
         self._state = RunState(0, 0, 0)
         self._unsaved: list[PromptId] = []  # applied since the last durable checkpoint

@@ -11,11 +11,9 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Any
 
 import torch
-from torch._C._distributed_c10d import BroadcastOptions, PrefixStore, ProcessGroupGloo, TCPStore
 from vllm.config import set_current_vllm_config
 from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.base import (
@@ -28,15 +26,12 @@ from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 from vllm.platforms import current_platform
 
 from mmr1.records import TensorSpec
-from mmr1.weight_plan import buckets, fingerprint, tensor_bytes
+from mmr1.weight_plan import buckets, digest_of_sum, fingerprint, tensor_bytes, word_keys, word_sums
 from mmr1_rollout_server import cpu_generator, orphan_guard
 from mmr1_rollout_server.adapter_loading import place, plain_layers
-from mmr1_rollout_server.interface import address_towards
+from mmr1_rollout_server.transfer_groups import Group, join
 
 BACKEND = "mmr1"
-TRANSPORTS = ("gloo",)
-# The learner listens before it calls: where nobody does it has given this group up, and the next one must not wait.
-CONNECT_LIMIT = timedelta(seconds=5)
 
 # Its "Failed to load weights" names every module without a checkpoint tensor (rotary tables, a tied head) at every
 # update. `UpdateReport` is exact about what was not written, and the server refuses the update for it.
@@ -77,44 +72,6 @@ class UpdateReport:
     adapter_id: int = 0  # of the adapter that is in place; 0: none
 
 
-class GlooGroup:
-    """A process group beside torch.distributed's own: no global state, and every wait has an end.
-
-    Buffers are in the host's memory; loading copies them to where the model is.
-    """
-
-    device = torch.device("cpu")
-
-    def __init__(self, info: InitInfo) -> None:
-        limit = timedelta(seconds=info.deadline_seconds)
-        store = TCPStore(
-            info.master_address,
-            info.master_port,
-            info.world_size,
-            is_master=False,
-            timeout=min(limit, CONNECT_LIMIT),
-            wait_for_workers=False,
-        )
-        store.set_timeout(limit)
-        self._store = PrefixStore(info.store_prefix, store)
-        # Without a device of its own, gloo listens where this machine's name leads, which may be a public network.
-        options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
-        options._timeout = limit
-        options._devices = [ProcessGroupGloo.create_device(hostname=address_towards(info.master_address))]
-        self._group = ProcessGroupGloo(self._store, info.rank, info.world_size, options)
-
-    def receive(self, buffer: torch.Tensor, deadline_seconds: float) -> None:
-        """Fill `buffer` (flat uint8) from rank 0. Raises RuntimeError when the sender is gone or the time is over."""
-        limit = timedelta(seconds=deadline_seconds)
-        self._group.set_timeout(limit)
-        options = BroadcastOptions()
-        options.rootRank, options.rootTensor = 0, 0
-        self._group.broadcast([buffer], options).wait(limit)  # type: ignore[attr-defined]
-
-    def close(self) -> None:
-        self._group.abort()
-
-
 class BucketEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
     """vLLM's weight transfer engine for one flat broadcast per bucket.
 
@@ -126,7 +83,7 @@ class BucketEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[
     init_info_cls = InitInfo
     update_info_cls = UpdateInfo
 
-    group: GlooGroup | None = None
+    group: Group | None = None
     tensors: tuple[TensorSpec, ...] = ()
     bucket_bytes = 0
     adapter: dict[str, Any] | None = None
@@ -143,9 +100,16 @@ class BucketEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[
         self.bucket_bytes = init_info.bucket_bytes
         if self.adapter and self.vllm_config.lora_config is None:
             raise ValueError("the learner sends adapters, and this server was started with lora_updates merged")
-        if init_info.transport not in TRANSPORTS:
-            raise ValueError(f"transport {init_info.transport!r} is not one of {', '.join(TRANSPORTS)}")
-        self.group = GlooGroup(init_info)
+        self.group = join(
+            init_info.transport,
+            init_info.master_address,
+            init_info.master_port,
+            init_info.store_prefix,
+            init_info.rank + self.parallel_config.rank,  # the workers of one engine have ranks that follow each other
+            init_info.world_size,
+            init_info.deadline_seconds,
+            torch.device(self.device),
+        )
 
     def start_weight_update(self) -> None:
         self._loaded: set[str] = set()
@@ -181,14 +145,19 @@ class BucketEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[
             raise
 
     def _receive_bucket(
-        self, group: GlooGroup, bucket: Sequence[TensorSpec], deadline_seconds: float
+        self, group: Group, bucket: Sequence[TensorSpec], deadline_seconds: float
     ) -> list[tuple[str, torch.Tensor]]:
         sizes = [tensor_bytes(spec) for spec in bucket]
         flat = torch.empty(sum(sizes), dtype=torch.uint8, device=group.device)  # [bytes of the bucket]
         group.receive(flat, deadline_seconds)
+        if group.device.type == "cpu":
+            digests = [fingerprint(data.numpy().data) for data in torch.split(flat, sizes)]
+        else:
+            keys = word_keys(torch.arange(sum(sizes) // 8 + len(sizes), device=group.device))
+            digests = [digest_of_sum(value) for value in torch.stack(word_sums(flat, sizes, keys)).tolist()]
         weights = []
-        for spec, data in zip(bucket, torch.split(flat, sizes), strict=True):
-            self.report.fingerprints.append((spec.name, fingerprint(data.cpu().numpy().data)))
+        for spec, data, digest in zip(bucket, torch.split(flat, sizes), digests, strict=True):
+            self.report.fingerprints.append((spec.name, digest))
             # A clone, because the layerwise reload keeps the tensors of a layer until the layer is complete.
             weights.append((spec.name, data.clone().view(getattr(torch, spec.dtype)).view(spec.shape)))
         return weights
@@ -289,8 +258,10 @@ def _specs(tensors: Sequence[Any]) -> tuple[TensorSpec, ...]:
 def num_checkpoint_elements(layer: torch.nn.Module) -> int:
     """Elements of the layer's parameters that a checkpoint holds: vLLM rounds the rows of a vocabulary up."""
     num_elements = sum(tensor.numel() for tensor in layer._parameters.values() if tensor is not None)
-    padded = getattr(layer, "num_embeddings_padded", None)
-    return num_elements if padded is None else num_elements - int((padded - layer.org_vocab_size) * layer.embedding_dim)
+    shard = getattr(layer, "shard_indices", None)  # of the rows that this worker has
+    if shard is None:
+        return num_elements
+    return num_elements - int((shard.num_elements_padded - shard.num_org_elements) * layer.embedding_dim)
 
 
 def refresh_packed_copies(model: torch.nn.Module) -> int:

@@ -83,6 +83,7 @@ class SamplingOptions(BaseModel):
 
 class RolloutOptions(BaseModel):
     rollout_replicas: int = Field(1, gt=0, description="rollout servers on this machine")
+    rollout_tensor_parallel_size: int = Field(1, gt=0, description="GPUs that each rollout server cuts the model over")
     rollout_threads: int = Field(1, gt=0, description="CPU threads per rollout server's engine")
     max_off_policy_steps: int = Field(
         1, ge=0, description="groups older than this many updates are dropped and fed again"
@@ -103,6 +104,10 @@ class RolloutOptions(BaseModel):
     )
     weight_update_deadline_seconds: float = Field(120.0, gt=0, description="of each phase")
     weight_bucket_bytes: int = Field(64 * 2**20, gt=0, description="of one broadcast in a weight update")
+    weight_transport: Literal["auto", "gloo", "nccl", "ipc"] = Field(
+        "auto",
+        description="how weights travel; auto: nccl from GPU to GPU, ipc on one GPU that all share, else gloo",
+    )
     reward_deadline_seconds: float = Field(30.0, gt=0, description="of one scoring call, retries included")
 
 

@@ -1,0 +1,172 @@
+"""The receiving end of a transfer group, in vLLM's worker process: how bytes of a bucket get here.
+
+Over gloo they go through the hosts' memory, over NCCL from GPU to GPU; over CUDA's interprocess memory the learner's
+buffer is read in place, because NCCL refuses two members on one GPU. All of them meet at the learner's store and end
+when it does. This file knows no tensors' names and no engine.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import timedelta
+from typing import Protocol
+
+import torch
+from torch._C._distributed_c10d import BroadcastOptions, PrefixStore, ProcessGroupGloo, TCPStore
+
+from mmr1.nccl import ID_BYTES, Communicator, NcclError
+from mmr1_rollout_server.interface import address_towards
+
+TRANSPORTS = ("gloo", "nccl", "ipc")
+# The learner listens before it calls: where nobody does it has given this group up, and the next one must not wait.
+CONNECT_LIMIT = timedelta(seconds=5)
+_LOOK_SECONDS = 0.2  # between looks whether the learner is still there
+_POLL_SECONDS = 0.00005
+
+
+class Group(Protocol):
+    """One transfer group, joined. Every wait has an end."""
+
+    device: torch.device  # where buffers are
+
+    def receive(self, buffer: torch.Tensor, deadline_seconds: float) -> None:
+        """Fill `buffer` (flat uint8) from rank 0. Raises RuntimeError when the sender is gone or the time is over."""
+
+    def close(self) -> None:
+        """Leave, also in the middle of a broadcast."""
+
+
+def join(
+    transport: str,
+    address: str,
+    port: int,
+    prefix: str,
+    rank: int,
+    world_size: int,
+    seconds: float,
+    device: torch.device,
+) -> Group:
+    """Meet the learner, and over gloo and NCCL the other receivers.
+
+    Raises:
+        ValueError: the transport is unknown, or needs a GPU and this engine has none.
+        RuntimeError: they did not come in time.
+    """
+    if transport not in TRANSPORTS:
+        raise ValueError(f"transport {transport!r} is not one of {', '.join(TRANSPORTS)}")
+    if transport != "gloo" and device.type != "cuda":
+        raise ValueError(f"transport {transport} carries weights from GPU to GPU, and this engine runs on the CPU")
+    limit = timedelta(seconds=seconds)
+    store = TCPStore(
+        address, port, world_size, is_master=False, timeout=min(limit, CONNECT_LIMIT), wait_for_workers=False
+    )
+    store.set_timeout(limit)
+    meeting = PrefixStore(prefix, store)
+    if transport == "nccl":
+        return NcclGroup(meeting, rank, world_size, seconds, device)
+    if transport == "ipc":
+        return IpcGroup(meeting, rank, device)
+    return GlooGroup(meeting, rank, world_size, limit, address)
+
+
+class GlooGroup:
+    """A process group beside torch.distributed's own: no global state.
+
+    Buffers are in the host's memory; loading copies them to where the model is.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, store: PrefixStore, rank: int, world_size: int, limit: timedelta, towards: str) -> None:
+        # Without a device of its own, gloo listens where this machine's name leads, which may be a public network.
+        options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+        options._timeout = limit
+        options._devices = [ProcessGroupGloo.create_device(hostname=address_towards(towards))]
+        self._group = ProcessGroupGloo(store, rank, world_size, options)
+
+    def receive(self, buffer: torch.Tensor, deadline_seconds: float) -> None:
+        limit = timedelta(seconds=deadline_seconds)
+        self._group.set_timeout(limit)
+        options = BroadcastOptions()
+        options.rootRank, options.rootTensor = 0, 0
+        self._group.broadcast([buffer], options).wait(limit)  # type: ignore[attr-defined]
+
+    def close(self) -> None:
+        self._group.abort()
+
+
+class NcclGroup:
+    """A communicator of its own, on a stream of its own; whoever waits for it looks at the clock and at the learner.
+
+    NCCL does not notice a peer that is gone when both are on one machine: the learner's store, which ends with the
+    learner, says so.
+    """
+
+    def __init__(self, store: PrefixStore, rank: int, world_size: int, seconds: float, device: torch.device) -> None:
+        self.device = device
+        self._store = store
+        self._last_look = time.monotonic()
+        identity = store.get("nccl")
+        assert len(identity) == ID_BYTES
+        with torch.cuda.device(device):
+            self._stream = torch.cuda.Stream(device)
+            self._communicator = Communicator(identity, rank, world_size, seconds, self._watch)
+
+    def receive(self, buffer: torch.Tensor, deadline_seconds: float) -> None:
+        end = time.monotonic() + deadline_seconds
+        with torch.cuda.device(self.device):
+            self._stream.wait_stream(torch.cuda.current_stream())  # what used the buffer's memory before has ended
+            self._communicator.broadcast(buffer.data_ptr(), buffer.numel(), self._stream.cuda_stream, end)
+            arrived = torch.cuda.Event()
+            arrived.record(self._stream)
+            while not arrived.query():
+                self._watch()
+                if time.monotonic() > end:
+                    raise NcclError(f"the broadcast did not end within {deadline_seconds:g} s")
+                time.sleep(_POLL_SECONDS)
+            self._communicator.look()
+
+    def close(self) -> None:
+        with torch.cuda.device(self.device):
+            self._communicator.abort()
+
+    def _watch(self) -> None:
+        if time.monotonic() - self._last_look > _LOOK_SECONDS:
+            self._last_look = time.monotonic()
+            self._store.check(["nccl"])  # fails with the learner, or when it has given this group up
+
+
+class IpcGroup:
+    """The learner's own buffer, on the GPU that both use: mapped into this process, copied from bucket by bucket."""
+
+    def __init__(self, store: PrefixStore, rank: int, device: torch.device) -> None:
+        self.device = device
+        self._store = store
+        self._rank = rank
+        self._num_received = 0
+        described = json.loads(store.get(f"buffer/{rank}"))
+        with torch.cuda.device(device):
+            storage = torch.UntypedStorage._new_shared_cuda(
+                torch.cuda.current_device(),  # the learner may number the same GPU differently
+                bytes.fromhex(described["handle"]),
+                described["num_bytes"],
+                described["offset_bytes"],
+                bytes.fromhex(described["counter"]),
+                described["counter_offset"],
+                bytes.fromhex(described["event"]),
+                described["event_sync_required"],
+            )
+            self._buffer: torch.Tensor | None = torch.empty(0, dtype=torch.uint8, device=device).set_(storage)
+
+    def receive(self, buffer: torch.Tensor, deadline_seconds: float) -> None:
+        assert self._buffer is not None
+        self._num_received += 1
+        self._store.wait([f"sent/{self._num_received}"], timedelta(seconds=deadline_seconds))
+        with torch.cuda.device(self.device):
+            buffer.copy_(self._buffer[: buffer.numel()])
+            torch.cuda.current_stream().synchronize()
+        self._store.set(f"taken/{self._num_received}/{self._rank}", "")
+
+    def close(self) -> None:
+        self._buffer = None
