@@ -294,6 +294,7 @@ class Leader:
             "incarnation": self.version.incarnation,
             "max_abs_dlogp": report.max_abs_dlogp,
             "mean_abs_dlogp": report.mean_abs_dlogp,
+            "mismatch_kl": report.mismatch_kl,
             "num_tokens": report.num_tokens,
             "bound": self._config.bound(self._config.dtype),
         }

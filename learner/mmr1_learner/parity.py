@@ -37,11 +37,16 @@ class ParityError(ConfigurationError):
 
 @dataclass(frozen=True, slots=True)
 class ParityReport:
-    """|delta log p| over completion tokens, in nats."""
+    """|delta log p| over completion tokens, in nats.
+
+    `mismatch_kl` estimates KL(sampler || learner) from the sampler's tokens by E[r - 1 - log r], r the learner's
+    probability over the sampler's (Schulman, "Approximating KL divergence", 2020, estimator k3).
+    """
 
     max_abs_dlogp: float
     mean_abs_dlogp: float
     num_tokens: int
+    mismatch_kl: float
 
 
 class Scorer:
@@ -80,7 +85,7 @@ class Scorer:
 
     def compare(self, groups: Sequence[Group]) -> ParityReport:
         """Score every completion of `groups` and compare with what the server reported."""
-        total, worst, count = 0.0, 0.0, 0
+        total, worst, count, divergence = 0.0, 0.0, 0, 0.0
         was_training = self._policy.training
         self._policy.eval()
         with torch.no_grad():
@@ -92,10 +97,12 @@ class Scorer:
                 row = Row(self.encode(group), completions, sampling.temperature, sampling.forbidden_token_ids)
                 batch = pack([row], self._encoder.image_token_id, self._encoder.pad_token_id)
                 batch = batch.to(self._device, self._policy.hf.dtype)
-                gap = (self._policy(batch).logprobs - batch.rollout_logprobs).abs()
+                ratio = self._policy(batch).logprobs - batch.rollout_logprobs
+                divergence += float((torch.expm1(ratio) - ratio).sum())
+                gap = ratio.abs()
                 total, worst, count = total + float(gap.sum()), max(worst, float(gap.max())), count + gap.numel()
         self._policy.train(was_training)
-        return ParityReport(worst, total / max(1, count), count)
+        return ParityReport(worst, total / max(1, count), count, divergence / max(1, count))
 
 
 def gate(scorer: Scorer, policy: Policy | Published, groups: Sequence[Group], bound: float) -> ParityReport:

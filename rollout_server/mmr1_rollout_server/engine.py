@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import structlog
 import vllm
 import vllm.exceptions
 from PIL import Image
@@ -44,6 +45,8 @@ MAX_IMAGES_PER_PROMPT = 8
 ENGINE_EXIT_SECONDS = 15.0  # its processes need five or six to take themselves apart; vLLM's default kills them at five
 WEIGHT_TRANSFER_BACKEND = "mmr1"  # registered by the worker extension, in the worker
 WORKER_EXTENSION = "mmr1_rollout_server.weight_transfer.WorkerExtension"
+
+_log = structlog.get_logger(__name__)
 
 
 class Engine:
@@ -153,6 +156,9 @@ class Engine:
         request = WeightTransferUpdateRequest({"deadline_seconds": deadline_seconds})
         await _engine_call("receiving the weights", self._llm.update_weights(request))
         report = await self._report()
+        _log.info(
+            "weights_received", **{f"{what}_seconds": round(spent, 4) for what, spent in report["seconds"].items()}
+        )
         return [(name, int(digest)) for name, digest in report["fingerprints"]]
 
     async def finish_update(self) -> WriteReport:

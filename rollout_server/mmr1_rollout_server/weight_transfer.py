@@ -70,6 +70,13 @@ class UpdateReport:
     unwritten: list[str] = field(default_factory=list)
     num_packed_copies_refreshed: int = 0
     adapter_id: int = 0  # of the adapter that is in place; 0: none
+    seconds: dict[str, float] = field(default_factory=dict)  # spent on what
+
+    def spend(self, what: str, since: float) -> float:
+        """Account for the time since then; returns now."""
+        now = time.monotonic()
+        self.seconds[what] = self.seconds.get(what, 0.0) + now - since
+        return now
 
 
 class BucketEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
@@ -136,7 +143,9 @@ class BucketEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[
                 end = time.monotonic() + update_info.deadline_seconds
                 for bucket in buckets(() if self.adapter_only else self.tensors, self.bucket_bytes):
                     weights = self._receive_bucket(self.group, bucket, max(0.001, end - time.monotonic()))
+                    begun = time.monotonic()
                     self._loaded |= self.model.load_weights(iter(weights)) or set()
+                    self.report.spend("loading", begun)
                 for bucket in buckets(self.adapter_tensors, self.bucket_bytes):
                     self._adapter.update(self._receive_bucket(self.group, bucket, max(0.001, end - time.monotonic())))
         except BaseException:
@@ -149,17 +158,21 @@ class BucketEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[
     ) -> list[tuple[str, torch.Tensor]]:
         sizes = [tensor_bytes(spec) for spec in bucket]
         flat = torch.empty(sum(sizes), dtype=torch.uint8, device=group.device)  # [bytes of the bucket]
+        begun = time.monotonic()
         group.receive(flat, deadline_seconds)
+        begun = self.report.spend("receiving", begun)
         if group.device.type == "cpu":
             digests = [fingerprint(data.numpy().data) for data in torch.split(flat, sizes)]
         else:
             keys = word_keys(torch.arange(sum(sizes) // 8 + len(sizes), device=group.device))
             digests = [digest_of_sum(value) for value in torch.stack(word_sums(flat, sizes, keys)).tolist()]
+        begun = self.report.spend("fingerprints", begun)
         weights = []
         for spec, data, digest in zip(bucket, torch.split(flat, sizes), digests, strict=True):
             self.report.fingerprints.append((spec.name, digest))
             # A clone, because the layerwise reload keeps the tensors of a layer until the layer is complete.
             weights.append((spec.name, data.clone().view(getattr(torch, spec.dtype)).view(spec.shape)))
+        self.report.spend("copying", begun)
         return weights
 
     def finish_weight_update(self) -> None:
@@ -231,6 +244,7 @@ class WorkerExtension:
             "unwritten": report.unwritten,
             "num_packed_copies_refreshed": report.num_packed_copies_refreshed,
             "adapter_id": report.adapter_id,
+            "seconds": report.seconds,
         }
 
     def mmr1_announce(self, adapter_only: bool) -> None:

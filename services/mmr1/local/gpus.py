@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,33 +32,31 @@ def visible_gpus(environment: Mapping[str, str], devices: Path = Path("/dev")) -
 def place(config: RunConfig, gpus: Sequence[str]) -> Placement | None:
     """Learner ranks first, each on a GPU of its own; rollout servers on the next ones while there are enough.
 
-    Where there are too few, servers share GPUs with the learner and with each other: with one GPU, everything is on it.
+    Where there are too few, servers share GPUs with the learner, not with each other: with one GPU, all is on it.
 
     Raises:
         ConfigurationError: there are too few for that too.
     """
     if not gpus:
         return None
-    num_ranks, size = config.learner_processes, config.rollout_tensor_parallel_size
+    num_ranks, size, num_replicas = (
+        config.learner_processes,
+        config.rollout_tensor_parallel_size,
+        config.rollout_replicas,
+    )
     if num_ranks > len(gpus):
         raise ConfigurationError(
             f"learner_processes {num_ranks} needs as many GPUs, because NCCL refuses two ranks on one, and "
             f"{len(gpus)} are visible; lower it or make more visible"
         )
-    if size > len(gpus):
+    if num_replicas * size > len(gpus):
         raise ConfigurationError(
-            f"rollout_tensor_parallel_size {size} needs as many GPUs, and {len(gpus)} are visible; lower it"
+            f"rollout_replicas {num_replicas} x rollout_tensor_parallel_size {size} need as many GPUs, because two "
+            f"engines on one take each other's memory for their own, and {len(gpus)} are visible; lower one of them"
         )
     places = [
-        [(num_ranks + index * size + worker) % len(gpus) for worker in range(size)]
-        for index in range(config.rollout_replicas)
+        [(num_ranks + index * size + worker) % len(gpus) for worker in range(size)] for index in range(num_replicas)
     ]
-    fullest = max(Counter(gpu for place in places for gpu in place).values())
-    if fullest * config.gpu_memory_utilization > 1:
-        raise ConfigurationError(
-            f"{fullest} rollout servers share a GPU, and each takes gpu_memory_utilization "
-            f"{config.gpu_memory_utilization:g} of it; lower that or rollout_replicas"
-        )
     return Placement(
         learner=",".join(gpus[:num_ranks]),
         rollouts=tuple(",".join(gpus[gpu] for gpu in place) for place in places),
