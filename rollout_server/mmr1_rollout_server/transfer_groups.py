@@ -8,7 +8,9 @@ when it does. This file knows no tensors' names and no engine.
 from __future__ import annotations
 
 import json
+import threading
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Protocol
 
@@ -21,8 +23,8 @@ from mmr1_rollout_server.interface import address_towards
 TRANSPORTS = ("gloo", "nccl", "ipc")
 # The learner listens before it calls: where nobody does it has given this group up, and the next one must not wait.
 CONNECT_LIMIT = timedelta(seconds=5)
-_LOOK_SECONDS = 0.2  # between looks whether the learner is still there
 _POLL_SECONDS = 0.00005
+_FOREVER = timedelta(days=365)
 
 
 class Group(Protocol):
@@ -105,10 +107,10 @@ class NcclGroup:
 
     def __init__(self, store: PrefixStore, rank: int, world_size: int, seconds: float, device: torch.device) -> None:
         self.device = device
-        self._store = store
-        self._last_look = time.monotonic()
         identity = store.get("nccl")
         assert len(identity) == ID_BYTES
+        # A question that is never answered: it fails with the learner, or when that has given this group up.
+        self._learner = Asked(lambda: store.wait(["never"], _FOREVER))
         with torch.cuda.device(device):
             self._stream = torch.cuda.Stream(device)
             self._communicator = Communicator(identity, rank, world_size, seconds, self._watch)
@@ -132,9 +134,8 @@ class NcclGroup:
             self._communicator.abort()
 
     def _watch(self) -> None:
-        if time.monotonic() - self._last_look > _LOOK_SECONDS:
-            self._last_look = time.monotonic()
-            self._store.check(["nccl"])  # fails with the learner, or when it has given this group up
+        if self._learner.answered(0):
+            raise NcclError("the learner has left this group")
 
 
 class IpcGroup:
@@ -162,7 +163,11 @@ class IpcGroup:
     def receive(self, buffer: torch.Tensor, deadline_seconds: float) -> None:
         assert self._buffer is not None
         self._num_received += 1
-        self._store.wait([f"sent/{self._num_received}"], timedelta(seconds=deadline_seconds))
+        sent = f"sent/{self._num_received}"
+        asked = Asked(lambda: self._store.wait([sent], timedelta(seconds=deadline_seconds)))
+        if not asked.answered(deadline_seconds):
+            raise RuntimeError(f"the learner sent nothing within {deadline_seconds:g} s")
+        asked.check()
         with torch.cuda.device(self.device):
             buffer.copy_(self._buffer[: buffer.numel()])
             torch.cuda.current_stream().synchronize()
@@ -170,3 +175,29 @@ class IpcGroup:
 
     def close(self) -> None:
         self._buffer = None
+
+
+class Asked:
+    """A question to the learner's store, in a thread: a learner that is frozen lets even those with a deadline wait."""
+
+    def __init__(self, question: Callable[[], object]) -> None:
+        self._question = question
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._ask, daemon=True)
+        self._thread.start()
+
+    def answered(self, seconds: float) -> bool:
+        """Whether there is an answer, or no way to one any more, within so many seconds."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def check(self) -> None:
+        """Raises what the store raised."""
+        if self._error is not None:
+            raise self._error
+
+    def _ask(self) -> None:
+        try:
+            self._question()
+        except Exception as error:
+            self._error = error
