@@ -29,6 +29,7 @@ from mmr1.records import TensorSpec
 from mmr1.weight_plan import buckets, digest_of_sum, fingerprint, tensor_bytes, word_keys, word_sums
 from mmr1_rollout_server import cpu_generator, orphan_guard
 from mmr1_rollout_server.adapter_loading import place, plain_layers
+from mmr1_rollout_server.destinations import Destinations, find_destinations
 from mmr1_rollout_server.transfer_groups import Group, join
 
 BACKEND = "mmr1"
@@ -82,9 +83,10 @@ class UpdateReport:
 class BucketEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
     """vLLM's weight transfer engine for one flat broadcast per bucket.
 
-    Loading goes through vLLM's layerwise reload, which packs fused and quantised layers anew. After a failure the
-    kernels have their old tensors back, layers already complete excepted: the model is usable by no one but the next
-    full update.
+    The first update of a manifest goes through vLLM's layerwise reload, which packs fused and quantised layers anew;
+    where it packs nothing, later ones go straight to the places that `destinations.py` finds. After a failure the
+    kernels have their old tensors back, layers already complete excepted, or some new ones: the model is usable by no
+    one but the next full update.
     """
 
     init_info_cls = InitInfo
@@ -98,6 +100,10 @@ class BucketEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[
     adapter_only = False  # said before the start of an update
     adapter_id = 0
     report = UpdateReport()
+    destinations: Destinations | None = None
+    _destined: tuple[TensorSpec, ...] = ()  # the manifest that they are of
+    _direct = False  # this update goes to them
+    _sums: list[torch.Tensor]  # digests that are still on the device
 
     def init_transfer_engine(self, init_info: InitInfo) -> None:
         self.shutdown()
@@ -124,9 +130,11 @@ class BucketEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[
         if self.adapter_only:
             self._expected: set[str] = set()
         else:
+            self._direct = self.destinations is not None and self._destined == self.tensors
             with set_current_vllm_config(self.vllm_config), plain_layers(self.model):
                 self._expected = {name for name, _ in self.model.named_parameters()}  # a tied tensor counts once
-                initialize_layerwise_reload(self.model)
+                if not self._direct:
+                    initialize_layerwise_reload(self.model)
         self.report = UpdateReport(num_parameters=len(self._expected) + len(self.adapter_tensors))
 
     def update_weights(self, update_info: Any) -> None:
@@ -138,16 +146,21 @@ class BucketEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[
     def receive_weights(self, update_info: UpdateInfo) -> None:
         if self.group is None:
             raise RuntimeError("no transfer group: initialise first")
+        self._sums = []
         try:
             with set_current_vllm_config(self.vllm_config), torch.device(self.device), plain_layers(self.model):
                 end = time.monotonic() + update_info.deadline_seconds
                 for bucket in buckets(() if self.adapter_only else self.tensors, self.bucket_bytes):
                     weights = self._receive_bucket(self.group, bucket, max(0.001, end - time.monotonic()))
                     begun = time.monotonic()
-                    self._loaded |= self.model.load_weights(iter(weights)) or set()
+                    if self._direct and self.destinations is not None:
+                        self.destinations.write(weights)
+                    else:
+                        self._loaded |= self.model.load_weights(iter(weights)) or set()
                     self.report.spend("loading", begun)
                 for bucket in buckets(self.adapter_tensors, self.bucket_bytes):
                     self._adapter.update(self._receive_bucket(self.group, bucket, max(0.001, end - time.monotonic())))
+                self._take_sums()
         except BaseException:
             self.abort()
             self.shutdown()
@@ -161,27 +174,49 @@ class BucketEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[
         begun = time.monotonic()
         group.receive(flat, deadline_seconds)
         begun = self.report.spend("receiving", begun)
+        parts = torch.split(flat, sizes)
         if group.device.type == "cpu":
-            digests = [fingerprint(data.numpy().data) for data in torch.split(flat, sizes)]
-        else:
+            digests = [fingerprint(data.numpy().data) for data in parts]
+        else:  # asked for at the end: the device goes on meanwhile
             keys = word_keys(torch.arange(sum(sizes) // 8 + len(sizes), device=group.device))
-            digests = [digest_of_sum(value) for value in torch.stack(word_sums(flat, sizes, keys)).tolist()]
+            self._sums += word_sums(flat, sizes, keys)
+            digests = [0] * len(sizes)
+        self.report.fingerprints += zip((spec.name for spec in bucket), digests, strict=True)
         begun = self.report.spend("fingerprints", begun)
         weights = []
-        for spec, data, digest in zip(bucket, torch.split(flat, sizes), digests, strict=True):
-            self.report.fingerprints.append((spec.name, digest))
+        for spec, data in zip(bucket, parts, strict=True):
+            dtype = getattr(torch, spec.dtype)
             # A clone, because the layerwise reload keeps the tensors of a layer until the layer is complete.
-            weights.append((spec.name, data.clone().view(getattr(torch, spec.dtype)).view(spec.shape)))
+            own = data if self._direct and data.storage_offset() % dtype.itemsize == 0 else data.clone()
+            weights.append((spec.name, own.view(dtype).view(spec.shape)))
         self.report.spend("copying", begun)
         return weights
 
+    def _take_sums(self) -> None:
+        """Wait for the device, and put the digests that it has computed into the report."""
+        if not self._sums:
+            return
+        begun = time.monotonic()
+        names = [name for name, _ in self.report.fingerprints]
+        digests = [digest_of_sum(value) for value in torch.stack(self._sums).tolist()]
+        self.report.fingerprints = list(zip(names, digests, strict=True))
+        self.report.spend("device", begun)
+
     def finish_weight_update(self) -> None:
-        if self.adapter_only:
+        if self.adapter_only or self._direct:  # whoever has destinations has them for every parameter
             return
         with set_current_vllm_config(self.vllm_config), torch.device(self.device), plain_layers(self.model):
             self.report.unwritten = sorted((self._expected - self._loaded) | self._incomplete())
             finalize_layerwise_reload(self.model, self.model_config)
             self.report.num_packed_copies_refreshed = refresh_packed_copies(self.model)
+            if not self.report.unwritten and self._is_plain():
+                self.destinations = find_destinations(self.model, self.tensors, self.device, num_checkpoint_elements)
+                self._destined = self.tensors
+
+    def _is_plain(self) -> bool:
+        """Whether layers compute with what a checkpoint has: nothing is packed, quantised or wrapped."""
+        config = self.vllm_config
+        return current_platform.is_cuda() and config.quant_config is None and config.lora_config is None
 
     def place_adapter(self) -> None:
         """The last act of an update with adapters. vLLM itself drops them whenever an update is finished."""
@@ -208,7 +243,7 @@ class BucketEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[
     def abort(self) -> None:
         """Give up an update that has begun: drop what layers have buffered and put their tensors back."""
         self._adapter = {}
-        if self.adapter_only:
+        if self.adapter_only or self._direct:
             return
         with set_current_vllm_config(self.vllm_config), torch.device(self.device), plain_layers(self.model):
             for layer in self.model.modules():
