@@ -29,6 +29,7 @@ def send_tensors(
     """
     sent: dict[str, int] = {}
     sums: list[Tensor] = []  # on the device: asked for once, at the end
+    keys: Tensor | None = None
     num_bytes = 0
     with collective.sending():
         for bucket in buckets(specs, bucket_bytes):
@@ -37,7 +38,9 @@ def send_tensors(
             if flat.device.type == CPU:
                 sent |= {spec.name: fingerprint(part.numpy().data) for spec, part in zip(bucket, parts, strict=True)}
             else:
-                keys = word_keys(torch.arange(flat.numel() // 8 + len(parts), device=flat.device))
+                num_words = flat.numel() // 8 + len(parts)
+                if keys is None or len(keys) < num_words:
+                    keys = word_keys(torch.arange(num_words, device=flat.device))
                 sums += word_sums(flat, [part.numel() for part in parts], keys)
             num_bytes += flat.numel()
             collective.send(flat)

@@ -28,7 +28,7 @@ from mmr1_learner.connection import connect
 from mmr1_learner.errors import StopRequestedError
 from mmr1_learner.evaluate import Evaluator
 from mmr1_learner.model import PromptEncoder
-from mmr1_learner.parity import ParityReport, Scorer, gate
+from mmr1_learner.parity import ParityReport, Scorer, gate, narrowed
 from mmr1_learner.plan import StepPlan
 from mmr1_learner.prompt_lengths import check_prompt_lengths
 from mmr1_learner.prompts import PromptFactory
@@ -66,6 +66,7 @@ class Leader:
         self._identity = identity_of(config, self._problems)
         self._evaluator = Evaluator(config, self._prompts, held_out) if held_out else None
         self._scorer = Scorer(config, policy, encoder, ranks.device)
+        self._bound = config.bound(config.dtype)  # the gate may find a narrower one
         patience = Patience(self._tick, self._redis_pauses, self._redis_is_back)
         self.queue = RunQueue(connect(RedisAccess.from_config(config)), config.run, patience)
         self._sender = WeightSender(config, self.queue, policy, config.host, ranks.device)
@@ -246,7 +247,10 @@ class Leader:
         status = self._sender.call(client.status, self._tick)
         self._scorer.compare_preprocessing(status.server_id, status.preprocessing)
         groups = self._sample(client, self._config.parity_prompts)
-        report = gate(self._scorer, self._policy, groups, self._config.bound(self._config.dtype))
+        narrow = self._config.parity_bound is None and self._config.dtype == "bfloat16"
+        widest = self._config.bound(self._config.dtype)
+        report = gate(self._scorer, self._policy, groups, widest, narrow=narrow)
+        self._bound = narrowed(widest, report.mean_abs_dlogp) if narrow else widest
         self._record_parity(report, client)
         return report.max_abs_dlogp
 
@@ -260,7 +264,7 @@ class Leader:
         """After each update: one fixed prompt with its image, sampled as the next step's are."""
         groups = self._sample(client, 1)
         report = self._scorer.compare(groups)
-        bound = self._config.bound(self._config.dtype)
+        bound = self._bound
         if not report.mean_abs_dlogp <= bound:
             raise WeightUpdateError(
                 f"{client.address} received version {self.version}, but its log-probabilities are "
@@ -296,7 +300,7 @@ class Leader:
             "mean_abs_dlogp": report.mean_abs_dlogp,
             "mismatch_kl": report.mismatch_kl,
             "num_tokens": report.num_tokens,
-            "bound": self._config.bound(self._config.dtype),
+            "bound": self._bound,
         }
         self.files.write("parity", [*self.files.read("parity", []), entry])
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Protocol
@@ -31,9 +32,13 @@ class Group(Protocol):
     """One transfer group, joined. Every wait has an end."""
 
     device: torch.device  # where buffers are
+    num_ahead: int  # buffers that may be posted before the first of them is taken
 
-    def receive(self, buffer: torch.Tensor, deadline_seconds: float) -> None:
-        """Fill `buffer` (flat uint8) from rank 0. Raises RuntimeError when the sender is gone or the time is over."""
+    def post(self, buffer: torch.Tensor, deadline_seconds: float) -> None:
+        """Say where the next broadcast goes (flat uint8); it may begin. Raises what `take` does."""
+
+    def take(self, deadline_seconds: float) -> torch.Tensor:
+        """The first posted buffer, filled from rank 0. Raises RuntimeError when that is gone or the time is over."""
 
     def close(self) -> None:
         """Leave, also in the middle of a broadcast."""
@@ -79,20 +84,27 @@ class GlooGroup:
     """
 
     device = torch.device("cpu")
+    num_ahead = 0
 
     def __init__(self, store: PrefixStore, rank: int, world_size: int, limit: timedelta, towards: str) -> None:
+        self._posted: deque[torch.Tensor] = deque()
         # Without a device of its own, gloo listens where this machine's name leads, which may be a public network.
         options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
         options._timeout = limit
         options._devices = [ProcessGroupGloo.create_device(hostname=address_towards(towards))]
         self._group = ProcessGroupGloo(store, rank, world_size, options)
 
-    def receive(self, buffer: torch.Tensor, deadline_seconds: float) -> None:
+    def post(self, buffer: torch.Tensor, deadline_seconds: float) -> None:
+        self._posted.append(buffer)
+
+    def take(self, deadline_seconds: float) -> torch.Tensor:
+        buffer = self._posted.popleft()
         limit = timedelta(seconds=deadline_seconds)
         self._group.set_timeout(limit)
         options = BroadcastOptions()
         options.rootRank, options.rootTensor = 0, 0
         self._group.broadcast([buffer], options).wait(limit)  # type: ignore[attr-defined]
+        return buffer
 
     def close(self) -> None:
         self._group.abort()
@@ -101,12 +113,15 @@ class GlooGroup:
 class NcclGroup:
     """A communicator of its own, on a stream of its own; whoever waits for it looks at the clock and at the learner.
 
-    NCCL does not notice a peer that is gone when both are on one machine: the learner's store, which ends with the
-    learner, says so.
+    The next broadcast is under way while what has arrived is being loaded. NCCL does not notice a peer that is gone
+    when both are on one machine: the learner's store, which ends with the learner, says so.
     """
+
+    num_ahead = 2
 
     def __init__(self, store: PrefixStore, rank: int, world_size: int, seconds: float, device: torch.device) -> None:
         self.device = device
+        self._posted: deque[tuple[torch.Tensor, torch.cuda.Event]] = deque()
         identity = store.get("nccl")
         assert len(identity) == ID_BYTES
         # A question that is never answered: it fails with the learner, or when that has given this group up.
@@ -115,19 +130,25 @@ class NcclGroup:
             self._stream = torch.cuda.Stream(device)
             self._communicator = Communicator(identity, rank, world_size, seconds, self._watch)
 
-    def receive(self, buffer: torch.Tensor, deadline_seconds: float) -> None:
+    def post(self, buffer: torch.Tensor, deadline_seconds: float) -> None:
         end = time.monotonic() + deadline_seconds
         with torch.cuda.device(self.device):
             self._stream.wait_stream(torch.cuda.current_stream())  # what used the buffer's memory before has ended
             self._communicator.broadcast(buffer.data_ptr(), buffer.numel(), self._stream.cuda_stream, end)
             arrived = torch.cuda.Event()
             arrived.record(self._stream)
-            while not arrived.query():
-                self._watch()
-                if time.monotonic() > end:
-                    raise NcclError(f"the broadcast did not end within {deadline_seconds:g} s")
-                time.sleep(_POLL_SECONDS)
-            self._communicator.look()
+            self._posted.append((buffer, arrived))
+
+    def take(self, deadline_seconds: float) -> torch.Tensor:
+        end = time.monotonic() + deadline_seconds
+        buffer, arrived = self._posted.popleft()
+        while not arrived.query():
+            self._watch()
+            if time.monotonic() > end:
+                raise NcclError(f"the broadcast did not end within {deadline_seconds:g} s")
+            time.sleep(_POLL_SECONDS)
+        self._communicator.look()
+        return buffer
 
     def close(self) -> None:
         with torch.cuda.device(self.device):
@@ -141,11 +162,14 @@ class NcclGroup:
 class IpcGroup:
     """The learner's own buffer, on the GPU that both use: mapped into this process, copied from bucket by bucket."""
 
+    num_ahead = 0
+
     def __init__(self, store: PrefixStore, rank: int, device: torch.device) -> None:
         self.device = device
         self._store = store
         self._rank = rank
         self._num_received = 0
+        self._posted: deque[torch.Tensor] = deque()
         described = json.loads(store.get(f"buffer/{rank}"))
         with torch.cuda.device(device):
             storage = torch.UntypedStorage._new_shared_cuda(
@@ -160,8 +184,12 @@ class IpcGroup:
             )
             self._buffer: torch.Tensor | None = torch.empty(0, dtype=torch.uint8, device=device).set_(storage)
 
-    def receive(self, buffer: torch.Tensor, deadline_seconds: float) -> None:
+    def post(self, buffer: torch.Tensor, deadline_seconds: float) -> None:
+        self._posted.append(buffer)
+
+    def take(self, deadline_seconds: float) -> torch.Tensor:
         assert self._buffer is not None
+        buffer = self._posted.popleft()
         self._num_received += 1
         sent = f"sent/{self._num_received}"
         asked = Asked(lambda: self._store.wait([sent], timedelta(seconds=deadline_seconds)))
@@ -172,6 +200,7 @@ class IpcGroup:
             buffer.copy_(self._buffer[: buffer.numel()])
             torch.cuda.current_stream().synchronize()
         self._store.set(f"taken/{self._num_received}/{self._rank}", "")
+        return buffer
 
     def close(self) -> None:
         self._buffer = None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,9 +27,9 @@ from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 from vllm.platforms import current_platform
 
 from mmr1.records import TensorSpec
-from mmr1.weight_plan import buckets, digest_of_sum, fingerprint, tensor_bytes, word_keys, word_sums
 from mmr1_rollout_server import cpu_generator, orphan_guard
 from mmr1_rollout_server.adapter_loading import place, plain_layers
+from mmr1_rollout_server.arriving import Arriving
 from mmr1_rollout_server.destinations import Destinations, find_destinations
 from mmr1_rollout_server.transfer_groups import Group, join
 
@@ -73,12 +74,6 @@ class UpdateReport:
     adapter_id: int = 0  # of the adapter that is in place; 0: none
     seconds: dict[str, float] = field(default_factory=dict)  # spent on what
 
-    def spend(self, what: str, since: float) -> float:
-        """Account for the time since then; returns now."""
-        now = time.monotonic()
-        self.seconds[what] = self.seconds.get(what, 0.0) + now - since
-        return now
-
 
 class BucketEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
     """vLLM's weight transfer engine for one flat broadcast per bucket.
@@ -103,7 +98,6 @@ class BucketEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[
     destinations: Destinations | None = None
     _destined: tuple[TensorSpec, ...] = ()  # the manifest that they are of
     _direct = False  # this update goes to them
-    _sums: list[torch.Tensor]  # digests that are still on the device
 
     def init_transfer_engine(self, init_info: InitInfo) -> None:
         self.shutdown()
@@ -146,61 +140,27 @@ class BucketEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[
     def receive_weights(self, update_info: UpdateInfo) -> None:
         if self.group is None:
             raise RuntimeError("no transfer group: initialise first")
-        self._sums = []
+        end = time.monotonic() + update_info.deadline_seconds
+        arriving = Arriving(self.group, self.bucket_bytes, end, views=self._direct)
+        # Inside torch.device every call takes its way through Python, and only the loaders need it.
+        device = nullcontext() if self._direct else torch.device(self.device)
         try:
-            with set_current_vllm_config(self.vllm_config), torch.device(self.device), plain_layers(self.model):
-                end = time.monotonic() + update_info.deadline_seconds
-                for bucket in buckets(() if self.adapter_only else self.tensors, self.bucket_bytes):
-                    weights = self._receive_bucket(self.group, bucket, max(0.001, end - time.monotonic()))
+            with set_current_vllm_config(self.vllm_config), device, plain_layers(self.model):
+                for weights in arriving.weights(() if self.adapter_only else self.tensors):
                     begun = time.monotonic()
                     if self._direct and self.destinations is not None:
                         self.destinations.write(weights)
                     else:
                         self._loaded |= self.model.load_weights(iter(weights)) or set()
-                    self.report.spend("loading", begun)
-                for bucket in buckets(self.adapter_tensors, self.bucket_bytes):
-                    self._adapter.update(self._receive_bucket(self.group, bucket, max(0.001, end - time.monotonic())))
-                self._take_sums()
+                    arriving.spend("loading", begun)
+                for weights in arriving.weights(self.adapter_tensors):
+                    self._adapter.update(weights)
+                self.report.fingerprints = arriving.fingerprints()
+                self.report.seconds = arriving.seconds
         except BaseException:
             self.abort()
             self.shutdown()
             raise
-
-    def _receive_bucket(
-        self, group: Group, bucket: Sequence[TensorSpec], deadline_seconds: float
-    ) -> list[tuple[str, torch.Tensor]]:
-        sizes = [tensor_bytes(spec) for spec in bucket]
-        flat = torch.empty(sum(sizes), dtype=torch.uint8, device=group.device)  # [bytes of the bucket]
-        begun = time.monotonic()
-        group.receive(flat, deadline_seconds)
-        begun = self.report.spend("receiving", begun)
-        parts = torch.split(flat, sizes)
-        if group.device.type == "cpu":
-            digests = [fingerprint(data.numpy().data) for data in parts]
-        else:  # asked for at the end: the device goes on meanwhile
-            keys = word_keys(torch.arange(sum(sizes) // 8 + len(sizes), device=group.device))
-            self._sums += word_sums(flat, sizes, keys)
-            digests = [0] * len(sizes)
-        self.report.fingerprints += zip((spec.name for spec in bucket), digests, strict=True)
-        begun = self.report.spend("fingerprints", begun)
-        weights = []
-        for spec, data in zip(bucket, parts, strict=True):
-            dtype = getattr(torch, spec.dtype)
-            # A clone, because the layerwise reload keeps the tensors of a layer until the layer is complete.
-            own = data if self._direct and data.storage_offset() % dtype.itemsize == 0 else data.clone()
-            weights.append((spec.name, own.view(dtype).view(spec.shape)))
-        self.report.spend("copying", begun)
-        return weights
-
-    def _take_sums(self) -> None:
-        """Wait for the device, and put the digests that it has computed into the report."""
-        if not self._sums:
-            return
-        begun = time.monotonic()
-        names = [name for name, _ in self.report.fingerprints]
-        digests = [digest_of_sum(value) for value in torch.stack(self._sums).tolist()]
-        self.report.fingerprints = list(zip(names, digests, strict=True))
-        self.report.spend("device", begun)
 
     def finish_weight_update(self) -> None:
         if self.adapter_only or self._direct:  # whoever has destinations has them for every parameter

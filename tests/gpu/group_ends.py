@@ -55,7 +55,8 @@ def receiving(
             buffer = torch.zeros(num_bytes, dtype=torch.uint8, device="cuda")
             torch.cuda.synchronize()
             began = time.monotonic()
-            group.receive(buffer, seconds)
+            group.post(buffer, seconds)
+            group.take(seconds)
             pipe.send((digest(buffer), time.monotonic() - began))
         pipe.recv()
     except RuntimeError as error:

@@ -122,9 +122,10 @@ def test_parity_in_bfloat16(world: World, record: Callable[..., None]) -> None:
         way=world.way,
         **{name: [one.mean_abs_dlogp, one.max_abs_dlogp, one.mismatch_kl] for name, one in figures.items()},
     )
-    bound = learner.config.bound("bfloat16")
+    gap = figures["bfloat16"].mean_abs_dlogp
     planted = [one.mean_abs_dlogp for name, one in figures.items() if name.startswith("planted")]
-    assert figures["bfloat16"].mean_abs_dlogp < bound < min(planted)
+    assert gap < learner.config.bound("bfloat16")
+    assert min(planted) > 3 * gap, "of images of noise the small model says little, and yet"
 
 
 def test_a_server_killed_in_the_middle_of_a_broadcast(

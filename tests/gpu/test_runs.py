@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -43,6 +44,7 @@ class Run:
             **yaml.safe_load((REPOSITORY / "examples" / "counting.yaml").read_text()),
             "dtype": "bfloat16",
             "gpu_memory_utilization": 0.4,
+            "weight_bucket_bytes": 2**15,  # hundreds of broadcasts, of a model of a few megabytes
             "run": folder.name[:60],
             "run_dir": str(self.folder),
             "redis_port": free_port(),
@@ -112,61 +114,84 @@ def test_the_counting_demo_learns(count: int, tmp_path: Path, record: Callable[.
         assert figures["accuracy"][f"after {mode}"] > figures["accuracy"][f"before {mode}"] + 0.05
 
 
-@pytest.mark.gpus(4)
+@pytest.mark.gpus(2)
 @pytest.mark.parametrize("stage", [2, 3])
 def test_two_ranks_and_two_servers_one_of_which_is_killed_in_an_update(
     stage: int, digits: Path, tmp_path: Path, record: Callable[..., None]
 ) -> None:
-    """The supervisor starts it again; no step waits for the deadline of a phase, and the run ends well."""
+    """The supervisor starts it again; no step waits for the deadline of a phase, and the run ends well.
+
+    On four GPUs each of the four has its own, and weights travel over NCCL; on two GPUs over gloo.
+    """
+    steps = 2 * STEPS
     run = Run(
         tmp_path, GPUS[:4], train_file=str(digits / "train.json"), eval_file=str(digits / "eval.json"),
-        num_steps=STEPS * 3, per_device_batch_size=64, learner_processes=2, zero_stage=stage, rollout_replicas=2,
-        rewards=["counting=1.0", "format=0.2"], eval_at_start=False, lease_seconds=5.0,
+        num_steps=steps, per_device_batch_size=64, learner_processes=2, zero_stage=stage, rollout_replicas=2,
+        eval_at_start=False, lease_seconds=5.0,
     )  # fmt: skip
     killed: list[float] = []
-    striking = threading.Thread(target=kill_in_update, args=(run, 3, killed), daemon=True)
+    striking = threading.Thread(target=kill_in_update, args=(run, "rollout-1", 3, killed), daemon=True)
     striking.start()
-    run.ends(300)
+    run.ends(200)
     figures = run.figures()
     metrics = run.lines("metrics.jsonl")
     slowest = max(step["seconds"] for step in metrics[1:])
     record(stage=stage, killed=len(killed), slowest_step_seconds=slowest, **figures)
     assert killed, "the server was never seen in an update"
-    assert [step["step"] for step in metrics] == list(range(1, STEPS * 3 + 1))
-    assert figures["transports"] == ["nccl"]
+    assert [step["step"] for step in metrics] == list(range(1, steps + 1))
+    assert figures["transports"] == (["nccl"] if len(GPUS) >= 4 else ["gloo"])
     assert slowest < 60.0
     assert json.loads((run.folder / "ledger.json").read_text())["balanced"]
 
 
-@pytest.mark.gpus(3)
-def test_a_server_cuts_the_model_over_two_gpus(digits: Path, tmp_path: Path, record: Callable[..., None]) -> None:
+@pytest.mark.gpus(2)
+def test_the_only_server_is_killed_in_the_middle_of_an_update_over_nccl(
+    digits: Path, tmp_path: Path, record: Callable[..., None]
+) -> None:
+    """The learner leaves the hung communicator, waits for the server to be back, and goes on over NCCL."""
     run = Run(
-        tmp_path, GPUS[-3:], train_file=str(digits / "train.json"), eval_file=str(digits / "eval.json"),
-        num_steps=STEPS, per_device_batch_size=64, rollout_tensor_parallel_size=2, eval_at_start=False,
+        tmp_path, GPUS[:2], train_file=str(digits / "train.json"), eval_file=str(digits / "eval.json"),
+        num_steps=STEPS, per_device_batch_size=64, eval_at_start=False, eval_at_end=False, lease_seconds=5.0,
     )  # fmt: skip
-    run.ends(300)
+    killed: list[float] = []
+    striking = threading.Thread(target=kill_in_update, args=(run, "rollout-0", 3, killed), daemon=True)
+    striking.start()
+    run.ends(240)
+    figures = run.figures()
+    slow = max(step["seconds"] for step in run.lines("metrics.jsonl")[1:])
+    record(killed=len(killed), seconds_of_the_step_that_waited=slow, **figures)
+    assert killed, "the server was never seen in an update"
+    assert figures["transports"] == ["nccl"] and figures["steps"] == STEPS
+    assert len(figures["gates"]) == 1, "the learner itself was not started again"
+
+
+@pytest.mark.gpus(2)
+def test_a_server_cuts_the_model_over_two_gpus(digits: Path, tmp_path: Path, record: Callable[..., None]) -> None:
+    """With a third GPU, the learner's, weights travel over NCCL; on two over gloo."""
+    run = Run(
+        tmp_path, GPUS[:3], train_file=str(digits / "train.json"), eval_file=str(digits / "eval.json"),
+        num_steps=STEPS, per_device_batch_size=64, rollout_tensor_parallel_size=2, eval_at_start=False,
+        eval_at_end=False,
+    )  # fmt: skip
+    run.ends(200)
     figures = run.figures()
     record(**figures)
-    assert figures["transports"] == ["nccl"]
+    assert figures["transports"] == (["nccl"] if len(GPUS) >= 3 else ["gloo"])
     assert figures["steps"] == STEPS
 
 
-def kill_in_update(run: Run, after_steps: int, killed: list[float]) -> None:
-    """Kill rollout-1 and its engine the moment it says that it is being updated, once some steps have been made."""
+def kill_in_update(run: Run, name: str, after_steps: int, killed: list[float]) -> None:
+    """Kill a server and its engine the moment it says that it is being updated, once some steps have been made."""
     while len(run.lines("metrics.jsonl")) < after_steps:
         time.sleep(0.1)
     access = RolloutAccess.from_config(load_config(run.folder / "config.yaml"))
-    client = RolloutClient(f"127.0.0.1:{run.options['rollout_port'] + 1}", run.options["run"], 0, access)
+    client = RolloutClient(f"127.0.0.1:{run.options['rollout_port'] + int(name[-1])}", run.options["run"], 0, access)
+    (server,) = [one for one in psutil.Process(run.process.pid).children() if name in one.cmdline()]
+    victims = [*server.children(recursive=True), server]  # looked for now: an update is short
     while run.process.poll() is None:
-        try:
-            if client.status(1.0).state != "updating":
-                continue
-        except Exception:  # it may be gone for a moment, and is asked again
-            time.sleep(0.5)
-            continue
-        for process in psutil.Process(run.process.pid).children(recursive=True):
-            if "--server-id" in process.cmdline() and "rollout-1" in process.cmdline():
-                for one in [*process.children(recursive=True), process]:
+        if client.status(5.0).state == "updating":
+            for one in victims:
+                with contextlib.suppress(psutil.NoSuchProcess):
                     one.kill()
-                killed.append(time.monotonic())
-                return
+            killed.append(time.monotonic())
+            return

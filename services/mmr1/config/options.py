@@ -114,7 +114,9 @@ class RolloutOptions(BaseModel):
 class ParityOptions(BaseModel):
     parity_prompts: int = Field(16, gt=0, description="prompts scored on both sides before the first step")
     parity_bound: float | None = Field(
-        None, gt=0, description="mean |delta log p|; default 1e-3 in float32, 5e-2 in bfloat16"
+        None,
+        gt=0,
+        description="mean |delta log p|; default 1e-3 in float32; in bfloat16 10 times the gate's gap, 1e-2 to 5e-2",
     )
 
     def bound(self, dtype: str) -> float:
