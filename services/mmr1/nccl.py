@@ -20,7 +20,7 @@ ID_BYTES = 128
 _SUCCESS, _IN_PROGRESS = 0, 7
 _UINT8 = 1
 _MAGIC, _CONFIG_VERSION = 0xCAFEBEEF, 21400  # the first version of NCCL whose configuration has `blocking`
-_POLL_SECONDS = 0.0005
+_POLL_SECONDS = 0.00002
 
 
 class NcclError(RuntimeError):
