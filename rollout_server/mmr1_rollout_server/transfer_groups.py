@@ -25,7 +25,7 @@ TRANSPORTS = ("gloo", "nccl", "ipc")
 # The learner listens before it calls: where nobody does it has given this group up, and the next one must not wait.
 CONNECT_LIMIT = timedelta(seconds=5)
 _POLL_SECONDS = 0.00005
-_FOREVER = timedelta(days=365)
+_ASK_SECONDS = 0.2
 
 
 class Group(Protocol):
@@ -124,8 +124,9 @@ class NcclGroup:
         self._posted: deque[tuple[torch.Tensor, torch.cuda.Event]] = deque()
         identity = store.get("nccl")
         assert len(identity) == ID_BYTES
-        # A question that is never answered: it fails with the learner, or when that has given this group up.
-        self._learner = Asked(lambda: store.wait(["never"], _FOREVER))
+        self._store = store
+        self._asked: Asked | None = None
+        self._last_asked = time.monotonic()
         with torch.cuda.device(device):
             self._stream = torch.cuda.Stream(device)
             self._communicator = Communicator(identity, rank, world_size, seconds, self._watch)
@@ -155,8 +156,13 @@ class NcclGroup:
             self._communicator.abort()
 
     def _watch(self) -> None:
-        if self._learner.answered(0):
-            raise NcclError("the learner has left this group")
+        """Ask the learner's store now and then: it fails with the learner, or when that has given this group up."""
+        if self._asked is not None and self._asked.answered(0):
+            self._asked.check()
+            self._asked = None
+        if self._asked is None and time.monotonic() - self._last_asked > _ASK_SECONDS:
+            self._last_asked = time.monotonic()
+            self._asked = Asked(lambda: self._store.check(["nccl"]))
 
 
 class IpcGroup:
