@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -99,7 +100,8 @@ def test_waiting_for_members_ends_when_the_group_is_closed(record: Callable[...,
 @pytest.mark.parametrize("heard", ["at the deadline", "when the group is closed"])
 def test_a_receiver_that_is_killed_is_noticed(transport: str, heard: str, record: Callable[..., None]) -> None:
     limit = 4.0 if heard == "at the deadline" else 60.0
-    collective, (end,) = formed(transport, (MUCH, MUCH), limit)
+    collective, (end,) = formed(transport, (MUCH, MUCH), 60.0)  # a process that imports torch takes seconds to come
+    collective._limit = timedelta(seconds=limit)
     assert send(collective, MUCH) == end.hears()[0]
     os.kill(end.process.pid, signal.SIGKILL)
     end.process.join()
