@@ -121,7 +121,7 @@ def test_two_ranks_and_two_servers_one_of_which_is_killed_in_an_update(
 ) -> None:
     """The supervisor starts it again; no step waits for the deadline of a phase, and the run ends well.
 
-    On four GPUs each of the four has its own, and weights travel over NCCL. On two GPUs over gloo, and to the server that
+    On four GPUs each has its own, and weights travel over NCCL. On two GPUs over gloo, and to the server that
     is left, which shares the learner's, through CUDA's interprocess memory.
     """
     steps = 2 * STEPS
