@@ -35,15 +35,17 @@ def place(config: RunConfig, gpus: Sequence[str]) -> Placement | None:
     Where there are too few, servers share GPUs with the learner, not with each other: with one GPU, all is on it.
 
     Raises:
-        ConfigurationError: there are too few for that too.
+        ConfigurationError: there are too few for that too, or none where more than a CPU is asked for.
     """
-    if not gpus:
-        return None
     num_ranks, size, num_replicas = (
         config.learner_processes,
         config.rollout_tensor_parallel_size,
         config.rollout_replicas,
     )
+    if not gpus and size == 1:
+        return None
+    if not gpus:
+        raise ConfigurationError(f"rollout_tensor_parallel_size {size} needs GPUs, and none is visible; leave it at 1")
     if num_ranks > len(gpus):
         raise ConfigurationError(
             f"learner_processes {num_ranks} needs as many GPUs, because NCCL refuses two ranks on one, and "

@@ -21,6 +21,8 @@ def placed(gpus: list[str], **options: Any) -> Placement | None:
 
 def test_without_a_gpu_nothing_is_placed() -> None:
     assert placed([]) is None
+    with pytest.raises(ConfigurationError, match="rollout_tensor_parallel_size 2 needs GPUs, and none is visible"):
+        placed([], rollout_tensor_parallel_size=2)
 
 
 @pytest.mark.parametrize(
