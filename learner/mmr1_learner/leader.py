@@ -28,7 +28,7 @@ from mmr1_learner.connection import connect
 from mmr1_learner.errors import StopRequestedError
 from mmr1_learner.evaluate import Evaluator
 from mmr1_learner.model import PromptEncoder
-from mmr1_learner.parity import ParityReport, Scorer, gate, narrowed
+from mmr1_learner.parity import ParityReport, Scorer, gate_of
 from mmr1_learner.plan import StepPlan
 from mmr1_learner.prompt_lengths import check_prompt_lengths
 from mmr1_learner.prompts import PromptFactory
@@ -247,10 +247,7 @@ class Leader:
         status = self._sender.call(client.status, self._tick)
         self._scorer.compare_preprocessing(status.server_id, status.preprocessing)
         groups = self._sample(client, self._config.parity_prompts)
-        narrow = self._config.parity_bound is None and self._config.dtype == "bfloat16"
-        widest = self._config.bound(self._config.dtype)
-        report = gate(self._scorer, self._policy, groups, widest, narrow=narrow)
-        self._bound = narrowed(widest, report.mean_abs_dlogp) if narrow else widest
+        report, self._bound = gate_of(self._config, self._scorer, self._policy, groups)
         self._record_parity(report, client)
         return report.max_abs_dlogp
 
@@ -262,13 +259,11 @@ class Leader:
 
     def _probe(self, client: RolloutClient) -> float:
         """After each update: one fixed prompt with its image, sampled as the next step's are."""
-        groups = self._sample(client, 1)
-        report = self._scorer.compare(groups)
-        bound = self._bound
-        if not report.mean_abs_dlogp <= bound:
+        report = self._scorer.compare(self._sample(client, 1))
+        if not report.mean_abs_dlogp <= self._bound:
             raise WeightUpdateError(
                 f"{client.address} received version {self.version}, but its log-probabilities are "
-                f"{report.mean_abs_dlogp:.2e} from the learner's (bound {bound:.0e})"
+                f"{report.mean_abs_dlogp:.2e} from the learner's (bound {self._bound:.0e})"
             )
         return report.max_abs_dlogp
 

@@ -146,6 +146,15 @@ def gate(
     return report
 
 
+def gate_of(
+    config: RunConfig, scorer: Scorer, policy: Policy | Published, groups: Sequence[Group]
+) -> tuple[ParityReport, float]:
+    """The parity gate of a run, and the bound of its probes from here on. Raises what `gate` does."""
+    bound, narrow = config.bound(config.dtype), config.parity_bound is None and config.dtype == "bfloat16"
+    report = gate(scorer, policy, groups, bound, narrow=narrow)
+    return report, narrowed(bound, report.mean_abs_dlogp) if narrow else bound
+
+
 def see_wrong_adapters(
     clients: Sequence[RolloutClient], probe: Callable[[RolloutClient], float], agreed: Sequence[float]
 ) -> None:

@@ -256,7 +256,7 @@ class WeightSender:
 
     def _devices(self, members: tuple[Member, ...], tick: Tick) -> dict[str, Sequence[str]]:
         """Where each server's weights are, one name for each of its workers."""
-        asked = [self._pool.submit(self._client(member).status, _ANSWER_SECONDS) for member in members]
+        asked = [self._submit(self._client(member), lambda c: c.status(_ANSWER_SECONDS)) for member in members]
         return {
             member.address: status.devices or (CPU,)
             for member, status in zip(members, results(asked, tick), strict=True)
