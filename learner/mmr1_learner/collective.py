@@ -1,12 +1,14 @@
 """Rank 0 of the group that carries weights: beside torch.distributed's own, no global state, and every wait has an end.
 
-Knows bytes and how many take part. What they mean, and who the others are, `weights.py` knows.
+Here is where its members meet, and the group over gloo, in the hosts' memory; `device_collective.py` has those between
+GPUs. Knows bytes and how many take part. What they mean, and who the others are, `weights.py` knows.
 """
 
 from __future__ import annotations
 
 import socket
 import uuid
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any
 
@@ -23,11 +25,14 @@ from mmr1.errors import WeightUpdateError
 _EVERYWHERE = ("0.0.0.0", "::")
 
 
-class Collective:
-    """A group that is formed once and given up when anything fails.
+class Meeting:
+    """The store at which the members of one group find each other; it ends with the group.
 
-    `join` and `send` block in C++, deaf to signals: call them in a thread. `close`, from another one, ends both.
+    `join`, `send` and `finish` of a group block, deaf to signals: call them in a thread. `close`, from another one,
+    ends them.
     """
+
+    device = torch.device("cpu")  # where what is sent must be
 
     def __init__(self, host: str, world_size: int, deadline_seconds: float) -> None:
         self.prefix = uuid.uuid4().hex  # a late member of an older group meets nobody
@@ -46,14 +51,8 @@ class Collective:
             master_listen_fd=listener.detach(),
         )
         # A connection of its own, so that `join` fails at once when `close` ends the store.
-        self._client = TCPStore(host, self.port, world_size, is_master=False, timeout=limit, wait_for_workers=False)
-        self._group: Any = None
-        self._options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
-        self._options._timeout = limit
-        if host not in _EVERYWHERE:
-            self._options._devices = [ProcessGroupGloo.create_device(hostname=host)]
-        else:
-            self._options._devices = [ProcessGroupGloo.create_default_device()]
+        client = TCPStore(host, self.port, world_size, is_master=False, timeout=limit, wait_for_workers=False)
+        self._meeting = PrefixStore(self.prefix, client)
 
     def join(self) -> None:
         """Meet the servers, which join at the same time.
@@ -61,18 +60,48 @@ class Collective:
         Raises:
             WeightUpdateError: one did not come in time, or `close` was called.
         """
-        try:
-            store = PrefixStore(self.prefix, self._client)
-            self._group = ProcessGroupGloo(store, 0, self._world_size, self._options)
-        except RuntimeError as error:
-            raise WeightUpdateError(f"the transfer group did not form: {_first_line(error)}") from error
+        raise NotImplementedError
 
     def send(self, buffer: torch.Tensor) -> None:
-        """Broadcast flat bytes.
+        """Broadcast flat bytes. They may still be on their way, and `buffer` must stay as it is until `finish`.
 
         Raises:
             WeightUpdateError: a receiver is gone, or the time is over.
         """
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """Wait until everything has left. Raises what `send` does."""
+
+    def sending(self) -> AbstractContextManager[Any]:
+        """Inside, what is computed for `send` is computed beside everything else that the device does."""
+        return nullcontext()
+
+    def close(self) -> None:
+        """Leave, and end whatever still waits for the others, here and there."""
+        self._store = None
+
+
+class Collective(Meeting):
+    """A group over gloo that is formed once and given up when anything fails."""
+
+    def __init__(self, host: str, world_size: int, deadline_seconds: float) -> None:
+        super().__init__(host, world_size, deadline_seconds)
+        self._group: Any = None
+        self._options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+        self._options._timeout = self._limit
+        if host not in _EVERYWHERE:
+            self._options._devices = [ProcessGroupGloo.create_device(hostname=host)]
+        else:
+            self._options._devices = [ProcessGroupGloo.create_default_device()]
+
+    def join(self) -> None:
+        try:
+            self._group = ProcessGroupGloo(self._meeting, 0, self._world_size, self._options)
+        except RuntimeError as error:
+            raise WeightUpdateError(f"the transfer group did not form: {first_line(error)}") from error
+
+    def send(self, buffer: torch.Tensor) -> None:
         options = BroadcastOptions()
         options.rootRank, options.rootTensor = 0, 0
         group = self._group
@@ -81,15 +110,14 @@ class Collective:
         try:
             group.broadcast([buffer], options).wait(self._limit)
         except RuntimeError as error:
-            raise WeightUpdateError(f"a receiver was lost during the broadcast: {_first_line(error)}") from error
+            raise WeightUpdateError(f"a receiver was lost during the broadcast: {first_line(error)}") from error
 
     def close(self) -> None:
-        """Leave, and end whatever still waits for the others, here and there."""
         group, self._group = self._group, None  # without a group its threads end, before the interpreter does
         if group is not None:
             group.abort()
-        self._store = None
+        super().close()
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:300]

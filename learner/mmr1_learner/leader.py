@@ -30,7 +30,7 @@ from mmr1_learner.connection import connect
 from mmr1_learner.errors import StopRequestedError
 from mmr1_learner.evaluate import Evaluator, evaluation_records, say, tracked
 from mmr1_learner.model import PromptEncoder
-from mmr1_learner.parity import ParityReport, Scorer, gate
+from mmr1_learner.parity import ParityReport, Scorer, gate_of
 from mmr1_learner.plan import StepPlan
 from mmr1_learner.prompt_lengths import check_prompt_lengths
 from mmr1_learner.prompts import PromptFactory
@@ -70,9 +70,10 @@ class Leader:
         self._evaluator = Evaluator(config, self._prompts, held_out) if held_out else None
         self._scorer = Scorer(config, policy, encoder, ranks.device)
         self._details = CompletionDetails(encoder.processor.tokenizer, ImageStore(config.resolved_image_root))
+        self._bound = config.bound(config.dtype)  # the gate may find a narrower one
         patience = Patience(self._tick, self._redis_pauses, self._redis_is_back)
         self.queue = RunQueue(connect(RedisAccess.from_config(config)), config.run, patience)
-        self._sender = WeightSender(config, self.queue, policy, config.host)
+        self._sender = WeightSender(config, self.queue, policy, config.host, ranks.device)
         self.version = PolicyVersion(0, 0)
         self._state = RunState(0, 0, 0)
         self._unsaved: list[PromptId] = []  # applied since the last durable checkpoint
@@ -252,7 +253,7 @@ class Leader:
         status = self._sender.call(client.status, self._tick)
         self._scorer.compare_preprocessing(status.server_id, status.preprocessing)
         groups = self._sample(client, self._config.parity_prompts)
-        report = gate(self._scorer, self._policy, groups, self._config.bound(self._config.dtype))
+        report, self._bound = gate_of(self._config, self._scorer, self._policy, groups)
         self._record_parity(report, client)
         return report.max_abs_dlogp
 
@@ -264,13 +265,11 @@ class Leader:
 
     def _probe(self, client: RolloutClient) -> float:
         """After each update: one fixed prompt with its image, sampled as the next step's are."""
-        groups = self._sample(client, 1)
-        report = self._scorer.compare(groups)
-        bound = self._config.bound(self._config.dtype)
-        if not report.mean_abs_dlogp <= bound:
+        report = self._scorer.compare(self._sample(client, 1))
+        if not report.mean_abs_dlogp <= self._bound:
             raise WeightUpdateError(
                 f"{client.address} received version {self.version}, but its log-probabilities are "
-                f"{report.mean_abs_dlogp:.2e} from the learner's (bound {bound:.0e})"
+                f"{report.mean_abs_dlogp:.2e} from the learner's (bound {self._bound:.0e})"
             )
         return report.max_abs_dlogp
 
@@ -300,8 +299,9 @@ class Leader:
             "incarnation": self.version.incarnation,
             "max_abs_dlogp": report.max_abs_dlogp,
             "mean_abs_dlogp": report.mean_abs_dlogp,
+            "mismatch_kl": report.mismatch_kl,
             "num_tokens": report.num_tokens,
-            "bound": self._config.bound(self._config.dtype),
+            "bound": self._bound,
         }
         self.files.write("parity", [*self.files.read("parity", []), entry])
 

@@ -26,8 +26,9 @@ from mmr1.records import PolicyVersion, TensorSpec
 from mmr1.rollout_access import RolloutAccess
 from mmr1.rollout_client import LOAD_SECONDS, RolloutClient, WeightGroup
 from mmr1.streams import Member, RunQueue
-from mmr1.weight_plan import buckets, fingerprint
-from mmr1_learner.collective import Collective
+from mmr1_learner.broadcast import CPU, choose_transport, largest_bucket, name_of, send_tensors
+from mmr1_learner.collective import Collective, Meeting
+from mmr1_learner.device_collective import IpcCollective, NcclCollective
 from mmr1_learner.left_out import LeftOut
 from mmr1_learner.parity import see_wrong_adapters
 from mmr1_learner.published import Published
@@ -62,15 +63,23 @@ class UpdateResult:
 class WeightSender:
     """Keeps every rollout server at the learner's version."""
 
-    def __init__(self, config: RunConfig, queue: RunQueue, policy: Published, master_address: str) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        queue: RunQueue,
+        policy: Published,
+        master_address: str,
+        device: torch.device = torch.device(CPU),  # noqa: B008 - a constant
+    ) -> None:
         self._config = config
         self._queue = queue
         self._policy = policy
         self._adapters = policy if isinstance(policy, PublishedAdapters) else None
         self._num_bytes = 0  # of the update under way
         self._master_address = master_address
+        self._device = device
         self._access = RolloutAccess.from_config(config)
-        self._collective: Collective | None = None
+        self._collective: Meeting | None = None
         self._members: tuple[Member, ...] = ()
         self._clients: dict[str, RolloutClient] = {}
         self._pool = ThreadPoolExecutor(max_workers=128, thread_name_prefix="weights")
@@ -174,7 +183,7 @@ class WeightSender:
 
     def _bring_base(
         self,
-        collective: Collective,
+        collective: Meeting,
         clients: list[RolloutClient],
         version: PolicyVersion,
         probe: Probe | None,
@@ -193,7 +202,7 @@ class WeightSender:
 
     def _deliver(
         self,
-        collective: Collective,
+        collective: Meeting,
         clients: list[RolloutClient],
         version: PolicyVersion,
         tick: Tick,
@@ -212,7 +221,7 @@ class WeightSender:
             self._left_out.watch(client.address, partial(_compare, client.address, sent, arrived))
         self._everywhere(clients, lambda c: c.finish_weight_update(version, limit), tick)
 
-    def _form_group(self, members: tuple[Member, ...], tick: Tick) -> Collective:
+    def _form_group(self, members: tuple[Member, ...], tick: Tick) -> Meeting:
         """A collective with these servers; the standing one when it is with the same, and none was started anew."""
         known = {(m.server_id, m.address) for m in self._members}
         fresh = any(member.version is None for member in members)
@@ -220,31 +229,55 @@ class WeightSender:
             return self._collective
         self._leave()
         limit = self._config.weight_update_deadline_seconds
-        self._collective = collective = Collective(self._master_address, len(members) + 1, limit)
+        devices = self._devices(members, tick)
+        transport = choose_transport(self._config.weight_transport, name_of(self._device), devices)
+        # The workers of one server have ranks that follow each other; the server is told the first.
+        ranks = [1 + sum(map(len, list(devices.values())[:index])) for index in range(len(members))]
+        world_size = 1 + sum(map(len, devices.values()))
+        self._collective = collective = self._make_collective(transport, world_size)
         group = WeightGroup(
-            transport="gloo",
+            transport=transport,
             master_address=self._master_address,
             master_port=collective.port,
             store_prefix=collective.prefix,
-            world_size=len(members) + 1,
+            world_size=world_size,
             tensors=self._policy.manifest(),
             bucket_bytes=self._config.weight_bucket_bytes,
             adapter=self._adapters.adapter() if self._adapters else None,
         )
         joining = [self._pool.submit(collective.join)]
-        for rank, member in enumerate(members, start=1):
+        for rank, member in zip(ranks, members, strict=True):
             join = partial(RolloutClient.init_weight_transfer, group=group, rank=rank, deadline_seconds=limit)
             joining.append(self._submit(self._client(member), join))
         results(joining, tick)
         self._members = members
+        log.info("transfer group formed", transport=transport, servers=len(members), receivers=world_size - 1)
         return collective
+
+    def _devices(self, members: tuple[Member, ...], tick: Tick) -> dict[str, Sequence[str]]:
+        """Where each server's weights are, one name for each of its workers."""
+        asked = [self._submit(self._client(member), lambda c: c.status(_ANSWER_SECONDS)) for member in members]
+        return {
+            member.address: status.devices or (CPU,)
+            for member, status in zip(members, results(asked, tick), strict=True)
+        }
+
+    def _make_collective(self, transport: str, world_size: int) -> Meeting:
+        limit = self._config.weight_update_deadline_seconds
+        if transport == "nccl":
+            return NcclCollective(self._master_address, world_size, limit, self._device)
+        if transport == "ipc":
+            sent = [self._policy.manifest(), *([self._adapters.adapter().tensors] if self._adapters else [])]
+            capacity = largest_bucket(sent, self._config.weight_bucket_bytes)
+            return IpcCollective(self._master_address, world_size, limit, self._device, capacity)
+        return Collective(self._master_address, world_size, limit)
 
     def _leave(self) -> None:
         if self._collective is not None:
             self._collective.close()
         self._collective, self._members = None, ()
 
-    def _broadcast(self, collective: Collective, adapter_only: bool) -> dict[str, int]:
+    def _broadcast(self, collective: Meeting, adapter_only: bool) -> dict[str, int]:
         """Send every tensor, or every one of the adapters, bucket by bucket. Returns the fingerprint of each."""
         sent: dict[str, int] = {}
         if not adapter_only:
@@ -255,18 +288,10 @@ class WeightSender:
         return sent
 
     def _send(
-        self, collective: Collective, specs: Sequence[TensorSpec], tensors: dict[str, torch.Tensor]
+        self, collective: Meeting, specs: Sequence[TensorSpec], tensors: dict[str, torch.Tensor]
     ) -> dict[str, int]:
-        sent = {}
-        for bucket in buckets(specs, self._config.weight_bucket_bytes):
-            parts = []
-            for spec in bucket:
-                data = tensors[spec.name].detach().cpu().contiguous().view(-1).view(torch.uint8)
-                sent[spec.name] = fingerprint(data.numpy().data)
-                parts.append(data)
-            flat = torch.cat(parts)
-            self._num_bytes += flat.numel()
-            collective.send(flat)
+        sent, num_bytes = send_tensors(collective, specs, tensors, self._config.weight_bucket_bytes)
+        self._num_bytes += num_bytes
         return sent
 
     def _everywhere(self, clients: list[RolloutClient], verb: Callable[[RolloutClient], object], tick: Tick) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import structlog
 import vllm
 import vllm.exceptions
 from PIL import Image
@@ -45,6 +46,8 @@ ENGINE_EXIT_SECONDS = 15.0  # its processes need five or six to take themselves 
 WEIGHT_TRANSFER_BACKEND = "mmr1"  # registered by the worker extension, in the worker
 WORKER_EXTENSION = "mmr1_rollout_server.weight_transfer.WorkerExtension"
 
+_log = structlog.get_logger(__name__)
+
 
 class Engine:
     """One vLLM engine in processes of its own. Create it with `load`."""
@@ -52,6 +55,7 @@ class Engine:
     def __init__(self, llm: AsyncLLM, config: RunConfig, server_id: str, preprocessing: dict[str, str]) -> None:
         self._llm = llm
         self.preprocessing = preprocessing  # facts about how images are prepared
+        self.devices = devices(config.rollout_tensor_parallel_size)
         self._server_id = server_id
         self._max_prompt_length = config.max_prompt_length
         self._mm_processor_kwargs = mm_processor_kwargs(config)
@@ -152,6 +156,9 @@ class Engine:
         request = WeightTransferUpdateRequest({"deadline_seconds": deadline_seconds})
         await _engine_call("receiving the weights", self._llm.update_weights(request))
         report = await self._report()
+        _log.info(
+            "weights_received", **{f"{what}_seconds": round(spent, 4) for what, spent in report["seconds"].items()}
+        )
         return [(name, int(digest)) for name, digest in report["fingerprints"]]
 
     async def finish_update(self) -> WriteReport:
@@ -170,8 +177,13 @@ class Engine:
         await _engine_call("aborting the update", self._llm.collective_rpc("mmr1_abort_update"))
 
     async def _report(self) -> dict[str, Any]:
+        """What the update did on every worker. Each got every tensor, and keeps a part of it."""
         reports = await _engine_call("reading the report", self._llm.collective_rpc("mmr1_update_report"))
-        return dict(reports[0])
+        first = dict(reports[0])
+        for rank, report in enumerate(reports):
+            if report["fingerprints"] != first["fingerprints"]:
+                raise WeightUpdateError(f"worker {rank} of this engine received other bytes than worker 0")
+        return {**first, "unwritten": sorted({name for report in reports for name in report["unwritten"]})}
 
     async def shutdown(self) -> None:
         """End the engine's processes. Nothing may be running."""
@@ -193,6 +205,7 @@ def engine_arguments(config: RunConfig, server_id: str) -> AsyncEngineArgs:
         enforce_eager=on_cpu,
         max_model_len=max_model_len,
         max_num_seqs=config.max_num_seqs,
+        tensor_parallel_size=config.rollout_tensor_parallel_size,
         max_num_batched_tokens=max(max_model_len, config.max_num_seqs, 4096),
         limit_mm_per_prompt={"image": MAX_IMAGES_PER_PROMPT, "video": 0},
         mm_processor_kwargs=mm_processor_kwargs(config) or None,
@@ -206,6 +219,16 @@ def engine_arguments(config: RunConfig, server_id: str) -> AsyncEngineArgs:
         **options,
         **adapter_options(config, on_cpu=on_cpu),
     )
+
+
+def devices(tensor_parallel_size: int) -> tuple[str, ...]:
+    """Where the engine's weights are, one name for each worker: what the learner chooses the way of weights by."""
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        return ("cpu",) * tensor_parallel_size
+    numbers = [current_platform.get_device_uuid(index) for index in range(tensor_parallel_size)]
+    return tuple(str(number).removeprefix("GPU-") for number in numbers)
 
 
 def adapter_options(config: RunConfig, *, on_cpu: bool) -> dict[str, Any]:

@@ -102,6 +102,7 @@ class RolloutServicer(RolloutServiceServicer):
             package_versions=_package_versions(),
             detail=self._policy.detail or self._breaker.detail,
             preprocessing=self._engine.preprocessing if self._engine else None,
+            devices=self._engine.devices if self._engine else (),
         )
 
     async def Generate(self, request: pb.GenerateRequest, context: ServicerContext) -> pb.GenerateResponse:

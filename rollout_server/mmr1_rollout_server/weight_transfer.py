@@ -10,12 +10,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Any
 
 import torch
-from torch._C._distributed_c10d import BroadcastOptions, PrefixStore, ProcessGroupGloo, TCPStore
 from vllm.config import set_current_vllm_config
 from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.base import (
@@ -28,15 +27,13 @@ from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 from vllm.platforms import current_platform
 
 from mmr1.records import TensorSpec
-from mmr1.weight_plan import buckets, fingerprint, tensor_bytes
 from mmr1_rollout_server import cpu_generator, orphan_guard
 from mmr1_rollout_server.adapter_loading import place, plain_layers
-from mmr1_rollout_server.interface import address_towards
+from mmr1_rollout_server.arriving import Arriving
+from mmr1_rollout_server.destinations import Destinations, find_destinations
+from mmr1_rollout_server.transfer_groups import Group, join
 
 BACKEND = "mmr1"
-TRANSPORTS = ("gloo",)
-# The learner listens before it calls: where nobody does it has given this group up, and the next one must not wait.
-CONNECT_LIMIT = timedelta(seconds=5)
 
 # Its "Failed to load weights" names every module without a checkpoint tensor (rotary tables, a tied head) at every
 # update. `UpdateReport` is exact about what was not written, and the server refuses the update for it.
@@ -75,58 +72,22 @@ class UpdateReport:
     unwritten: list[str] = field(default_factory=list)
     num_packed_copies_refreshed: int = 0
     adapter_id: int = 0  # of the adapter that is in place; 0: none
-
-
-class GlooGroup:
-    """A process group beside torch.distributed's own: no global state, and every wait has an end.
-
-    Buffers are in the host's memory; loading copies them to where the model is.
-    """
-
-    device = torch.device("cpu")
-
-    def __init__(self, info: InitInfo) -> None:
-        limit = timedelta(seconds=info.deadline_seconds)
-        store = TCPStore(
-            info.master_address,
-            info.master_port,
-            info.world_size,
-            is_master=False,
-            timeout=min(limit, CONNECT_LIMIT),
-            wait_for_workers=False,
-        )
-        store.set_timeout(limit)
-        self._store = PrefixStore(info.store_prefix, store)
-        # Without a device of its own, gloo listens where this machine's name leads, which may be a public network.
-        options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
-        options._timeout = limit
-        options._devices = [ProcessGroupGloo.create_device(hostname=address_towards(info.master_address))]
-        self._group = ProcessGroupGloo(self._store, info.rank, info.world_size, options)
-
-    def receive(self, buffer: torch.Tensor, deadline_seconds: float) -> None:
-        """Fill `buffer` (flat uint8) from rank 0. Raises RuntimeError when the sender is gone or the time is over."""
-        limit = timedelta(seconds=deadline_seconds)
-        self._group.set_timeout(limit)
-        options = BroadcastOptions()
-        options.rootRank, options.rootTensor = 0, 0
-        self._group.broadcast([buffer], options).wait(limit)  # type: ignore[attr-defined]
-
-    def close(self) -> None:
-        self._group.abort()
+    seconds: dict[str, float] = field(default_factory=dict)  # spent on what
 
 
 class BucketEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
     """vLLM's weight transfer engine for one flat broadcast per bucket.
 
-    Loading goes through vLLM's layerwise reload, which packs fused and quantised layers anew. After a failure the
-    kernels have their old tensors back, layers already complete excepted: the model is usable by no one but the next
-    full update.
+    The first update of a manifest goes through vLLM's layerwise reload, which packs fused and quantised layers anew;
+    where it packs nothing, later ones go straight to the places that `destinations.py` finds. After a failure the
+    kernels have their old tensors back, layers already complete excepted, or some new ones: the model is usable by no
+    one but the next full update.
     """
 
     init_info_cls = InitInfo
     update_info_cls = UpdateInfo
 
-    group: GlooGroup | None = None
+    group: Group | None = None
     tensors: tuple[TensorSpec, ...] = ()
     bucket_bytes = 0
     adapter: dict[str, Any] | None = None
@@ -134,6 +95,9 @@ class BucketEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[
     adapter_only = False  # said before the start of an update
     adapter_id = 0
     report = UpdateReport()
+    destinations: Destinations | None = None
+    _destined: tuple[TensorSpec, ...] = ()  # the manifest that they are of
+    _direct = False  # this update goes to them
 
     def init_transfer_engine(self, init_info: InitInfo) -> None:
         self.shutdown()
@@ -143,9 +107,16 @@ class BucketEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[
         self.bucket_bytes = init_info.bucket_bytes
         if self.adapter and self.vllm_config.lora_config is None:
             raise ValueError("the learner sends adapters, and this server was started with lora_updates merged")
-        if init_info.transport not in TRANSPORTS:
-            raise ValueError(f"transport {init_info.transport!r} is not one of {', '.join(TRANSPORTS)}")
-        self.group = GlooGroup(init_info)
+        self.group = join(
+            init_info.transport,
+            init_info.master_address,
+            init_info.master_port,
+            init_info.store_prefix,
+            init_info.rank + self.parallel_config.rank,  # the workers of one engine have ranks that follow each other
+            init_info.world_size,
+            init_info.deadline_seconds,
+            torch.device(self.device),
+        )
 
     def start_weight_update(self) -> None:
         self._loaded: set[str] = set()
@@ -153,9 +124,11 @@ class BucketEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[
         if self.adapter_only:
             self._expected: set[str] = set()
         else:
+            self._direct = self.destinations is not None and self._destined == self.tensors
             with set_current_vllm_config(self.vllm_config), plain_layers(self.model):
                 self._expected = {name for name, _ in self.model.named_parameters()}  # a tied tensor counts once
-                initialize_layerwise_reload(self.model)
+                if not self._direct:
+                    initialize_layerwise_reload(self.model)
         self.report = UpdateReport(num_parameters=len(self._expected) + len(self.adapter_tensors))
 
     def update_weights(self, update_info: Any) -> None:
@@ -167,39 +140,43 @@ class BucketEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[
     def receive_weights(self, update_info: UpdateInfo) -> None:
         if self.group is None:
             raise RuntimeError("no transfer group: initialise first")
+        end = time.monotonic() + update_info.deadline_seconds
+        arriving = Arriving(self.group, self.bucket_bytes, end, views=self._direct)
+        # Inside torch.device every call takes its way through Python, and only the loaders need it.
+        device = nullcontext() if self._direct else torch.device(self.device)
         try:
-            with set_current_vllm_config(self.vllm_config), torch.device(self.device), plain_layers(self.model):
-                end = time.monotonic() + update_info.deadline_seconds
-                for bucket in buckets(() if self.adapter_only else self.tensors, self.bucket_bytes):
-                    weights = self._receive_bucket(self.group, bucket, max(0.001, end - time.monotonic()))
-                    self._loaded |= self.model.load_weights(iter(weights)) or set()
-                for bucket in buckets(self.adapter_tensors, self.bucket_bytes):
-                    self._adapter.update(self._receive_bucket(self.group, bucket, max(0.001, end - time.monotonic())))
+            with set_current_vllm_config(self.vllm_config), device, plain_layers(self.model):
+                for weights in arriving.weights(() if self.adapter_only else self.tensors):
+                    begun = time.monotonic()
+                    if self._direct and self.destinations is not None:
+                        self.destinations.write(weights)
+                    else:
+                        self._loaded |= self.model.load_weights(iter(weights)) or set()
+                    arriving.spend("loading", begun)
+                for weights in arriving.weights(self.adapter_tensors):
+                    self._adapter.update(weights)
+                self.report.fingerprints = arriving.fingerprints()
+                self.report.seconds = arriving.seconds
         except BaseException:
             self.abort()
             self.shutdown()
             raise
 
-    def _receive_bucket(
-        self, group: GlooGroup, bucket: Sequence[TensorSpec], deadline_seconds: float
-    ) -> list[tuple[str, torch.Tensor]]:
-        sizes = [tensor_bytes(spec) for spec in bucket]
-        flat = torch.empty(sum(sizes), dtype=torch.uint8, device=group.device)  # [bytes of the bucket]
-        group.receive(flat, deadline_seconds)
-        weights = []
-        for spec, data in zip(bucket, torch.split(flat, sizes), strict=True):
-            self.report.fingerprints.append((spec.name, fingerprint(data.cpu().numpy().data)))
-            # A clone, because the layerwise reload keeps the tensors of a layer until the layer is complete.
-            weights.append((spec.name, data.clone().view(getattr(torch, spec.dtype)).view(spec.shape)))
-        return weights
-
     def finish_weight_update(self) -> None:
-        if self.adapter_only:
+        if self.adapter_only or self._direct:  # whoever has destinations has them for every parameter
             return
         with set_current_vllm_config(self.vllm_config), torch.device(self.device), plain_layers(self.model):
             self.report.unwritten = sorted((self._expected - self._loaded) | self._incomplete())
             finalize_layerwise_reload(self.model, self.model_config)
             self.report.num_packed_copies_refreshed = refresh_packed_copies(self.model)
+            if not self.report.unwritten and self._is_plain():
+                self.destinations = find_destinations(self.model, self.tensors, self.device, num_checkpoint_elements)
+                self._destined = self.tensors
+
+    def _is_plain(self) -> bool:
+        """Whether layers compute with what a checkpoint has: nothing is packed, quantised or wrapped."""
+        config = self.vllm_config
+        return current_platform.is_cuda() and config.quant_config is None and config.lora_config is None
 
     def place_adapter(self) -> None:
         """The last act of an update with adapters. vLLM itself drops them whenever an update is finished."""
@@ -226,7 +203,7 @@ class BucketEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[
     def abort(self) -> None:
         """Give up an update that has begun: drop what layers have buffered and put their tensors back."""
         self._adapter = {}
-        if self.adapter_only:
+        if self.adapter_only or self._direct:
             return
         with set_current_vllm_config(self.vllm_config), torch.device(self.device), plain_layers(self.model):
             for layer in self.model.modules():
@@ -262,6 +239,7 @@ class WorkerExtension:
             "unwritten": report.unwritten,
             "num_packed_copies_refreshed": report.num_packed_copies_refreshed,
             "adapter_id": report.adapter_id,
+            "seconds": report.seconds,
         }
 
     def mmr1_announce(self, adapter_only: bool) -> None:
@@ -289,8 +267,10 @@ def _specs(tensors: Sequence[Any]) -> tuple[TensorSpec, ...]:
 def num_checkpoint_elements(layer: torch.nn.Module) -> int:
     """Elements of the layer's parameters that a checkpoint holds: vLLM rounds the rows of a vocabulary up."""
     num_elements = sum(tensor.numel() for tensor in layer._parameters.values() if tensor is not None)
-    padded = getattr(layer, "num_embeddings_padded", None)
-    return num_elements if padded is None else num_elements - int((padded - layer.org_vocab_size) * layer.embedding_dim)
+    shard = getattr(layer, "shard_indices", None)  # of the rows that this worker has
+    if shard is None:
+        return num_elements
+    return num_elements - int((shard.num_elements_padded - shard.num_org_elements) * layer.embedding_dim)
 
 
 def refresh_packed_copies(model: torch.nn.Module) -> int:

@@ -46,6 +46,7 @@ class ServerStatus:
     package_versions: dict[str, str]
     detail: str
     preprocessing: dict[str, str]
+    devices: tuple[str, ...]  # where the weights are: a GPU's own number or "cpu", one for each of the engine's workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +110,7 @@ class RolloutClient:
             package_versions=dict(reply.package_versions),
             detail=reply.detail,
             preprocessing=dict(reply.preprocessing),
+            devices=tuple(reply.devices),
         )
 
     def generate(self, prompt: Prompt, *, timeout: float, probe: bool = False) -> Group:

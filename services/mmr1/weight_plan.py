@@ -1,14 +1,14 @@
 """What both ends of a weight update must agree on without talking: buckets and fingerprints.
 
 A bucket is one flat broadcast of bytes; its tensors lie in it one after another, in the manifest's order. This file
-knows sizes and bytes, not tensors: it has no torch.
+knows sizes and bytes; the tensors of `word_sums` are handed in: it has no torch.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import xxhash
 
@@ -17,6 +17,9 @@ from mmr1.records import TensorSpec
 _T = TypeVar("_T")
 
 ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int64": 8, "int32": 4, "uint8": 1, "bool": 1}
+
+_WORD_BYTES = 8
+_GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # 2^64 over the golden ratio, as a signed number
 
 
 def tensor_bytes(spec: TensorSpec) -> int:
@@ -46,3 +49,41 @@ def cut(items: Iterable[tuple[int, _T]], bucket_bytes: int) -> Iterator[list[_T]
 def fingerprint(data: bytes | memoryview) -> int:
     """The 64-bit digest (XXH3) of a tensor's bytes."""
     return xxhash.xxh3_64_intdigest(data)
+
+
+def word_keys(positions: Any) -> Any:
+    """The odd factor of each 64-bit word of a bucket, from its position: `word_sums` takes them."""
+    return (2 * positions + 1) * _GOLDEN
+
+
+def word_sums(flat: Any, sizes: Sequence[int], keys: Any) -> list[Any]:
+    """The 64-bit digest of each tensor of a bucket that lies in a GPU's memory, without leaving it.
+
+    The sum of words times the odd keys of their positions, modulo 2^64, after the upper half of each word is folded
+    onto the lower one: no change of a single word, and no exchange of two different ones, leaves it as it was. It is
+    against faults, as XXH3 is, and not against attacks.
+
+    Args:
+        flat: [bytes of the bucket], uint8, starting at a multiple of eight bytes.
+        sizes: of its tensors, in bytes.
+        keys: int64, at least one for each word, a tensor's last one being filled up with zeros.
+
+    Returns:
+        One tensor without dimensions for each size; its integer modulo 2^64 is the digest.
+    """
+    whole = [-(-size // _WORD_BYTES) for size in sizes]
+    if any(size % _WORD_BYTES for size in sizes):
+        padded = flat.new_zeros(sum(whole) * _WORD_BYTES)
+        begin = 0
+        for part, num_words in zip(flat.split(list(sizes)), whole, strict=True):
+            padded[begin : begin + len(part)] = part
+            begin += num_words * _WORD_BYTES
+        flat = padded
+    words = flat.view(keys.dtype)
+    mixed = (words ^ (words >> 32)) * keys[: len(words)]
+    return [part.sum() for part in mixed.split(whole)]
+
+
+def digest_of_sum(value: int) -> int:
+    """What a signed 64-bit sum is as a fingerprint on the wire."""
+    return value % 2**64

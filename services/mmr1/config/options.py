@@ -83,6 +83,7 @@ class SamplingOptions(BaseModel):
 
 class RolloutOptions(BaseModel):
     rollout_replicas: int = Field(1, gt=0, description="rollout servers on this machine")
+    rollout_tensor_parallel_size: int = Field(1, gt=0, description="GPUs that each rollout server cuts the model over")
     rollout_threads: int = Field(1, gt=0, description="CPU threads per rollout server's engine")
     max_off_policy_steps: int = Field(
         1, ge=0, description="groups older than this many updates are dropped and fed again"
@@ -103,13 +104,19 @@ class RolloutOptions(BaseModel):
     )
     weight_update_deadline_seconds: float = Field(120.0, gt=0, description="of each phase")
     weight_bucket_bytes: int = Field(64 * 2**20, gt=0, description="of one broadcast in a weight update")
+    weight_transport: Literal["auto", "gloo", "nccl", "ipc"] = Field(
+        "auto",
+        description="how weights travel; auto: nccl from GPU to GPU, ipc on one GPU that all share, else gloo",
+    )
     reward_deadline_seconds: float = Field(30.0, gt=0, description="of one scoring call, retries included")
 
 
 class ParityOptions(BaseModel):
     parity_prompts: int = Field(16, gt=0, description="prompts scored on both sides before the first step")
     parity_bound: float | None = Field(
-        None, gt=0, description="mean |delta log p|; default 1e-3 in float32, 5e-2 in bfloat16"
+        None,
+        gt=0,
+        description="mean |delta log p|; default 1e-3 in float32; in bfloat16 10 times the gate's gap, 1e-2 to 5e-2",
     )
 
     def bound(self, dtype: str) -> float:

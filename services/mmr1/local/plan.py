@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mmr1.config import RunConfig
 from mmr1.credentials import REWARD_KEY_VARIABLE, SECRET_VARIABLES
+from mmr1.local.gpus import VISIBLE, place, visible_gpus
 from mmr1.local.readiness import ACCEPTS_WEIGHTS, SERVES, grpc_serving, http_ready, redis_answers
 from mmr1.local.redis_server import find_redis_server, redis_command
 from mmr1.local.service import ProcessSpec, ServiceSpec
@@ -44,16 +45,22 @@ def plan(config: RunConfig, environment: Mapping[str, str] | None = None) -> Pla
     """The services of `config`, whose resolved form lies in its run folder.
 
     Raises:
-        ConfigurationError: Redis is to be started and there is no redis-server.
+        ConfigurationError: Redis is to be started and there is no redis-server, or there are too few GPUs.
     """
     inherited = child_environment(config, os.environ if environment is None else environment)
+    gpus = place(config, visible_gpus(inherited) if has_cuda(inherited) else [])
+    learner, *rollouts = (
+        [{**inherited, VISIBLE: visible} for visible in (gpus.learner, *gpus.rollouts)]
+        if gpus
+        else [inherited] * (1 + config.rollout_replicas)
+    )
     # Only health is asked for here, which needs no token: the stack's own is not written yet.
     access = RolloutAccess.from_config(config.model_copy(update={"rollout_token_file": None}), {})
     return Plan(
         redis=_redis(config, inherited) if config.redis_url is None else None,
         reward=_reward(config, inherited) if config.reward_url is None else None,
-        rollouts=tuple(_rollout(config, index, inherited, access) for index in range(config.rollout_replicas)),
-        learner=_learner(config, inherited),
+        rollouts=tuple(_rollout(config, index, own, access) for index, own in enumerate(rollouts)),
+        learner=_learner(config, learner),
     )
 
 

@@ -302,7 +302,7 @@ def test_a_probe_is_sampled_as_the_step_that_follows_the_update(
         servers.call = lambda call, _: call()
         servers.update = lambda version, probe, *_: probe(Mock(generate_many=ask)) and serve(version)
         life.leader._problems, life.leader._prompts = problems, PromptFactory(config, problems, ())
-        life.leader._scorer = Mock(compare=lambda _: ParityReport(1e-9, 1e-9, 1))
+        life.leader._scorer = Mock(compare=lambda _: ParityReport(1e-9, 1e-9, 1, 0.0))
         return life
 
     first = learner()

@@ -44,7 +44,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self, schema_version: _Optional[int] = ...) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("schema_version", "server_id", "state", "version", "num_running_prompts", "num_generated_tokens", "model", "dtype", "package_versions", "detail", "preprocessing")
+    __slots__ = ("schema_version", "server_id", "state", "version", "num_running_prompts", "num_generated_tokens", "model", "dtype", "package_versions", "detail", "preprocessing", "devices")
     class PackageVersionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -70,6 +70,7 @@ class GetStatusResponse(_message.Message):
     PACKAGE_VERSIONS_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
     PREPROCESSING_FIELD_NUMBER: _ClassVar[int]
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
     schema_version: int
     server_id: str
     state: ServerState
@@ -81,7 +82,8 @@ class GetStatusResponse(_message.Message):
     package_versions: _containers.ScalarMap[str, str]
     detail: str
     preprocessing: _containers.ScalarMap[str, str]
-    def __init__(self, schema_version: _Optional[int] = ..., server_id: _Optional[str] = ..., state: _Optional[_Union[ServerState, str]] = ..., version: _Optional[_Union[_records_pb2.PolicyVersion, _Mapping]] = ..., num_running_prompts: _Optional[int] = ..., num_generated_tokens: _Optional[int] = ..., model: _Optional[str] = ..., dtype: _Optional[str] = ..., package_versions: _Optional[_Mapping[str, str]] = ..., detail: _Optional[str] = ..., preprocessing: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    devices: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, schema_version: _Optional[int] = ..., server_id: _Optional[str] = ..., state: _Optional[_Union[ServerState, str]] = ..., version: _Optional[_Union[_records_pb2.PolicyVersion, _Mapping]] = ..., num_running_prompts: _Optional[int] = ..., num_generated_tokens: _Optional[int] = ..., model: _Optional[str] = ..., dtype: _Optional[str] = ..., package_versions: _Optional[_Mapping[str, str]] = ..., detail: _Optional[str] = ..., preprocessing: _Optional[_Mapping[str, str]] = ..., devices: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
     __slots__ = ("schema_version", "prompt", "probe")

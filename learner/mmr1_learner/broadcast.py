@@ -1,0 +1,92 @@
+"""Tensors through a collective, bucket by bucket, each with its fingerprint; and which collective carries them.
+
+A bucket is put together where the collective wants it: in the host's memory, or on the GPU, where its fingerprints are
+taken too. Knows no versions and no servers but the devices that they name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from mmr1.errors import ConfigurationError
+from mmr1.records import TensorSpec
+from mmr1.weight_plan import buckets, digest_of_sum, fingerprint, tensor_bytes, word_keys, word_sums
+from mmr1_learner.collective import Meeting
+
+CPU = "cpu"  # what a server without a GPU calls the place where its weights are
+
+
+def send_tensors(
+    collective: Meeting, specs: Sequence[TensorSpec], tensors: Mapping[str, Tensor], bucket_bytes: int
+) -> tuple[dict[str, int], int]:
+    """Returns the fingerprint of each tensor, and how many bytes were sent.
+
+    Raises:
+        WeightUpdateError: a receiver was lost, or the time was over.
+    """
+    sent: dict[str, int] = {}
+    sums: list[Tensor] = []  # on the device: asked for once, at the end
+    keys: Tensor | None = None
+    num_bytes = 0
+    with collective.sending():
+        for bucket in buckets(specs, bucket_bytes):
+            parts = [_bytes_of(tensors[spec.name], collective.device) for spec in bucket]
+            flat = torch.cat(parts)
+            if flat.device.type == CPU:
+                sent |= {spec.name: fingerprint(part.numpy().data) for spec, part in zip(bucket, parts, strict=True)}
+            else:
+                num_words = flat.numel() // 8 + len(parts)
+                if keys is None or len(keys) < num_words:
+                    keys = word_keys(torch.arange(num_words, device=flat.device))
+                sums += word_sums(flat, [part.numel() for part in parts], keys)
+            num_bytes += flat.numel()
+            collective.send(flat)
+        collective.finish()
+        if sums:
+            digests = map(digest_of_sum, torch.stack(sums).tolist())
+            sent = dict(zip((spec.name for spec in specs), digests, strict=True))
+    return sent, num_bytes
+
+
+def largest_bucket(manifests: Sequence[Sequence[TensorSpec]], bucket_bytes: int) -> int:
+    """Bytes of the largest broadcast of these manifests."""
+    return max(sum(map(tensor_bytes, bucket)) for specs in manifests for bucket in buckets(specs, bucket_bytes))
+
+
+def choose_transport(wanted: str, here: str, servers: Mapping[str, Sequence[str]]) -> str:
+    """How weights travel from the GPU `here` (or CPU) to the devices of each server, by its address.
+
+    Over NCCL where every worker has a GPU of its own, through a buffer where all of them use the learner's, and over
+    gloo, which needs no GPU, otherwise.
+
+    Raises:
+        ConfigurationError: `wanted` is none of what these devices can do.
+    """
+    devices = [device for each in servers.values() for device in each]
+    on_gpus = here != CPU and CPU not in devices
+    possible = {
+        "gloo": True,
+        "nccl": on_gpus and len({here, *devices}) == 1 + len(devices),
+        "ipc": on_gpus and set(devices) == {here},
+    }
+    if wanted == "auto":
+        return next(transport for transport in ("nccl", "ipc", "gloo") if possible[transport])
+    if possible[wanted]:
+        return wanted
+    where = "; ".join(f"{address}: {', '.join(each)}" for address, each in servers.items())
+    needs = "a GPU for each worker and one more for the learner" if wanted == "nccl" else "one GPU that all use"
+    raise ConfigurationError(
+        f"weight_transport {wanted} needs {needs}, and the learner is on {here}, servers on {where}; leave it at auto"
+    )
+
+
+def name_of(device: torch.device) -> str:
+    """What a server on the same GPU calls it: the card's own number, whatever it is called in this process."""
+    return CPU if device.type == CPU else str(torch.cuda.get_device_properties(device).uuid)
+
+
+def _bytes_of(tensor: Tensor, device: torch.device) -> Tensor:
+    return tensor.detach().to(device).contiguous().view(-1).view(torch.uint8)

@@ -1,0 +1,166 @@
+"""Rank 0 of a group that carries weights from GPU to GPU: over NCCL, or through one buffer on a GPU that all share.
+
+NCCL refuses two members on one GPU; there the servers map the learner's buffer into their own processes (CUDA's
+interprocess memory, which vLLM's `ipc` backend uses too) and copy from it, bucket by bucket. Knows bytes, like
+`collective.py`, which has the meeting.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import deque
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+
+from mmr1.errors import WeightUpdateError
+from mmr1.nccl import Communicator, NcclError, unique_id
+from mmr1_learner.collective import Meeting, first_line
+
+_MAX_IN_FLIGHT = 2  # broadcasts: the GPU has the next one while the first is waited for
+_POLL_SECONDS = 0.00005
+
+
+class NcclCollective(Meeting):
+    """A communicator of its own, on a stream of its own. NCCL has no deadline, so every wait here looks at the clock.
+
+    Of the two threads that may be in here, the one that sends aborts the communicator: `close` only says so.
+    """
+
+    def __init__(self, host: str, world_size: int, deadline_seconds: float, device: torch.device) -> None:
+        super().__init__(host, world_size, deadline_seconds)
+        self.device = device
+        self._stream = torch.cuda.Stream(device)
+        self._communicator: Communicator | None = None
+        self._in_flight: deque[tuple[torch.cuda.Event, torch.Tensor]] = deque()
+        self._closed = False
+        self._inside = threading.Lock()  # held by whoever uses the communicator
+
+    def join(self) -> None:
+        with self._inside, torch.cuda.device(self.device):
+            try:
+                identity = unique_id()
+                self._meeting.set("nccl", identity)
+                seconds = self._limit.total_seconds()
+                self._communicator = Communicator(identity, 0, self._world_size, seconds, self._refuse_closed)
+            except RuntimeError as error:
+                raise WeightUpdateError(f"the transfer group did not form: {first_line(error)}") from error
+
+    def sending(self) -> AbstractContextManager[Any]:
+        self._stream.wait_stream(torch.cuda.default_stream(self.device))  # the step that made the weights has ended
+        return torch.cuda.stream(self._stream)
+
+    def send(self, buffer: torch.Tensor) -> None:
+        with self._inside, torch.cuda.device(self.device):
+            end = time.monotonic() + self._limit.total_seconds()
+            try:
+                communicator = self._joined()
+                communicator.broadcast(buffer.data_ptr(), buffer.numel(), self._stream.cuda_stream, end)
+                left = torch.cuda.Event()
+                left.record(self._stream)
+                self._in_flight.append((left, buffer))
+                self._drain(_MAX_IN_FLIGHT - 1, end)
+            except RuntimeError as error:
+                raise self._lost(error) from error
+
+    def finish(self) -> None:
+        with self._inside, torch.cuda.device(self.device):
+            try:
+                self._drain(0, time.monotonic() + self._limit.total_seconds())
+            except RuntimeError as error:
+                raise self._lost(error) from error
+
+    def close(self) -> None:
+        self._closed = True
+        if self._inside.acquire(blocking=False):  # else the thread inside hears it within a moment
+            try:
+                self._abort()
+            finally:
+                self._inside.release()
+        super().close()
+
+    def _drain(self, num_left: int, end: float) -> None:
+        while len(self._in_flight) > num_left:
+            if self._in_flight[0][0].query():
+                self._in_flight.popleft()
+                continue
+            self._refuse_closed()
+            if time.monotonic() > end:
+                raise NcclError(f"the broadcast did not end within {self._limit.total_seconds():g} s")
+            time.sleep(_POLL_SECONDS)
+        self._joined().look()
+
+    def _joined(self) -> Communicator:
+        self._refuse_closed()
+        if self._communicator is None:
+            raise NcclError("the transfer group was closed before the broadcast")
+        return self._communicator
+
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise NcclError("the transfer group was closed")
+
+    def _lost(self, error: RuntimeError) -> WeightUpdateError:
+        self._abort()
+        return WeightUpdateError(f"a receiver was lost during the broadcast: {first_line(error)}")
+
+    def _abort(self) -> None:
+        communicator, self._communicator = self._communicator, None
+        if communicator is not None:
+            with torch.cuda.device(self.device):
+                communicator.abort()
+        self._in_flight.clear()
+
+
+class IpcCollective(Meeting):
+    """One buffer on the GPU that the learner and all servers use. A bucket is sent when every server has copied it."""
+
+    def __init__(
+        self, host: str, world_size: int, deadline_seconds: float, device: torch.device, capacity_bytes: int
+    ) -> None:
+        super().__init__(host, world_size, deadline_seconds)
+        self.device = device
+        self._ranks = range(1, world_size)
+        self._buffer = torch.empty(capacity_bytes, dtype=torch.uint8, device=device)
+        self._num_sent = 0
+
+    def join(self) -> None:
+        try:
+            for rank in self._ranks:
+                self._meeting.set(f"buffer/{rank}", self._described())
+        except RuntimeError as error:
+            raise WeightUpdateError(f"the transfer group did not form: {first_line(error)}") from error
+
+    def send(self, buffer: torch.Tensor) -> None:
+        self._num_sent += 1
+        sent, taken = f"sent/{self._num_sent}", [f"taken/{self._num_sent}/{rank}" for rank in self._ranks]
+        try:
+            with torch.cuda.device(self.device):
+                self._buffer[: buffer.numel()].copy_(buffer)
+                torch.cuda.current_stream().synchronize()
+            self._meeting.set(sent, "")
+            self._meeting.wait(taken, self._limit)
+            for key in (sent, *taken):
+                self._meeting.delete_key(key)
+        except RuntimeError as error:
+            raise WeightUpdateError(f"a receiver was lost during the broadcast: {first_line(error)}") from error
+
+    def _described(self) -> str:
+        """What another process needs to map the buffer. One description for each: torch counts who has it."""
+        _, handle, num_bytes, offset, counter, counter_offset, event, must_sync = (
+            self._buffer.untyped_storage()._share_cuda_()
+        )
+        return json.dumps(
+            {
+                "handle": handle.hex(),
+                "num_bytes": num_bytes,
+                "offset_bytes": offset,
+                "counter": counter.hex(),
+                "counter_offset": counter_offset,
+                "event": event.hex(),
+                "event_sync_required": must_sync,
+            }
+        )
