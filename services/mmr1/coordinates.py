@@ -154,7 +154,8 @@ class ModelSpace:
         """
         teaches = problem.task in COORDINATE_TASKS
         asks = _BOX_IN_TEXT.search(problem.problem) is not None
-        if not (teaches or asks or any(spec.task in COORDINATE_TASKS for spec in rewards)):
+        scores = any(spec.task in COORDINATE_TASKS for spec in rewards)
+        if not problem.images or not (teaches or asks or scores):  # without an image there is nothing to convert by
             return problem, rewards
         size = self._size(problem)
         try:
@@ -175,8 +176,6 @@ class ModelSpace:
         return Coordinates.of(self._config)
 
     def _size(self, problem: Problem) -> Size:
-        if not problem.images:
-            raise ConfigurationError(f"problem {problem.position} ({problem.task}) is about boxes and has no image")
         try:
             return self._store.size(problem.images[0])
         except ImageError as error:

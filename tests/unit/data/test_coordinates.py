@@ -196,8 +196,8 @@ def test_what_is_not_about_boxes_opens_no_image_and_no_model(tmp_path: Path) -> 
     assert space.of(problem, (RewardSpec("counting"),)) == (problem, (RewardSpec("counting"),))
     with pytest.raises(ConfigurationError, match=r"image none\.png: does not exist"):
         space.of(Problem(0, "Where?", [1, 1, 2, 2], ("none.png",), "grounding"))
-    with pytest.raises(ConfigurationError, match="is about boxes and has no image"):
-        space.of(Problem(0, "Where?", [1, 1, 2, 2], (), "grounding"))
+    without = Problem(0, "Where?", [1, 1, 2, 2], (), "grounding")
+    assert space.of(without, (RewardSpec("grounding"),)) == (without, (RewardSpec("grounding"),))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
