@@ -1,4 +1,4 @@
-"""Problems to prompts: the data order, the templates, and how completions are to be drawn.
+"""Problems to prompts: the data order, the templates, the model's coordinates, and how completions are to be drawn.
 
 Deterministic: the same run, position and attempt always give the same prompt, so a place that Redis has forgotten can
 be fed again. Knows nothing of queues.
@@ -13,6 +13,7 @@ from typing import Any
 
 from mmr1.chat_template import ChatTemplate
 from mmr1.config import RunConfig
+from mmr1.coordinates import ModelSpace
 from mmr1.data_order import Order
 from mmr1.dataset import order_of
 from mmr1.errors import ConfigurationError
@@ -31,6 +32,7 @@ class PromptFactory:
         self._config = config
         self._problems = problems
         self._store = ImageStore(config.resolved_image_root)
+        self._model_space = ModelSpace(config, self._store)
         self._templates = Templates.from_config(config)
         self._chat_template = ChatTemplate.load(config.model)
         self._forbidden = forbidden_token_ids
@@ -92,18 +94,20 @@ class PromptFactory:
         num_generations: int,
         rewards: tuple[RewardSpec, ...] = (),
     ) -> Prompt:
-        """The prompt that asks this problem.
+        """The prompt that asks this problem: boxes in its text are as the model says them, in its solution in pixels.
 
         Raises:
-            ConfigurationError: an image was there when the run began and is no longer, or a template fails.
+            ConfigurationError: an image was there when the run began and is no longer, a template fails, or in what
+                the model says boxes cannot be known.
         """
         try:
             images = tuple(self._store.ref(image) for image in problem.images)
         except ImageError as error:
             raise ConfigurationError(f"{error}; restore it, and the same command goes on") from None
+        asked, rewards = self._model_space.of(problem, rewards)
         return Prompt(
             id=id_,
-            text=render(problem, self._templates, self._chat_template),
+            text=render(asked, self._templates, self._chat_template),
             images=images,
             task=problem.task,
             problem=problem.problem,

@@ -8,6 +8,7 @@ from mmr1.errors import ConfigurationError
 from mmr1.local.ports import Port, require_free
 from mmr1.model_folder import check_folder_for, check_model
 from mmr1.redis_access import RedisAccess
+from mmr1.remote_images import RemoteRoot
 from mmr1.reward_access import reward_tls
 from mmr1_rollout_server.auth import server_credentials
 
@@ -23,8 +24,11 @@ def check(config: RunConfig, server_id: str, port: int, metrics_port: int) -> No
     folder = check_model(config.model)
     if folder is not None:
         check_folder_for(config, folder)
-    if not config.resolved_image_root.is_dir():
-        raise ConfigurationError(f"image_root {config.resolved_image_root} is not a folder; set image_root")
+    root = config.resolved_image_root
+    if isinstance(root, RemoteRoot):
+        root.file_system()
+    elif not root.is_dir():
+        raise ConfigurationError(f"image_root {root} is not a folder; set image_root")
     server_credentials(config)
     rollout_tokens(config.rollout_token_file)
     RedisAccess.from_config(config).parts()

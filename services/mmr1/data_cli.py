@@ -1,6 +1,6 @@
-"""`mmr1 data`: make a dataset (`digits`) or check one (`validate`).
+"""`mmr1 data`: make a dataset (`digits`), convert one (`convert`) or check one (`validate`).
 
-This file reads a command line and prints; the work is done in mmr1.digits and mmr1.reading.
+This file reads a command line and prints; the work is done in mmr1.digits, mmr1.convert and mmr1.reading.
 """
 
 from __future__ import annotations
@@ -12,19 +12,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from mmr1.convert import command as convert
 from mmr1.digits.counting import write_counting
 from mmr1.digits.scans import load_scans
 from mmr1.errors import CONFIGURATION_ERROR, ConfigurationError
 from mmr1.reading.files import dataset_folder
 from mmr1.reading.problem_rows import BadRow, Keys
 from mmr1.reading.validation import validate
+from mmr1.remote_images import local_or_remote
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `mmr1 data ...` with these arguments (default: the process's own) and return the exit code."""
     try:
         arguments = _parser().parse_args(argv)
-        command = {"digits": _digits, "validate": _validate}[arguments.command]
+        command = {"digits": _digits, "validate": _validate, "convert": convert.run}[arguments.command]
         return command(arguments)
     except ConfigurationError as error:
         print(f"mmr1: error: {error}", file=sys.stderr)
@@ -46,10 +48,17 @@ def _parser() -> argparse.ArgumentParser:
     digits.add_argument("--num-eval", type=_count, default=640, metavar="N")
     digits.add_argument("--seed", type=_count, default=0, metavar="N")
     digits.add_argument("--canvas", type=int, default=112, metavar="PIXELS", help="side, a multiple of 28")
+    convert.add_parser(
+        commands.add_parser("convert", help="make a dataset of one in another format: coco, refcoco ...")
+    )
     check = commands.add_parser("validate", help="list every bad row of a dataset, and what the good ones hold")
     check.add_argument("file", type=Path, help="JSON, JSON Lines, Parquet, Arrow, or a Hugging Face folder")
     check.add_argument(
-        "--image-root", "--image_root", type=Path, metavar="DIR", help="default: --image-dir, else the file's folder"
+        "--image-root",
+        "--image_root",
+        type=local_or_remote,
+        metavar="DIR",
+        help="or URL; default: --image-dir, else the file's folder",
     )
     check.add_argument("--image-dir", "--image_dir", type=Path, metavar="DIR", help="where relative image paths begin")
     for key, default in (("problem", "problem"), ("answer", "solution"), ("image", "image")):

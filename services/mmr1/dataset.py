@@ -25,6 +25,7 @@ from mmr1.reading.problem_rows import BadRow, Keys, Row, read_rows
 from mmr1.reading.problems import Problems, indices_by_task
 from mmr1.reading.row_store import RowStore
 from mmr1.records import Problem
+from mmr1.remote_images import RemoteRoot
 
 if TYPE_CHECKING:
     from mmr1.config import RunConfig
@@ -36,7 +37,7 @@ _IMAGES_REMEMBERED = 2**14  # problems about one image mostly stand together
 def load_problems(
     path: Path,
     *,
-    root: Path,
+    root: Path | RemoteRoot,
     problem_key: str = "problem",
     answer_key: str = "solution",
     image_key: str = "image",
@@ -62,7 +63,16 @@ def load_problems(
     """
     keys = Keys(problem_key, answer_key, image_key, task)
     changed = tuple((s.st_ino, s.st_mtime_ns, s.st_size) for s in (file.path.stat() for file in data_files(path)))
-    problems = _opened(path, path.absolute(), changed, root.absolute(), keys, folder, sample_size, seed)
+    problems = _opened(
+        path,
+        path.absolute(),
+        changed,
+        root if isinstance(root, RemoteRoot) else root.absolute(),
+        keys,
+        folder,
+        sample_size,
+        seed,
+    )
     if check_images:
         indices = problems.spread(image_checks)
         _stop_at_first(path, bad_images(problems, indices, root=root, image_key=image_key))
@@ -71,7 +81,14 @@ def load_problems(
 
 @lru_cache(maxsize=2)  # a process asks for its two datasets several times, and reading a million rows takes a while
 def _opened(
-    path: Path, _where: Path, _changed: object, root: Path, keys: Keys, folder: Path | None, size: int | None, seed: int
+    path: Path,
+    _where: Path,
+    _changed: object,
+    root: Path | RemoteRoot,
+    keys: Keys,
+    folder: Path | None,
+    size: int | None,
+    seed: int,
 ) -> Problems:
     store, files = RowStore(), list[DataFile]()
     rows = read_rows(path, root=root, keys=keys, folder=folder)
@@ -88,7 +105,7 @@ def _opened(
 
 
 def _set_down(
-    rows: Iterator[Row | BadRow], store: RowStore, files: list[DataFile], root: Path, keys: Keys
+    rows: Iterator[Row | BadRow], store: RowStore, files: list[DataFile], root: Path | RemoteRoot, keys: Keys
 ) -> Iterator[BadRow]:
     """Good rows to the store, their files to `files`; gives the others."""
     embedded = EmbeddedImages(root)
@@ -171,7 +188,9 @@ def order_of(problems: Sequence[Problem], config: RunConfig) -> Order:
     return WeightedOrder(indices_by_task(problems), config.task_weights, config.seed)
 
 
-def bad_images(problems: Problems, indices: Sequence[int], *, root: Path, image_key: str) -> Iterator[BadRow]:
+def bad_images(
+    problems: Problems, indices: Sequence[int], *, root: Path | RemoteRoot, image_key: str
+) -> Iterator[BadRow]:
     """Decode the images of these problems, each once, and name the rows with an unusable one."""
     store = ImageStore(root)
 

@@ -1,4 +1,4 @@
-"""What is particular to a model family: its towers, how it counts positions, its placeholder, what its processor takes.
+"""What is particular to a model family: towers, how positions are counted, placeholder, processor, coordinates.
 
 Facts only, about transformers' classes of families that vLLM serves too. A vision-language model of another family is
 trained all the same, in padded rows that leave every such question to the model itself.
@@ -6,8 +6,8 @@ trained all the same, in padded rows that leave every such question to the model
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 from mmr1.errors import ConfigurationError
 
@@ -25,6 +25,8 @@ class Family:
     mrope: bool = False  # positions have temporal, height and width parts; get_rope_index makes them
     image_axis: int = 0  # along which the images of several prompts are joined
     takes_pixel_bounds: bool = False  # its image processor has min_pixels and max_pixels
+    # What the published models say coordinates in; absolute: pixels of the resized image. None: not known here.
+    coordinates: Literal["absolute", "normalized_1000"] | None = None
     # (prefix of transformers' name of a parameter, what published folders and vLLM have in its place)
     renamed: tuple[str, str] = ("", "")
     takes_adapters: bool = False  # vLLM's class applies LoRA adapters, and ours have been tested in it
@@ -40,9 +42,9 @@ _QWEN = Family("visual", "language_model", "<|image_pad|>", mrope=True, takes_pi
 _IDEFICS = Family("vision_model", "text_model", "<image>", image_axis=1, takes_adapters=True)
 
 FAMILIES: dict[str, Family] = {
-    "qwen2_vl": _QWEN,
-    "qwen2_5_vl": _QWEN,
-    "qwen3_vl": _QWEN,
+    "qwen2_vl": replace(_QWEN, coordinates="normalized_1000"),
+    "qwen2_5_vl": replace(_QWEN, coordinates="absolute"),
+    "qwen3_vl": replace(_QWEN, coordinates="normalized_1000"),
     "idefics3": _IDEFICS,
     "smolvlm": _IDEFICS,
     # In transformers 5 a CLIP tower is one level flatter than in every published folder.

@@ -1,51 +1,41 @@
-"""Content-addressed access to the image files below one folder.
+"""Content-addressed access to the images below one root: a folder, or any URL that fsspec opens.
 
 A path from a dataset or from the network is only ever opened through an ImageStore: what lies outside the root, is not
 a plain file, has changed since it was named, or would decode to more pixels than the bound is refused with a reason.
-This file knows nothing of datasets, prompts, resizing or tensors, and it reads local folders only.
+How bytes are got is `image_files` and `remote_images`; this file makes hashes and pixels of them, and knows nothing of
+datasets, prompts, resizing or tensors.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import os
-import stat
-from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, TypeVar
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from mmr1.image_files import ImageError, LocalImages
 from mmr1.records import ImageRef
+from mmr1.remote_images import RemoteImages, RemoteRoot, local_or_remote
 
 # Pillow opens EPS, PDF and others by running programs or reading far more than pixels; these are plain decoders.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 MAX_PIXELS = 2**26  # 67 million, 200 MB as RGB
-MAX_FILE_BYTES = 2**28
-# A path that has become a link or a pipe meanwhile is neither followed nor waited for.
-_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-
-_TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
-
-_T = TypeVar("_T")
-
-
-class ImageError(Exception):
-    """An image that cannot be used. One line: the path as it was given, and the reason."""
-
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(f"image {path}: {reason}")
-        self.path = path
-        self.reason = reason
+_ORIENTATION, _ON_ITS_SIDE = 0x0112, range(5, 9)  # of EXIF: turned by 90 degrees either way
 
 
 class ImageStore:
-    """The images below `root`, a local folder that may itself be a symbolic link."""
+    """The images below `root`: a local folder, which may itself be a symbolic link, or a URL.
 
-    def __init__(self, root: Path | str, *, max_pixels: int = MAX_PIXELS) -> None:
-        self.root = Path(os.path.realpath(root))
+    Raises:
+        ConfigurationError: nothing here opens such a URL.
+    """
+
+    def __init__(self, root: Path | str | RemoteRoot, *, max_pixels: int = MAX_PIXELS) -> None:
+        found = local_or_remote(root)
+        self._files = RemoteImages(found) if isinstance(found, RemoteRoot) else LocalImages(found)
+        self.root = self._files.root
         self.max_pixels = max_pixels
 
     def ref(self, path: str | Path) -> ImageRef:
@@ -55,7 +45,7 @@ class ImageStore:
             ImageError: the file is missing, unreadable, too large or outside the root.
         """
         relative = self.relative(path)
-        return ImageRef(relative, hashlib.sha256(self._read(relative)).digest())
+        return ImageRef(relative, hashlib.sha256(self._files.read(relative)).digest())
 
     def open(self, ref: ImageRef) -> Image.Image:
         """Decode to RGB: upright by its EXIF orientation, transparency over white, 16 bits scaled to 8, first frame.
@@ -63,7 +53,7 @@ class ImageStore:
         Raises:
             ImageError: as `ref` does, or the bytes no longer have the hash in `ref`, or they are not an image.
         """
-        content = self._read(ref.path)
+        content = self._files.read(ref.path, ref.sha256)
         if hashlib.sha256(content).digest() != ref.sha256:
             raise ImageError(ref.path, "its content changed since it was named; restore the file or start a new run")
         return self._decode(ref.path, content)
@@ -74,88 +64,45 @@ class ImageStore:
         Raises:
             ImageError: as `open` does.
         """
-        return self._decode(str(path), self._read(str(path))).size
+        return self._decode(str(path), self._files.read(str(path))).size
 
     def check_content(self, name: str, content: bytes) -> tuple[int, int]:
         """The same of an image that is no file; `name` is what an error calls it."""
         return self._decode(name, content).size
 
     def size(self, path: str | Path) -> tuple[int, int]:
-        """(width, height) as `open` would give them, from the file's header alone.
+        """(width, height) in pixels as `open` would give it, from the file's header alone.
 
         Raises:
             ImageError: the file is missing, outside the root, or without a header.
         """
         try:
-            with self._opened(str(path)) as file, Image.open(file, formats=FORMATS) as image:
-                turned = image.getexif().get(ExifTags.Base.Orientation) in _TURNED
-                return (image.height, image.width) if turned else (image.width, image.height)
-        except (OSError, Image.DecompressionBombError) as error:
+            with self._files.open(str(path)) as file, Image.open(file, formats=FORMATS) as image:
+                width, height = image.size
+                turned = image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE
+                is_tiff = image.format == "TIFF"  # which Pillow itself turns, when it decodes or before
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise ImageError(str(path), f"has no readable header ({error})") from None
+        if turned and is_tiff:
+            return self.check(path)
+        return (height, width) if turned else (width, height)
 
     def num_pixels(self, path: str | Path) -> int:
         """Width times height, from the file's header alone: for ordering files that `check` has passed.
 
         Raises:
-            ImageError: the file is missing, outside the root, or without a header.
+            ImageError: as `size`.
         """
-        try:
-            with self._opened(str(path)) as file, Image.open(file, formats=FORMATS) as image:
-                return image.width * image.height
-        except (OSError, Image.DecompressionBombError) as error:
-            raise ImageError(str(path), f"has no readable header ({error})") from None
+        width, height = self.size(path)
+        return width * height
 
     def relative(self, path: str | Path) -> str:
-        """`path`, absolute or relative to the root, as a relative path with forward slashes. Opens nothing.
+        """`path`, as a dataset gives it, as a path relative to the root with forward slashes. Opens nothing.
 
         Raises:
             ImageError: it leaves the root by its own wording ("..", another absolute folder).
         """
-        if "\0" in str(path):
-            raise ImageError(str(path).replace("\0", "\\0"), "is not a path (NUL byte)")
-        joined = os.path.normpath(self.root / path)
-        if not Path(joined).is_relative_to(self.root):
-            # An absolute path may reach the root through a link; then its real location decides.
-            joined = os.path.realpath(joined)
-        self._require_inside(str(path), Path(joined))
-        return Path(joined).relative_to(self.root).as_posix()
-
-    def _require_inside(self, path: str, location: Path) -> None:
-        if not location.is_relative_to(self.root):
-            raise ImageError(path, f"lies outside the image root {self.root}; move it below, or set image_root")
-
-    def _read(self, path: str) -> bytes:
-        with self._opened(path) as file:
-            content = self._named(path, lambda: file.read(MAX_FILE_BYTES + 1))
-        _require_size(path, len(content))  # it may have grown
-        return content
-
-    def _opened(self, path: str) -> BinaryIO:
-        """A regular file within bounds. What is checked is what was opened: between two looks a path may change."""
-        location = self._named(path, lambda: Path(os.path.realpath(self.root / path)))
-        self._require_inside(path, location)
-        _require_regular(path, self._named(path, location.stat))  # opening a device may already do something
-        file = self._named(path, lambda: os.fdopen(os.open(location, _FLAGS), "rb"))
-        try:
-            status = os.fstat(file.fileno())
-            _require_regular(path, status)
-            _require_size(path, status.st_size)
-            self._require_inside(path, Path(os.readlink(f"/proc/self/fd/{file.fileno()}")))
-        except BaseException:
-            file.close()
-            raise
-        return file
-
-    def _named(self, path: str, step: Callable[[], _T]) -> _T:
-        """What the system says of a file, with its path."""
-        try:
-            return step()
-        except FileNotFoundError:
-            raise ImageError(path, f"does not exist below {self.root}") from None
-        except OSError as error:
-            raise ImageError(path, f"cannot be read ({error.strerror})") from None
-        except ValueError as error:  # a NUL byte, from the network
-            raise ImageError(path.replace("\0", "\\0"), f"is not a path ({error})") from None
+        return self._files.relative(path)
 
     def _decode(self, path: str, content: bytes) -> Image.Image:
         try:
@@ -177,16 +124,6 @@ class ImageStore:
             Exception
         ) as error:  # decoders raise whatever their format library does; the file is at fault in each case
             raise ImageError(path, f"cannot be decoded ({type(error).__name__}: {error})") from error
-
-
-def _require_regular(path: str, status: os.stat_result) -> None:
-    if not stat.S_ISREG(status.st_mode):  # a pipe would block for ever
-        raise ImageError(path, "is not a file")
-
-
-def _require_size(path: str, num_bytes: int) -> None:
-    if num_bytes > MAX_FILE_BYTES:
-        raise ImageError(path, f"has {num_bytes} bytes, above the bound of {MAX_FILE_BYTES}")
 
 
 class _TruncatedError(Exception):

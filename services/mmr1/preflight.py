@@ -16,6 +16,7 @@ import httpx
 from redis.exceptions import RedisError
 
 from mmr1.config import RunConfig
+from mmr1.coordinates import check_coordinates
 from mmr1.dataset import eval_problems, train_problems
 from mmr1.deepspeed_file import read_deepspeed_file
 from mmr1.errors import ConfigurationError
@@ -74,14 +75,15 @@ def check_training(config: RunConfig) -> Path | None:
 
 
 def check_data(config: RunConfig) -> Problems:
-    """Both files, by row and key, images, and the tasks' weights. Raises ConfigurationError at the first that is wrong.
+    """Both files, by row and key, images, boxes and task weights. Raises ConfigurationError at the first fault.
 
     Returns:
         The training problems.
     """
     problems = train_problems(config)
-    eval_problems(config)
+    held_out = eval_problems(config)
     _check_task_weights(config, problems.tasks)
+    check_coordinates(config, [*problems.tasks, *held_out.tasks])
     return problems
 
 

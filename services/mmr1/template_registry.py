@@ -49,6 +49,25 @@ TEMPLATES: dict[str, Entry] = {
         tasks=("counting", "grounding", "detection", "ocr", "accuracy"),
         source="this project",
     ),
+    "grounding": Entry(
+        system_prompt="",
+        question="{problem} Answer with its box [x1, y1, x2, y2] as JSON in <answer></answer>.",
+        answer="<answer>{solution}</answer>",
+        purpose="One box as JSON in tags. A warm start says it in the coordinates of the model's family.",
+        tasks=("grounding",),
+        source="this project",
+    ),
+    "detection": Entry(
+        system_prompt="",
+        question=(
+            '{problem} Answer with a JSON list in <answer></answer>, [{"bbox_2d": [x1, y1, x2, y2], "label": "..."}], '
+            "which is empty if there is nothing."
+        ),
+        answer="<answer>{solution}</answer>",
+        purpose="A list of boxes with labels as JSON in tags, in the coordinates of the model's family.",
+        tasks=("detection",),
+        source="this project",
+    ),
     "qwen": Entry(
         system_prompt="You are a helpful assistant.",
         question="{problem}",

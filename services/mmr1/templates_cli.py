@@ -40,6 +40,8 @@ def example(name: str) -> tuple[Problem, str, str]:
 
 _BOXES = "<|box_start|>(100,120),(260,300)<|box_end|>"
 _ROWS: dict[str, tuple[str, object]] = {
+    "grounding": ("Find the red apple.", [100, 120, 260, 300]),
+    "detection": ("Find all apples.", [{"bbox_2d": [100, 120, 260, 300], "label": "apple"}]),
     "pr1_grounding": ("red apple", "[100, 120, 260, 300]"),
     "pr1_counting": ("apple", f"<|object_ref_start|>apple<|object_ref_end|>{_BOXES}"),
     "pr1_detection": ("Which objects are there?", [{"bbox_2d": [100, 120, 260, 300], "label": "apple"}]),

@@ -1,8 +1,8 @@
 """A dataset's problems with the answers to be learned, laid out as rows of one forward.
 
 Prompts are worded as reinforcement words them and answers by the answer template, so the two trainings meet the same
-text. A row holds one prompt and one answer; the token that ends the model's turn belongs to the answer. This file knows
-no optimizer and no loss.
+text; the boxes in an answer are as the model says them. A row holds one prompt and one answer; the token that ends the
+model's turn belongs to the answer. This file knows no optimizer and no loss.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmr1.config.sft_options import SftConfig
+from mmr1.coordinates import ModelSpace
 from mmr1.errors import ConfigurationError
 from mmr1.images import ImageStore
 from mmr1.records import Problem, PromptId
@@ -87,14 +88,16 @@ def encode_answers(
     The answer is tokenised apart from the prompt, as a sampled completion's tokens are apart from it.
 
     Raises:
-        ConfigurationError: an answer is longer than max_completion_length, or nothing can end one.
+        ConfigurationError: an answer is longer than max_completion_length, nothing can end one, or in what the model
+            says boxes cannot be known.
     """
     tokenizer = encoder.processor.tokenizer
     end = tokenizer.eos_token_id
     if end is None:
         raise ConfigurationError(f"model {config.model}: its tokenizer has no eos_token; set it in its folder")
     templates = Templates.from_config(config)
-    texts = [render_answer(problem, templates) for problem in problems]
+    model_space = ModelSpace(config, ImageStore(config.resolved_image_root))
+    texts = [render_answer(model_space.of(problem)[0], templates) for problem in problems]
     encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
     answers = tuple((*token_ids, end) for token_ids in encoded)
     longest = max(range(len(answers)), key=lambda index: len(answers[index]))

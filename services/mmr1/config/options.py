@@ -11,7 +11,7 @@ import math
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from mmr1.config.access import AccessOptions
@@ -20,6 +20,7 @@ from mmr1.config.objective import ObjectiveOptions
 from mmr1.config.optimizer import OptimizerOptions
 from mmr1.credentials import check_reward_url
 from mmr1.reading.files import dataset_folder
+from mmr1.remote_images import RemoteRoot, checked_root, default_cache
 
 
 class ModelOptions(BaseModel):
@@ -27,6 +28,11 @@ class ModelOptions(BaseModel):
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of sampler and learner alike")
     min_pixels: int | None = Field(None, gt=0, description="Qwen-VL: images are enlarged to this many pixels at least")
     max_pixels: int | None = Field(None, gt=0, description="Qwen-VL: images are shrunk to this many pixels at most")
+    coordinates: Literal["auto", "absolute", "normalized_1000", "normalized_1"] = Field(
+        "auto",
+        description="in what the model says boxes; auto: as its family does, if that is known; absolute: pixels of the "
+        "image as a Qwen-VL resizes it, of the original with other families",
+    )
 
 
 class DataOptions(BaseModel):
@@ -34,8 +40,10 @@ class DataOptions(BaseModel):
         description="rows of {problem, solution, image}: JSON, JSON Lines, Parquet, Arrow, or a Hugging Face split"
     )
     eval_file: Path | None = Field(None, description="held-out problems, in any of these formats")
-    image_root: Path | None = Field(
-        None, description="images outside it are refused; default: image_dir, else the dataset's own folder"
+    image_root: Annotated[Path | str, BeforeValidator(checked_root)] | None = Field(
+        None,
+        description="images outside it are refused; a folder, or a URL (s3://bucket/images, any that fsspec opens); "
+        "default: image_dir, else the dataset's own folder",
     )
     image_dir: Path | None = Field(
         None, description="where relative image paths begin; default: image_root, else the dataset's own folder"
@@ -43,6 +51,10 @@ class DataOptions(BaseModel):
     image_checks: int = Field(
         10_000, ge=0, description="rows whose images are decoded before the run, spread over the file"
     )
+    image_cache: Path | None = Field(
+        None, description="where images of a URL are kept; default: mmr1/images in XDG_CACHE_HOME or ~/.cache"
+    )
+    image_cache_gib: float = Field(10.0, gt=0, description="of them are kept, those that were read last")
     problem_key: str = Field("problem", description="the row's key of the question")
     answer_key: str = Field("solution", description="the row's key of the solution")
     image_key: str = Field("image", description="the row's key of the image path or paths")
@@ -219,7 +231,9 @@ class RunConfig(
         return self.generations_per_step // self.num_generations
 
     @property
-    def resolved_image_root(self) -> Path:
+    def resolved_image_root(self) -> Path | RemoteRoot:
+        if isinstance(self.image_root, str):
+            return RemoteRoot(self.image_root, self.image_cache or default_cache(), int(self.image_cache_gib * 2**30))
         return self.image_root or self.image_dir or dataset_folder(self.train_file)
 
     @property

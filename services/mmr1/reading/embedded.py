@@ -16,6 +16,7 @@ from PIL import Image
 
 from mmr1.errors import ConfigurationError
 from mmr1.images import FORMATS, ImageError
+from mmr1.remote_images import RemoteRoot
 
 FOLDER = "embedded_images"
 
@@ -23,16 +24,20 @@ FOLDER = "embedded_images"
 class EmbeddedImages:
     """The embedded images below one image root."""
 
-    def __init__(self, root: Path) -> None:
-        self._root = Path(os.path.realpath(root))
+    def __init__(self, root: Path | RemoteRoot) -> None:
+        self._root = root if isinstance(root, RemoteRoot) else Path(os.path.realpath(root))
 
     def name(self, content: bytes) -> str:
         """Write an image unless it is there, and return its path relative to the root.
 
         Raises:
             ImageError: the bytes do not begin as an image does.
-            ConfigurationError: the root cannot be written to.
+            ConfigurationError: the root cannot be written to, or is a URL.
         """
+        if isinstance(self._root, RemoteRoot):
+            raise ConfigurationError(
+                f"image root {self._root}: the dataset's embedded images are written to a folder; set image_root to one"
+            )
         digest = hashlib.sha256(content).hexdigest()
         relative = Path(FOLDER) / digest[:2] / f"{digest}.{_suffix(content)}"
         target = self._root / relative

@@ -17,6 +17,7 @@ from mmr1.images import ImageError, ImageStore
 from mmr1.reading.arrow_rows import arrow_rows, parquet_rows
 from mmr1.reading.files import DataFile, data_files
 from mmr1.reading.json_rows import Malformed, json_rows
+from mmr1.remote_images import RemoteRoot
 
 _TASK = "task"
 # A relative path without a part that is empty, "." or "..": it is what it would be made.
@@ -57,7 +58,7 @@ class Row:
     task: str
 
 
-def read_rows(path: Path, *, root: Path, keys: Keys, folder: Path | None = None) -> Iterator[Row | BadRow]:
+def read_rows(path: Path, *, root: Path | RemoteRoot, keys: Keys, folder: Path | None = None) -> Iterator[Row | BadRow]:
     """Every row of a dataset, in order; opens no image.
 
     Args:

@@ -16,6 +16,7 @@ from pathlib import Path
 from mmr1.images import ImageError, ImageStore
 from mmr1.reading.problem_rows import BadRow, Keys, Row, read_rows
 from mmr1.reading.statistics import Statistics
+from mmr1.remote_images import RemoteRoot
 
 _AT_ONCE = 256
 _IMAGES_REMEMBERED = 2**14
@@ -24,7 +25,7 @@ Sizes = list[tuple[int, int]]
 
 
 def validate(
-    path: Path, *, root: Path, keys: Keys, folder: Path | None, say: Callable[[BadRow], None]
+    path: Path, *, root: Path | RemoteRoot, keys: Keys, folder: Path | None, say: Callable[[BadRow], None]
 ) -> tuple[int, Statistics]:
     """Arguments as of `read_rows`; `say` is called with each bad row, in order.
 

@@ -18,6 +18,7 @@ import yaml
 from mmr1.config.sft_options import FOLDER
 from mmr1.errors import ConfigurationError
 from mmr1.reading.files import dataset_folder
+from mmr1.remote_images import RemoteRoot, local_or_remote
 
 Record = dict[str, Any]
 FILES = ("config.yaml", "metrics.jsonl", "evaluations.jsonl", "completions.jsonl", "ledger.json", "parity.json")
@@ -51,10 +52,10 @@ class RunFiles:
             yield from _lines(path, [])
 
     @property
-    def image_root(self) -> Path | None:
+    def image_root(self) -> Path | RemoteRoot | None:
         """Where the images of completions.jsonl are: the run's image_root or image_dir, or its train_file's folder."""
         if root := self.config.get("image_root") or self.config.get("image_dir"):
-            return Path(root)
+            return local_or_remote(str(root))
         train_file = self.config.get("train_file")
         return dataset_folder(Path(train_file)) if train_file else None
 

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image, ImageFile
 from PIL.PngImagePlugin import PngInfo
 
-from mmr1 import images
+from mmr1 import image_files
 from mmr1.images import ImageError, ImageStore
 from mmr1.records import ImageRef
 
@@ -259,7 +259,7 @@ def test_special_files_are_refused_without_being_opened(root: Path, monkeypatch:
 
 def test_files_that_are_too_long_or_grow_are_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     size = (root / "red.png").stat().st_size
-    monkeypatch.setattr(images, "MAX_FILE_BYTES", size)
+    monkeypatch.setattr(image_files, "MAX_FILE_BYTES", size)
     ImageStore(root).check("red.png")
     with (root / "red.png").open("ab") as file:
         file.write(b"x")

@@ -36,7 +36,8 @@ def config(**options: Any) -> RunConfig:
 
 
 def test_registered_names() -> None:
-    names = {"default", "qwen", "llava", "r1v", "pr1_grounding", "pr1_counting", "pr1_detection", "pr1_ocr"}
+    names = {"default", "grounding", "detection", "qwen", "llava", "r1v"}
+    names |= {"pr1_grounding", "pr1_counting", "pr1_detection", "pr1_ocr"}
     assert SYSTEM_PROMPTS.keys() == QUESTIONS.keys() == ANSWERS.keys() == names
     assert Templates.from_config(config()) == Templates()
     chosen = Templates.from_config(config(question_template="qwen", answer_template="r1v"))
@@ -80,7 +81,7 @@ def test_own_templates() -> None:
     ("option", "name", "reason"),
     [
         ("question_template", "defualt", "unknown template 'defualt'; did you mean 'default'"),
-        ("answer_template", "zzz", "known are default, qwen, llava, r1v, pr1_grounding"),
+        ("answer_template", "zzz", "known are default, grounding, detection, qwen, llava, r1v, pr1_grounding"),
         ("system_prompt_template", "no_such_module:x", "cannot be imported"),
         ("system_prompt_template", "json:no_such", "cannot be imported"),
         ("question_template", f"{__name__}:NO_PLACEHOLDER", r"does not contain \{problem\}"),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -22,10 +25,13 @@ from mmr1.config import RunConfig, load_config
 from mmr1.config.eval_options import EvalConfig
 from mmr1.config.loading import load_options
 from mmr1.config.sft_options import SftConfig
+from mmr1.convert import command as convert
+from mmr1.coordinates import coordinate_params
 from mmr1.dataset import train_problems
 from mmr1.deepspeed_file import read_deepspeed_file
 from mmr1.errors import ConfigurationError
 from mmr1.families import pixel_bounds
+from mmr1.images import ImageStore
 from mmr1.local.ports import Port, require_free
 from mmr1.local.run_lock import run_lock
 from mmr1.preflight import check_data, check_kimikl_task, check_model, check_redis, check_reward_server
@@ -196,6 +202,37 @@ def evaluation_without_problems() -> None:
     evaluation(["counting.yaml"])
 
 
+def coordinates_of_another_family() -> None:
+    Path("models/llava").mkdir(parents=True)
+    Path("models/llava/config.json").write_text('{"model_type": "llava"}')
+    coordinate_params(config(model="models/llava"), "grounding", (640, 480))
+
+
+def root_without_its_package() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("s3fs", "aiobotocore", "botocore"):
+            patch.setitem(sys.modules, name, None)
+        ImageStore(config(image_root="s3://photos").resolved_image_root)
+
+
+def cache_in_the_way() -> None:
+    fsspec.filesystem("memory").pipe("/photos/a.png", Path("data/a.png").read_bytes())
+    Path("cache").write_text("a file")
+    dataset(row("a.png"), image_root="memory://photos", image_cache="cache")
+
+
+def converted(name: str, content: bytes, kind: str = "coco") -> None:
+    Path(name).write_bytes(content)
+    parser = argparse.ArgumentParser()
+    convert.add_parser(parser)
+    convert.run(parser.parse_args([kind, name, "--images", "data", "--out", "data/new"]))
+
+
+def nothing_to_convert() -> None:
+    question = {"image_filename": "a.png", "question": "How many cubes are there?"}
+    converted("CLEVR_test_questions.json", json.dumps({"questions": [question]}).encode(), "clevr")
+
+
 SFT = ["--model", "examples/tiny_vlm", "--train_file", "data/train.json", "--per_device_batch_size", "4"]
 
 CASES: dict[str, Callable[[], object]] = {
@@ -253,6 +290,14 @@ CASES: dict[str, Callable[[], object]] = {
     "another family": model_of_another_family,
     "no weights": model_without_weights,
     "cut weights": model_that_was_cut,
+    "coordinates": coordinates_of_another_family,
+    "root of another kind": lambda: ImageStore(config(image_root="swift://photos").resolved_image_root),
+    "root without its package": root_without_its_package,
+    "root with a password": lambda: config(image_root="ftp://me:word@host/photos"),
+    "cache in the way": cache_in_the_way,
+    "pickle": lambda: converted("refs(unc).p", b"\x80\x04."),
+    "no COCO": lambda: converted("rows.json", b"[]"),
+    "nothing to convert": nothing_to_convert,
     "bounds of pixels": lambda: pixel_bounds(config(max_pixels=50176), "llava"),
     "prepared differently": lambda: compare({"pillow": "13.0.0"}, {"pillow": "12.0.0"}, "rollout-0"),
     "address": lambda: config(host="::1"),
