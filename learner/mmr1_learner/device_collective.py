@@ -33,7 +33,7 @@ class NcclCollective(Meeting):
     def __init__(self, host: str, world_size: int, deadline_seconds: float, device: torch.device) -> None:
         super().__init__(host, world_size, deadline_seconds)
         self.device = device
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._communicator: Communicator | None = None
         self._in_flight: deque[tuple[torch.cuda.Event, torch.Tensor]] = deque()
         self._closed = False
@@ -43,7 +43,7 @@ class NcclCollective(Meeting):
         with self._inside, torch.cuda.device(self.device):
             try:
                 identity = unique_id()
-                self._meeting.set("nccl", identity)
+                self._meeting.set("nccl", identity)  # type: ignore[arg-type]
                 seconds = self._limit.total_seconds()
                 self._communicator = Communicator(identity, 0, self._world_size, seconds, self._refuse_closed)
             except RuntimeError as error:
@@ -59,7 +59,7 @@ class NcclCollective(Meeting):
             try:
                 communicator = self._joined()
                 communicator.broadcast(buffer.data_ptr(), buffer.numel(), self._stream.cuda_stream, end)
-                left = torch.cuda.Event()
+                left = torch.cuda.Event()  # type: ignore[no-untyped-call]
                 left.record(self._stream)
                 self._in_flight.append((left, buffer))
                 self._drain(_MAX_IN_FLIGHT - 1, end)
@@ -84,7 +84,7 @@ class NcclCollective(Meeting):
 
     def _drain(self, num_left: int, end: float) -> None:
         while len(self._in_flight) > num_left:
-            if self._in_flight[0][0].query():
+            if self._in_flight[0][0].query():  # type: ignore[no-untyped-call]
                 self._in_flight.popleft()
                 continue
             self._refuse_closed()
@@ -151,7 +151,7 @@ class IpcCollective(Meeting):
     def _described(self) -> str:
         """What another process needs to map the buffer. One description for each: torch counts who has it."""
         _, handle, num_bytes, offset, counter, counter_offset, event, must_sync = (
-            self._buffer.untyped_storage()._share_cuda_()
+            self._buffer.untyped_storage()._share_cuda_()  # type: ignore[no-untyped-call]
         )
         return json.dumps(
             {

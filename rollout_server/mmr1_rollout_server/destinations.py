@@ -46,11 +46,11 @@ class Destinations:
         torch._foreach_copy_(places, pieces)
 
 
-class _Caught(TorchDispatchMode):
+class _Caught(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Takes down the copies from one tensor's memory instead of making them."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.source: Tensor | None = None
         self.copies: list[Copy] = []
 

@@ -128,7 +128,7 @@ class NcclGroup:
         self._asked: Asked | None = None
         self._last_asked = time.monotonic()
         with torch.cuda.device(device):
-            self._stream = torch.cuda.Stream(device)
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             self._communicator = Communicator(identity, rank, world_size, seconds, self._watch)
 
     def post(self, buffer: torch.Tensor, deadline_seconds: float) -> None:
@@ -136,14 +136,14 @@ class NcclGroup:
         with torch.cuda.device(self.device):
             self._stream.wait_stream(torch.cuda.current_stream())  # what used the buffer's memory before has ended
             self._communicator.broadcast(buffer.data_ptr(), buffer.numel(), self._stream.cuda_stream, end)
-            arrived = torch.cuda.Event()
+            arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             arrived.record(self._stream)
             self._posted.append((buffer, arrived))
 
     def take(self, deadline_seconds: float) -> torch.Tensor:
         end = time.monotonic() + deadline_seconds
         buffer, arrived = self._posted.popleft()
-        while not arrived.query():
+        while not arrived.query():  # type: ignore[no-untyped-call]
             self._watch()
             if time.monotonic() > end:
                 raise NcclError(f"the broadcast did not end within {deadline_seconds:g} s")

@@ -98,7 +98,7 @@ def slots_of(weights: Mapping[str, float]) -> dict[str, int]:
         math.gcd(*(w.numerator for w in exact.values())), math.lcm(*(w.denominator for w in exact.values()))
     )
     if sum(exact.values()) / unit > LONGEST_CYCLE:
-        unit = sum(exact.values()) / LONGEST_CYCLE
+        unit = sum(exact.values(), Fraction()) / LONGEST_CYCLE
     return {task: max(1, round(weight / unit)) for task, weight in exact.items()}
 
 

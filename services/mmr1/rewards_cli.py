@@ -20,10 +20,11 @@ from typing import Any
 from PIL import Image
 from pydantic import ValidationError
 
+from mmr1.credentials import REWARD_KEY_VARIABLE
 from mmr1.errors import ConfigurationError
 from mmr1.images import ImageError, ImageStore
 from mmr1.lifecycle import CommandParser
-from mmr1.reward_access import KEY_REMEDY, KEY_VARIABLE
+from mmr1.reward_access import KEY_REMEDY
 from mmr1.reward_program import Explanation, explain, own_tasks
 from mmr1.rewards_words import Tried, words
 from mmr1_reward_server.api import Item, Result, TaskInfo, first_problem
@@ -60,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(prog="mmr1 rewards", description="List the reward server's tasks, or try one of them.")
     url: dict[str, Any] = {
         "metavar": "URL",
-        "help": f"ask a server that runs, with the key of {KEY_VARIABLE} if there is one",
+        "help": f"ask a server that runs, with the key of {REWARD_KEY_VARIABLE} if there is one",
     }
     parser.add_argument("--url", **url)
     commands = parser.add_subparsers(dest="command", metavar="try")
@@ -163,7 +164,7 @@ def _explained(item: Item, url: str | None) -> Explanation:
 
 async def _tasks_of(url: str) -> list[TaskInfo]:
     try:
-        async with RewardClient(url, _ANSWER_SECONDS, api_key=os.environ.get(KEY_VARIABLE)) as client:
+        async with RewardClient(url, _ANSWER_SECONDS, api_key=os.environ.get(REWARD_KEY_VARIABLE)) as client:
             return await client.tasks()
     except (RewardServerError, ValueError) as error:
         raise _unreachable(url, error) from None
@@ -171,7 +172,7 @@ async def _tasks_of(url: str) -> list[TaskInfo]:
 
 async def _result_of(url: str, item: Item) -> Result:
     try:
-        async with RewardClient(url, _ANSWER_SECONDS, api_key=os.environ.get(KEY_VARIABLE)) as client:
+        async with RewardClient(url, _ANSWER_SECONDS, api_key=os.environ.get(REWARD_KEY_VARIABLE)) as client:
             return (await client.score_or_raise([item]))[0]
     except (RewardServerError, ValueError) as error:
         raise _unreachable(url, error) from None
