@@ -32,7 +32,7 @@ def before_a_checkpoint(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> No
 def in_a_checkpoint(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
     learner.collect()
     with monkeypatch.context() as patched, pytest.raises(CrashError):
-        patched.setattr(learner.run.checkpoints, "_give_name", crash)
+        patched.setattr(learner.checkpoints, "_give_name", crash)
         learner.save()
 
 
