@@ -94,11 +94,11 @@ def slots_of(weights: Mapping[str, float]) -> dict[str, int]:
     exact = {task: Fraction(str(weight)) for task, weight in weights.items() if weight > 0}
     if not exact:
         raise ValueError("no problem is of a task with a weight above 0")
-    unit = Fraction(
-        math.gcd(*(w.numerator for w in exact.values())), math.lcm(*(w.denominator for w in exact.values()))
-    )
-    if sum(exact.values()) / unit > LONGEST_CYCLE:
-        unit = sum(exact.values(), Fraction()) / LONGEST_CYCLE
+    total = sum(exact.values(), Fraction())
+    common = math.lcm(*(weight.denominator for weight in exact.values()))
+    unit = Fraction(math.gcd(*(int(weight * common) for weight in exact.values())), common)
+    if total / unit > LONGEST_CYCLE:
+        unit = total / LONGEST_CYCLE
     return {task: max(1, round(weight / unit)) for task, weight in exact.items()}
 
 

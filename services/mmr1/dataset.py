@@ -125,7 +125,8 @@ def _set_down(
 
 
 def _stop_at_first(path: Path, bad_rows: Iterable[BadRow]) -> None:
-    first, others = None, -1
+    first: BadRow | None = None
+    others = -1
     for bad in bad_rows:
         first, others = first or bad, others + 1
     if first:

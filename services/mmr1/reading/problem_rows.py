@@ -78,6 +78,8 @@ def read_rows(path: Path, *, root: Path | RemoteRoot, keys: Keys, folder: Path |
                 text, solution, images, task = _parts(row, keys)
                 named = tuple(image if isinstance(image, bytes) else names.relative(image) for image in images)
                 yield Row(file, number, text, solution, named, task)
+            except RecursionError:
+                yield BadRow(file, number, f"key {keys.answer!r} is nested too deeply")
             except (_RowError, ImageError) as error:
                 reason = f"key {keys.image!r}: {error}" if isinstance(error, ImageError) else str(error)
                 yield BadRow(file, number, reason)
@@ -122,7 +124,7 @@ def _parts(row: Any, keys: Keys) -> tuple[str, Any, list[str | bytes], str]:
     if not isinstance(row, dict):
         raise _RowError(f"a row must be an object with {keys.problem!r}, {keys.answer!r} and {keys.image!r}")
     text = _value(row, keys.problem, "problem_key")
-    if not isinstance(text, str) or not text.strip():
+    if not isinstance(text, str) or not text.strip() or not _is_unicode(text):
         raise _RowError(f"key {keys.problem!r} must be a text that is not empty")
     solution = _value(row, keys.answer, "answer_key")
     if solution is None or solution == "":
@@ -135,7 +137,7 @@ def _parts(row: Any, keys: Keys) -> tuple[str, Any, list[str | bytes], str]:
         raise _RowError(f"key {keys.image!r} must be an image path, an embedded image, or a list of them")
     task = row.get(_TASK)
     task = keys.task if task is None else task  # a table has the column for all rows or for none
-    if not isinstance(task, str) or not task.strip():
+    if not isinstance(task, str) or not task.strip() or not _is_unicode(task):
         raise _RowError("key 'task' must be a task's name; leave it out for the run's own task")
     return text, solution, [image for image in images if image is not None], task
 
@@ -146,20 +148,33 @@ def _image(value: Any) -> str | bytes | None:
         value = value["path"] if value["bytes"] is None else value["bytes"]
     if isinstance(value, bytes) and value:
         return value
-    return value if isinstance(value, str) and value.strip() else None
+    return value if isinstance(value, str) and value.strip() and _is_unicode(value) else None
 
 
 def _no_json(value: Any) -> str | None:
     """What in a solution could not be written as JSON; None: nothing."""
-    if isinstance(value, str | int) or value is None:
+    if isinstance(value, int) or value is None:
         return None
+    if isinstance(value, str):
+        return None if _is_unicode(value) else "half a character"
     if isinstance(value, float):
         return None if math.isfinite(value) else str(value)
     if isinstance(value, list):
         return next((wrong for item in value if (wrong := _no_json(item))), None)
     if isinstance(value, dict):
-        return _no_json(list(value.values()))
+        return _no_json([*value, *value.values()])
     return f"a {type(value).__name__}"
+
+
+def _is_unicode(text: str) -> bool:
+    """JSON can write half of a character (a lone surrogate), which no message could carry."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _value(row: dict[str, Any], key: str, option: str) -> Any:

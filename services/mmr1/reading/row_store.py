@@ -13,6 +13,7 @@ import struct
 import tempfile
 import weakref
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import pairwise
 from typing import IO, Any
 
@@ -68,10 +69,6 @@ class RowStore:
     def tasks(self) -> list[str]:
         return list(self._task_numbers)
 
-    def read(self, index: int) -> list[Any]:
-        row: list[Any] = json.loads(self.content(index))
-        return row
-
     def content(self, index: int) -> bytes:
         """A row as it is set down: the text of `json.dumps`."""
         begin, end = self._read_entries(index, index + 2)["offset"].tolist()
@@ -110,7 +107,8 @@ class RowStore:
 
 def _close(*files: IO[bytes]) -> None:
     for file in files:
-        file.close()
+        with suppress(OSError):  # what is left to write has no room, and is of no use to anybody
+            file.close()
 
 
 def _no_room(error: OSError) -> ConfigurationError:

@@ -61,6 +61,7 @@ def _looked_at(rows: Iterator[Row | BadRow], store: ImageStore) -> Iterator[tupl
     def sizes(row: Row | BadRow) -> Sizes | str:
         found: Sizes = []
         for image in row.images if isinstance(row, Row) else ():
+            size: tuple[int, int] | str
             try:
                 size = look(image) if isinstance(image, str) else store.check_content("(embedded)", image)
             except ImageError as error:

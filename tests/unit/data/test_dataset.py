@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,11 @@ BAD_ROWS = [
     (row(image="none.png"), "key 'image': image none.png: does not exist"),
     (row(task=""), "'task' must be a task's name"),
     ("text", "a row must be an object"),
+    (row(problem="\ud800"), "'problem' must be a text"),
+    (row(solution=["\ud800"]), "'solution' holds half a character; a solution is made of"),
+    (row(solution=functools.reduce(lambda inner, _: [inner], range(600), 3)), "'solution' is nested too deeply"),
+    (row(image="\ud800.png"), "'image' must be an image path"),
+    (row(image=["a.png", {"bytes": "a.png"}]), "'image' must be an image path"),
 ]
 
 
