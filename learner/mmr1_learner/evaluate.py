@@ -46,7 +46,6 @@ class Evaluator:
         self._config = config
         self._prompts = prompts
         self._problems = problems[: config.eval_sample_size]
-        self._sizes: dict[str, tuple[int, int] | None] = {}
 
     def run(self, clients: Sequence[RolloutClient], temperature: float, tick: Tick) -> list[Evaluation]:
         """Greedy, then sampled at `temperature`. `tick` is called all the while; what it raises ends the evaluation.
@@ -75,17 +74,11 @@ class Evaluator:
             return await judge.judge(groups, range(len(groups)), [self._size(group.prompt) for group in groups])
 
     def _size(self, prompt: Prompt) -> tuple[int, int] | None:
-        """Of the prompt's image, where its task looks at one; each is opened once."""
-        if not prompt.images or not metrics_of(prompt.task).takes_size:
-            return None
-        path = prompt.images[0].path
-        if path not in self._sizes:
-            self._sizes[path] = self._prompts.image_size(prompt)
-        return self._sizes[path]
+        return self._prompts.image_size(prompt) if metrics_of(prompt.task).takes_size else None
 
 
 def evaluation_records(name: str, step: int, version: str, found: Sequence[Evaluation]) -> list[dict[str, Any]]:
-    """The lines of evaluations.jsonl: one for each mode and task. `name` is before, step or after.
+    """The lines of evaluations.jsonl: one for each mode and task, written at once. `name` is before, step or after.
 
     `seconds` is the task's share of the pass, by its number of problems; `accuracy` is null for a task that has none.
     """

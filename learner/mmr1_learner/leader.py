@@ -97,7 +97,7 @@ class Leader:
         self._send(self._parity_gate)
         if state is None and self._config.eval_at_start:
             self._evaluate("before", 0)
-        self._evaluate_missed()
+        self._evaluate_if_due(self._state.step)
         self._started = time.monotonic()
 
     def take_over(self, state: RunState | None) -> None:
@@ -188,9 +188,8 @@ class Leader:
             pending=accounts.ledger.pending,
             seconds=round(record["seconds"], 2),
         )
-        if self._config.evaluates_within(plan.step + 1, self._config.num_steps):
-            with suppress(StopRequestedError):  # measured when the run goes on
-                self._evaluate("step", plan.step + 1)
+        with suppress(StopRequestedError):  # measured when the run goes on
+            self._evaluate_if_due(plan.step + 1)
 
     def state_at(self, step: int) -> RunState:
         """What a checkpoint after `step` optimizer steps must remember."""
@@ -306,7 +305,6 @@ class Leader:
         self.files.write("parity", [*self.files.read("parity", []), entry])
 
     def _evaluate(self, name: str, step: int) -> None:
-        """One line per mode and task, all of them at once: an evaluation that was cut has left none."""
         if self._evaluator is None:
             return
         self._tick()
@@ -317,9 +315,8 @@ class Leader:
         self._trackers.log(step, tracked(found))
         say(name, found)
 
-    def _evaluate_missed(self) -> None:
-        """A run that was told to stop during an evaluation goes on from the checkpoint of that step: it is due now."""
-        step = self._state.step
+    def _evaluate_if_due(self, step: int) -> None:
+        """Once. A run that was told to stop in an evaluation goes on from that step's checkpoint: it is due then."""
         if self._config.evaluates_within(step, self._config.num_steps) and not self.files.has("evaluations", step=step):
             self._evaluate("step", step)
 

@@ -82,7 +82,7 @@ class PromptFactory:
             ConfigurationError: it was there when the run began and is no longer.
         """
         try:
-            return self._store.check(prompt.images[0].path) if prompt.images else None
+            return self._store.size(prompt.images[0].path) if prompt.images else None
         except ImageError as error:
             raise ConfigurationError(f"{error}; restore it, and the same command goes on") from None
 

@@ -136,7 +136,7 @@ def learner_of(run: Run, evaluator: Played) -> Any:
     learner = run.learner()
     learner.leader._sender.clients = lambda: []
     learner.leader._evaluator = evaluator
-    learner.leader._evaluate_missed()
+    learner.leader._evaluate_if_due(learner.step)
     return learner
 
 
