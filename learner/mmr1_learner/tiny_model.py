@@ -24,12 +24,15 @@ from transformers import (
 )
 
 from mmr1.digits.counting import QUESTION
+from mmr1.digits.tasks import DigitTask
 from mmr1.errors import CONFIGURATION_ERROR, ConfigurationError
 from mmr1.templates import QUESTIONS
 from mmr1_learner.sft import Progress, WarmStart
 
 HIDDEN, LAYERS, HEADS, KEY_VALUE_HEADS, WIDENING = 128, 4, 4, 2, 3
 NUM_MERGED = 96  # tokens that byte pairs merge into: the words of the prompts fit with room to spare
+# What stands between the numbers of boxes and their labels, a token each: an answer is hardly more than its digits.
+BOX_MARKS = ('[{"bbox_2d": [', '], "label": "', '"}, {"bbox_2d": [', '"}]', ", ", "[", "]")
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -66,10 +69,11 @@ CHAT_TEMPLATE = """\
 """
 
 
-def build_tokenizer(questions: Sequence[str]) -> PreTrainedTokenizerFast:
+def build_tokenizer(questions: Sequence[str], marks: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     """Byte-level BPE whose merges come from the prompts' own words, so that a question is a handful of tokens.
 
-    Any other text is still encoded, a byte a token. Digits never merge with each other.
+    Any other text is still encoded, a byte a token. Digits never merge with each other. `marks` are texts that become a
+    token each, wherever they stand.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -83,7 +87,7 @@ def build_tokenizer(questions: Sequence[str]) -> PreTrainedTokenizerFast:
     )
     words = [text.replace("{problem}", question) for text in _question_texts() for question in questions]
     tokenizer.train_from_iterator([*words, "user\n", "assistant\n", "system\n"], trainer)
-    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAGS])
+    tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in (*TAGS, *marks)])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
@@ -92,6 +96,12 @@ def build_tokenizer(questions: Sequence[str]) -> PreTrainedTokenizerFast:
         extra_special_tokens={"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"},
         model_max_length=4096,
     )
+
+
+def tokenizer_for(tasks: Sequence[DigitTask]) -> PreTrainedTokenizerFast:
+    """The tokenizer of a model that learns these tasks."""
+    marks = BOX_MARKS if any(task.task in ("grounding", "detection") for task in tasks) else ()
+    return build_tokenizer([question for task in tasks for question in task.questions], marks)
 
 
 def _question_texts() -> list[str]:
@@ -176,7 +186,7 @@ def save(
     tokenizer.save_pretrained(out)
     image_processor.save_pretrained(out)
     if history:
-        lines = ",\n".join(json.dumps(progress._asdict()) for progress in history)
+        lines = ",\n".join(json.dumps(progress.as_json()) for progress in history)
         (out / "warm_start.json").write_text(f"[\n{lines}\n]\n")
 
 
@@ -193,8 +203,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _make(arguments: argparse.Namespace) -> int:
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise ConfigurationError("device cuda: this torch sees no GPU; use --device cpu")
-    start = WarmStart(arguments.data, batch_size=arguments.batch_size, seed=arguments.seed, workers=arguments.workers)
-    tokenizer, image_processor = build_tokenizer([QUESTION]), build_image_processor()
+    folders = arguments.data or [Path("data/digits/counting")]
+    start = WarmStart(folders, batch_size=arguments.batch_size, seed=arguments.seed, workers=arguments.workers)
+    tokenizer, image_processor = tokenizer_for([course.task for course in start.courses]), build_image_processor()
     model = build_model(tokenizer, arguments.seed)
     device = torch.device(arguments.device)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(tokenizer)} tokens", flush=True)
@@ -205,6 +216,8 @@ def _make(arguments: argparse.Namespace) -> int:
         num_steps=arguments.steps,
         learning_rate=arguments.learning_rate,
         target_accuracy=arguments.target_accuracy,
+        warmup_steps=arguments.warmup_steps,
+        sight_steps=arguments.sight_steps,
     )
     save(arguments.out, model.cpu(), tokenizer, image_processor, history)
     reached = history[-1].greedy
@@ -224,14 +237,20 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="mmr1 tiny-model", description="build a small Qwen2.5-VL and teach it half of a task")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument(
-        "--data", type=Path, default=Path("data/digits/counting"), metavar="DIR", help="from `mmr1 data digits`"
+        "--data",
+        type=Path,
+        action="append",
+        metavar="DIR",
+        help="from `mmr1 data digits`; several are learned together; default: data/digits/counting",
     )
+    parser.add_argument("--sight-steps", type=int, default=0, metavar="N", help="of the vision tower alone, before")
     parser.add_argument("--steps", type=int, default=600, metavar="N", help="at most")
     parser.add_argument(
         "--target-accuracy", type=float, default=0.5, metavar="SHARE", help="held-out, greedy: stop there"
     )
     parser.add_argument("--batch-size", type=int, default=256, metavar="N")
     parser.add_argument("--learning-rate", type=float, default=1e-3, metavar="RATE")
+    parser.add_argument("--warmup-steps", type=int, default=200, metavar="N", help="of the learning rate")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument(
         "--workers", type=int, default=None, metavar="N", help="processes that draw; default: by the cores"
