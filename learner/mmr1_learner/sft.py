@@ -104,12 +104,12 @@ class WarmStart:
         *,
         num_steps: int,
         learning_rate: float,
-        target_accuracy: float,
+        target_accuracy: float | None,
         warmup_steps: int = 200,
         sight_steps: int = 0,
     ) -> list[Progress]:
         """Train in place, on the model's device: `sight_steps` the vision tower alone, and then the whole until the
-        least held-out greedy accuracy reaches the target or `num_steps` run out.
+        least held-out greedy accuracy reaches the target, if there is one, or `num_steps` run out.
 
         Returns:
             The measurements, one every 10 steps and at the end; at least one.
@@ -127,7 +127,7 @@ class WarmStart:
                 shares = {name: accuracy(model, *held, batch_size=self.batch_size) for name, held in held_out.items()}
                 last_loss = None if loss is None else loss.item()
                 history.append(Progress(step, round(time.monotonic() - started, 1), last_loss, shares))
-                reached = history[-1].greedy >= target_accuracy
+                reached = target_accuracy is not None and history[-1].greedy >= target_accuracy
                 if step % PRINT_EVERY == 0 or reached or step == num_steps:
                     _print(history[-1])
                 if reached:

@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -27,7 +27,7 @@ from mmr1.digits.counting import QUESTION
 from mmr1.digits.tasks import DigitTask
 from mmr1.errors import CONFIGURATION_ERROR, ConfigurationError
 from mmr1.templates import QUESTIONS
-from mmr1_learner.sft import Progress, WarmStart
+from mmr1_learner.sft import WarmStart
 
 HIDDEN, LAYERS, HEADS, KEY_VALUE_HEADS, WIDENING = 128, 4, 4, 2, 3
 NUM_MERGED = 96  # tokens that byte pairs merge into: the words of the prompts fit with room to spare
@@ -177,7 +177,7 @@ def save(
     model: Qwen2_5_VLForConditionalGeneration,
     tokenizer: PreTrainedTokenizerFast,
     image_processor: Qwen2VLImageProcessor,
-    history: list[Progress],
+    measurements: list[dict[str, Any]],
 ) -> None:
     """Write the folder that transformers and vLLM load, and how its warm start went as warm_start.json."""
     out.mkdir(parents=True, exist_ok=True)
@@ -185,8 +185,8 @@ def save(
     (out / "model.safetensors").chmod(0o644)  # safetensors makes it private; a container's user must read it
     tokenizer.save_pretrained(out)
     image_processor.save_pretrained(out)
-    if history:
-        lines = ",\n".join(json.dumps(progress.as_json()) for progress in history)
+    if measurements:
+        lines = ",\n".join(map(json.dumps, measurements))
         (out / "warm_start.json").write_text(f"[\n{lines}\n]\n")
 
 
@@ -205,8 +205,16 @@ def _make(arguments: argparse.Namespace) -> int:
         raise ConfigurationError("device cuda: this torch sees no GPU; use --device cpu")
     folders = arguments.data or [Path("data/digits/counting")]
     start = WarmStart(folders, batch_size=arguments.batch_size, seed=arguments.seed, workers=arguments.workers)
-    tokenizer, image_processor = tokenizer_for([course.task for course in start.courses]), build_image_processor()
-    model = build_model(tokenizer, arguments.seed)
+    image_processor = build_image_processor()
+    tasks, earlier = [course.task for course in start.courses], []
+    if arguments.start is None:
+        tokenizer = tokenizer_for(tasks)
+        model = build_model(tokenizer, arguments.seed)
+    else:
+        tokenizer, model, earlier = _load(arguments.start)
+    target = arguments.target_accuracy
+    if target is None and {task.task for task in tasks} == {"counting"}:
+        target = 0.5
     device = torch.device(arguments.device)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(tokenizer)} tokens", flush=True)
     history = start.train(
@@ -215,17 +223,34 @@ def _make(arguments: argparse.Namespace) -> int:
         image_processor,
         num_steps=arguments.steps,
         learning_rate=arguments.learning_rate,
-        target_accuracy=arguments.target_accuracy,
+        target_accuracy=target,
         warmup_steps=arguments.warmup_steps,
         sight_steps=arguments.sight_steps,
     )
-    save(arguments.out, model.cpu(), tokenizer, image_processor, history)
+    measurements = [*earlier, *(progress.as_json() for progress in history)]
+    save(arguments.out, model.cpu(), tokenizer, image_processor, measurements)
     reached = history[-1].greedy
     print(f"{arguments.out}: saved with held-out accuracy {reached:.3f} after {history[-1].step} steps", flush=True)
-    if reached < arguments.target_accuracy:
-        print(f"mmr1: below the target of {arguments.target_accuracy}: give more --steps", file=sys.stderr)
+    if target is not None and reached < target:
+        print(f"mmr1: below the target of {target}: give more --steps", file=sys.stderr)
         return 1
     return 0
+
+
+def _load(
+    folder: Path,
+) -> tuple[PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration, list[dict[str, Any]]]:
+    """What an earlier call of this command has saved, with its measurements.
+
+    Raises ConfigurationError when it is not there.
+    """
+    try:
+        measurements = json.loads((folder / "warm_start.json").read_text())
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        return tokenizer, Qwen2_5_VLForConditionalGeneration.from_pretrained(folder), measurements
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigurationError(f"--start {folder}: {reason}; give a folder that this command has written") from None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -236,6 +261,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="mmr1 tiny-model", description="build a small Qwen2.5-VL and teach it half of a task")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--start", type=Path, metavar="DIR", help="go on with the model of an earlier call")
     parser.add_argument(
         "--data",
         type=Path,
@@ -246,7 +272,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sight-steps", type=int, default=0, metavar="N", help="of the vision tower alone, before")
     parser.add_argument("--steps", type=int, default=600, metavar="N", help="at most")
     parser.add_argument(
-        "--target-accuracy", type=float, default=0.5, metavar="SHARE", help="held-out, greedy: stop there"
+        "--target-accuracy",
+        type=float,
+        metavar="SHARE",
+        help="of held-out answers exactly right, greedily: stop there; default: 0.5 for counting, else never",
     )
     parser.add_argument("--batch-size", type=int, default=256, metavar="N")
     parser.add_argument("--learning-rate", type=float, default=1e-3, metavar="RATE")

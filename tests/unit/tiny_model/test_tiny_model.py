@@ -13,6 +13,7 @@ from PIL import Image
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 from mmr1.chat_template import ChatTemplate
+from mmr1.config import load_config
 from mmr1.digits.counting import QUESTION
 from mmr1.digits.files import write_problems
 from mmr1.digits.scans import load_scans
@@ -32,6 +33,7 @@ from mmr1_learner.tiny_model import (
     tokenizer_for,
 )
 
+REPOSITORY = Path(__file__).resolve().parents[3]
 READER = ("ocr", "grounding", "detection")
 
 
@@ -81,6 +83,15 @@ def test_boxes_are_hardly_longer_than_their_digits() -> None:
         assert len(ids) == length and tokenizer.decode(ids) == f"<answer>{text}</answer>"
     for name in READER:
         assert len({len(tokenizer(question)["input_ids"]) for question in TASKS[name].questions}) == 1
+
+
+@pytest.mark.parametrize("name", READER)
+def test_the_demos_prompts_and_answers_fit_their_limits(name: str) -> None:
+    config = load_config(REPOSITORY / "examples" / f"{name}.yaml")
+    asked = lesson(name, Encoder(tokenizer_for([TASKS[name] for name in READER])), 64)
+    assert asked.prompts.shape[1] <= config.max_prompt_length
+    assert asked.answers.shape[1] <= config.max_completion_length
+    assert config.task == name and config.run_dir == Path("runs") / f"demo-{name}"
 
 
 @pytest.mark.parametrize("text", ["<answer>12</answer>", "Größe 数 🎈\n\t{x}", "  two  spaces ", *TAGS])
@@ -205,12 +216,20 @@ def test_several_tasks_are_learned_together(tmp_path: Path) -> None:
     untouched = build_model(tokenizer_for([TASKS[name] for name in READER]), seed=0)
     same = {n: torch.equal(p, q) for (n, p), q in zip(model.named_parameters(), untouched.parameters(), strict=True)}
     assert not same["model.visual.blocks.0.attn.qkv.weight"] and same["model.language_model.norm.weight"]
+    arguments[arguments.index("--sight-steps") + 1] = "0"
+    assert main([*arguments, "--start", str(out), "--out", str(tmp_path / "more")]) == 0
+    assert json.loads((tmp_path / "more" / "warm_start.json").read_text())[0] == first
+    for name in ("model.safetensors", "tokenizer.json"):  # the target was reached before the first step
+        assert (tmp_path / "more" / name).read_bytes() == (out / name).read_bytes()
 
 
 def test_wrong_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--out", str(tmp_path / "out"), "--data", str(tmp_path)]) == 2
     assert main([]) == 2
     assert "mmr1 data digits" in (error := capsys.readouterr().err) and error.count("mmr1: error: ") == 2
+    folder = write(tmp_path / "ocr", "ocr")
+    assert main(["--out", "x", "--data", str(folder), "--start", str(tmp_path / "none")]) == 2
+    assert f"--start {tmp_path / 'none'}" in capsys.readouterr().err
     if not torch.cuda.is_available():
         assert main(["--out", "x", "--device", "cuda"]) == 2
         assert "sees no GPU" in capsys.readouterr().err
