@@ -10,7 +10,7 @@ WORKERS ?= 2
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 DS_ACCELERATOR=cpu PATH="$(CURDIR)/$(BIN):$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-matrix test-chaos chaos test-reward test-peers fuzz check format proto doctor clean
+.PHONY: help setup demo results test test-matrix test-chaos chaos test-reward test-peers fuzz check format proto doctor clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,7 +19,10 @@ setup:  ## make .venv (DEVICE=cpu or cuda); nothing happens when it is up to dat
 	@scripts/setup.sh $(DEVICE)
 
 demo: setup  ## the whole stack learns to count digits in a few minutes; results in runs/demo
-	@$(BIN)/mmr1 demo counting $(OPTIONS)
+	@$(BIN)/mmr1 demo counting --run_dir runs/demo $(OPTIONS)
+
+results: setup  ## every demo with three seeds and a control, as far as not done, and docs/results.md; hours
+	@$(BIN)/python benchmarks/results.py $(OPTIONS)
 
 PYTEST_COMMAND = $(TEST_ENVIRONMENT) $(BIN)/python -m pytest $(TESTS) -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 

@@ -1,8 +1,8 @@
-"""The warm start: supervised training on freshly drawn problems until a model is right about half the time.
+"""The warm start: supervised training on freshly drawn problems until a model does a task by halves.
 
-Prompts and answers are rendered by the templates that a run uses, training canvases are drawn on the fly from the
-training scans alone, and accuracy is measured on the held-out file through the real image processor. This file knows
-nothing of reinforcement, queues or servers, nor of how a model is built.
+Training canvases are drawn on the fly from the training scans alone, and what is reached is measured on the held-out
+files through the real image processor. This file knows nothing of reinforcement, queues or servers, nor of how a model
+is built.
 """
 
 from __future__ import annotations
@@ -10,92 +10,91 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import starmap
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from mmr1.chat_template import ChatTemplate
 from mmr1.dataset import load_problems
-from mmr1.digits.counting import MOST_DIGITS, QUESTION, SUPPLY_STREAM, check_side, draw
-from mmr1.digits.scans import Scans, read_scans
+from mmr1.digits.scans import read_scans
+from mmr1.digits.tasks import TASKS, DigitTask
 from mmr1.errors import ConfigurationError
 from mmr1.images import ImageStore
-from mmr1.records import Problem
-from mmr1.templates import IMAGE_PLACEHOLDER, Templates, render, render_answer
+from mmr1_learner.equal_images import images_of_one_size
+from mmr1_learner.lessons import IGNORED, Encode, Encoder, Lesson, Supply, patches
+from mmr1_learner.sight import Sights, sights, teach_sight
 
-WARMUP_STEPS = 200
-WEIGHT_DECAY = 0.05
-BETAS = (0.9, 0.98)
+ADAMW = {"weight_decay": 0.05, "betas": (0.9, 0.98)}
 MAX_GRAD_NORM = 1.0
 EVALUATE_EVERY = 10
 PRINT_EVERY = 50
 
 
-class Progress(NamedTuple):
-    """A measurement: accuracies are shares of the held-out problems answered exactly right.
+class Accuracy(NamedTuple):
+    """Shares of the held-out problems answered exactly right: greedily, and in expectation at temperature 1."""
 
-    `sampled` is the expected share at temperature 1: the mean probability of the right answer.
-    """
-
-    step: int
-    seconds: float
-    loss: float | None
     greedy: float
     sampled: float
 
 
-class Encoded(NamedTuple):
-    """What all problems share, as ids.
+class Progress(NamedTuple):
+    """A measurement: what each folder's held-out problems gave, and the mean loss per token of the step before."""
 
-    `prompt` [P], `answers` [MOST_DIGITS, A] (row i answers i + 1, end of turn included), `positions` [3, 1, P + A].
-    """
+    step: int
+    seconds: float
+    loss: float | None
+    accuracy: dict[str, Accuracy]
 
-    prompt: Tensor
-    answers: Tensor
-    positions: Tensor
+    @property
+    def greedy(self) -> float:
+        """The least of the tasks'."""
+        return min(accuracy.greedy for accuracy in self.accuracy.values())
 
-
-class Supply(IterableDataset[tuple[Tensor, Tensor]]):
-    """Endless batches of drawn problems: canvases [B, side, side] uint8 and counts [B].
-
-    Batch i depends on the seed and on i alone, however many processes draw.
-    """
-
-    def __init__(self, scans: Scans, side: int, batch_size: int, seed: int) -> None:
-        self.scans, self.side, self.batch_size, self.seed = scans, side, batch_size, seed
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        worker = get_worker_info()
-        number, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        while True:
-            rng = np.random.default_rng([self.seed, SUPPLY_STREAM, number])
-            drawn = [draw(rng, self.scans, self.side) for _ in range(self.batch_size)]
-            canvases = torch.from_numpy(np.stack([pixels for pixels, _ in drawn]))
-            yield canvases, torch.tensor([len(placements) for _, placements in drawn])
-            number += step
+    def as_json(self) -> dict[str, Any]:
+        shares = {name: accuracy._asdict() for name, accuracy in self.accuracy.items()}
+        return {"step": self.step, "seconds": self.seconds, "loss": self.loss, "accuracy": shares}
 
 
-class WarmStart:
-    """The counting problems of one `mmr1 data digits` folder, ready to train on.
+class Course:
+    """One `mmr1 data digits` folder: the task, its endless supply, and its held-out problems.
 
     Raises:
         ConfigurationError: the folder is not what that command writes.
     """
 
-    def __init__(self, data: Path, *, batch_size: int, seed: int, workers: int | None = None) -> None:
-        self.data, self.batch_size, self.seed = data, batch_size, seed
-        self.workers = max(1, min(16, (os.cpu_count() or 1) - 1)) if workers is None else workers
-        manifest = _manifest(data)
-        self.side: int = manifest["canvas"]
-        check_side(self.side)
+    def __init__(self, data: Path) -> None:
+        self.data = data
+        self.task, self.side = _manifest(data)
         self.scans = read_scans(data / "scans.npz").training()
-        self.held_out = load_problems(data / "eval.json", root=data)
+        self.problems = load_problems(data / "eval.json", root=data)
+
+    def supply(self, encode: Encode, *, batch_size: int, seed: int) -> Supply:
+        return Supply(self.task, self.scans, self.side, encode, batch_size=batch_size, seed=seed)
+
+    def held_out(self, encoder: Encoder, image_processor: Any) -> tuple[Tensor, Lesson]:
+        """pixel_values [N * patches, D] of the held-out files, as a run's own processor makes them, and the lesson."""
+        store = ImageStore(self.data)
+        images = [store.open(store.ref(problem.images[0])) for problem in self.problems]
+        width, height = images[0].size
+        if width != self.side or any(image.size != (width, height) for image in images):
+            raise ConfigurationError(f"{self.data}: images differ from the manifest's canvas; make the data again")
+        pixel_values = image_processor(images=images, return_tensors="pt")["pixel_values"]
+        canvases = torch.empty(len(images), height, width, dtype=torch.uint8)  # of which only the shape is looked at
+        return pixel_values, encoder.lesson(canvases, [(one.problem, one.solution) for one in self.problems])
+
+
+class WarmStart:
+    """One or more `mmr1 data digits` folders, whose problems are trained on in equal parts."""
+
+    def __init__(self, folders: Sequence[Path], *, batch_size: int, seed: int, workers: int | None = None) -> None:
+        self.courses = [Course(folder) for folder in folders]
+        self.batch_size, self.seed = batch_size, seed
+        most = max(1, min(16, (os.cpu_count() or 1) - 1))
+        self.workers = -(-most // len(self.courses)) if workers is None else workers
 
     def train(
         self,
@@ -105,33 +104,30 @@ class WarmStart:
         *,
         num_steps: int,
         learning_rate: float,
-        target_accuracy: float,
+        target_accuracy: float | None,
+        warmup_steps: int = 200,
+        sight_steps: int = 0,
     ) -> list[Progress]:
-        """Train in place, on the model's device, until held-out greedy accuracy reaches the target or steps run out.
+        """Train in place, on the model's device: `sight_steps` the vision tower alone, and then the whole until the
+        least held-out greedy accuracy reaches the target, if there is one, or `num_steps` run out.
 
         Returns:
             The measurements, one every 10 steps and at the end; at least one.
         """
-        device = model.device
-        encoded = encode(model, tokenizer, self.side)
-        batches = iter(
-            DataLoader(
-                Supply(self.scans, self.side, self.batch_size, self.seed),
-                batch_size=None,
-                num_workers=self.workers,
-                prefetch_factor=4 if self.workers else None,
-            )
-        )
-        held_out = self._held_out_tensors(image_processor)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=WEIGHT_DECAY, betas=BETAS)
+        if sight_steps:
+            self._teach_sight(model, image_processor, sight_steps, learning_rate)
+        encoder = Encoder(tokenizer)
+        lessons = [starmap(Lesson, batches) for batches in self._batches(encoder.arrays)]
+        held_out = {course.task.name: course.held_out(encoder, image_processor) for course in self.courses}
+        optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, **ADAMW)
         history: list[Progress] = []
         started, loss = time.monotonic(), None
         for step in range(num_steps + 1):
             if step % EVALUATE_EVERY == 0 or step == num_steps:
-                greedy, sampled = accuracy(model, encoded, *held_out, batch_size=self.batch_size)
+                shares = {name: accuracy(model, *held, batch_size=self.batch_size) for name, held in held_out.items()}
                 last_loss = None if loss is None else loss.item()
-                history.append(Progress(step, round(time.monotonic() - started, 1), last_loss, greedy, sampled))
-                reached = greedy >= target_accuracy
+                history.append(Progress(step, round(time.monotonic() - started, 1), last_loss, shares))
+                reached = target_accuracy is not None and history[-1].greedy >= target_accuracy
                 if step % PRINT_EVERY == 0 or reached or step == num_steps:
                     _print(history[-1])
                 if reached:
@@ -139,132 +135,101 @@ class WarmStart:
             if step == num_steps:
                 break
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate * min(1.0, (step + 1) / WARMUP_STEPS)
-            canvases, counts = next(batches)
-            loss = _step(model, optimizer, encoded, patches(canvases.to(device), image_processor), counts.to(device))
+                group["lr"] = learning_rate * min(1.0, (step + 1) / warmup_steps)
+            loss = _step(model, optimizer, image_processor, [next(supply).to(model.device) for supply in lessons])
         return history
 
-    def _held_out_tensors(self, image_processor: Any) -> tuple[Tensor, Tensor]:
-        """(pixel_values [N * patches, D], counts [N]) of the held-out files, as a run's own processor makes them."""
-        store = ImageStore(self.data)
-        images = [store.open(store.ref(problem.images[0])) for problem in self.held_out]
-        if any(image.size != (self.side, self.side) for image in images):
-            raise ConfigurationError(f"{self.data}: images differ from the manifest's canvas; make the data again")
-        pixel_values = image_processor(images=images, return_tensors="pt")["pixel_values"]
-        return pixel_values, torch.tensor([int(problem.solution) for problem in self.held_out])
+    def _teach_sight(self, model: Any, image_processor: Any, num_steps: int, learning_rate: float) -> None:
+        supplies = [starmap(Sights, batches) for batches in self._batches(sights)]
+        options = {"num_steps": num_steps, "learning_rate": learning_rate, "optimizer_options": ADAMW}
+        right = teach_sight(model, image_processor, supplies, **options)
+        print(f"sight: {right:.3f} of the digits named right after {num_steps} steps", flush=True)
+
+    def _batches(self, encode: Encode) -> list[Iterator[tuple[Tensor, ...]]]:
+        """The endless batches of every course."""
+        return [
+            course.supply(encode, batch_size=self.batch_size, seed=self.seed).batches(self.workers)
+            for course in self.courses
+        ]
 
 
-def encode(model: Any, tokenizer: Any, side: int) -> Encoded:
-    """The counting prompt and its answers as the run will render them, on the model's device."""
-    templates, chat = Templates(), ChatTemplate(tokenizer.chat_template, name="the model")
-    problems = [Problem(i, QUESTION, i + 1, ("image",), "counting") for i in range(MOST_DIGITS)]
-    vision = model.config.vision_config
-    grid = side // vision.patch_size
-    num_image_tokens = (grid // vision.spatial_merge_size) ** 2
-    text = render(problems[0], templates, chat).replace(IMAGE_PLACEHOLDER, IMAGE_PLACEHOLDER * num_image_tokens)
-    prompt = torch.tensor(tokenizer(text)["input_ids"])  # [P]
-    turn_end = tokenizer.eos_token
-    answers = torch.tensor(
-        [tokenizer(render_answer(problem, templates) + turn_end)["input_ids"] for problem in problems]
-    )  # [MOST_DIGITS, A]
-    row = torch.cat([prompt, answers[0]])[None]
-    positions, _ = model.model.get_rope_index(
-        input_ids=row,
-        mm_token_type_ids=(row == model.config.image_token_id).int(),
-        image_grid_thw=torch.tensor([[1, grid, grid]]),
-        attention_mask=torch.ones_like(row),
+def answer_logits(model: Any, pixel_values: Tensor, lesson: Lesson) -> Tensor:
+    """Logits [B, A, V] for the tokens of the answers, given each row's prompt and image."""
+    batch, length = lesson.answers.shape
+    ids = torch.cat([lesson.prompts, lesson.answers.clamp(min=0)], dim=1)  # [B, P + A]
+    size = model.config.vision_config.patch_size
+    height, width = lesson.canvases.shape[1] // size, lesson.canvases.shape[2] // size
+    positions, _ = model.model.get_rope_index(  # of one row: they are the same in all
+        input_ids=ids[:1],
+        mm_token_type_ids=(ids[:1] == model.config.image_token_id).int(),
+        image_grid_thw=torch.tensor([[1, height, width]], device=ids.device),
+        attention_mask=torch.ones_like(ids[:1]),
     )
-    return Encoded(prompt.to(model.device), answers.to(model.device), positions.to(model.device))
-
-
-def patches(canvases: Tensor, image_processor: Any) -> Tensor:
-    """Gray canvases [B, S, S] uint8 to pixel_values [B * patches, D], as the processor gives for S a multiple of 28.
-
-    Runs on the canvases' device, thousands of times faster than image by image.
-    """
-    batch, side = canvases.shape[0], canvases.shape[-1]
-    size, merge, repeat = image_processor.patch_size, image_processor.merge_size, image_processor.temporal_patch_size
-    mean = torch.tensor(image_processor.image_mean, device=canvases.device).view(1, 3, 1, 1)
-    std = torch.tensor(image_processor.image_std, device=canvases.device).view(1, 3, 1, 1)
-    pixels: Tensor = (canvases[:, None].float() * image_processor.rescale_factor - mean) / std  # [B, 3, S, S]
-    blocks = side // (size * merge)
-    pixels = pixels.view(batch, 3, blocks, merge, size, blocks, merge, size).permute(0, 2, 5, 3, 6, 1, 4, 7)
-    pixels = pixels.unsqueeze(6).expand(-1, -1, -1, -1, -1, -1, repeat, -1, -1)  # time comes after the channel
-    return pixels.reshape(batch * (side // size) ** 2, 3 * repeat * size * size)
-
-
-def answer_logits(model: Any, encoded: Encoded, pixel_values: Tensor, answers: Tensor) -> Tensor:
-    """Logits [B, A, V] for the tokens of `answers` [B, A], given the prompt and each row's image."""
-    batch, length = answers.shape
-    ids = torch.cat([encoded.prompt.expand(batch, -1), answers], dim=1)  # [B, P + A]
-    vision = model.config.vision_config
-    num_patches = pixel_values.shape[0] // batch
-    grid = round(num_patches**0.5)
-    assert grid * grid == num_patches and grid % vision.spatial_merge_size == 0
-    output = model(
-        input_ids=ids,
-        position_ids=encoded.positions.expand(-1, batch, -1),
-        pixel_values=pixel_values,
-        image_grid_thw=torch.tensor([[1, grid, grid]], device=ids.device).expand(batch, -1),
-        use_cache=False,
-        logits_to_keep=length + 1,
-    )
+    with images_of_one_size(model):
+        output = model(
+            input_ids=ids,
+            position_ids=positions.expand(-1, batch, -1),
+            pixel_values=pixel_values,
+            # As the frames of one film, which do not see each other either: transformers goes through images in Python.
+            image_grid_thw=torch.tensor([[batch, height, width]], device=ids.device),
+            use_cache=False,
+            logits_to_keep=length + 1,
+        )
     return cast(Tensor, output.logits[:, :-1])
 
 
 @torch.no_grad()
-def accuracy(
-    model: Any, encoded: Encoded, pixel_values: Tensor, counts: Tensor, batch_size: int = 256
-) -> tuple[float, float]:
-    """Shares answered exactly: greedily, and in expectation when sampled at temperature 1.
+def accuracy(model: Any, pixel_values: Tensor, lesson: Lesson, batch_size: int = 256) -> Accuracy:
+    """How many of the lesson's problems the model answers exactly right.
 
-    Feeding the right answer decides both: greedy decoding gives it exactly when every token of it is the most likely
-    one after those before it, and sampling gives it with the product of their probabilities.
+    Feeding the right answer decides both shares: greedy decoding gives it exactly when every token of it is the most
+    likely one after those before it, and sampling gives it with the product of their probabilities.
     """
-    rows = pixel_values.view(len(counts), -1, pixel_values.shape[-1])
+    rows = pixel_values.view(len(lesson.prompts), -1, pixel_values.shape[-1])
     greedy, sampled = 0.0, 0.0
-    for begin in range(0, len(counts), batch_size):
-        chunk = slice(begin, begin + batch_size)
-        answers = encoded.answers[counts[chunk].to(encoded.answers.device) - 1]
-        values = rows[chunk].reshape(-1, rows.shape[-1]).to(answers.device)
-        logits = answer_logits(model, encoded, values, answers)
-        greedy += (logits.argmax(-1) == answers).all(1).sum().item()
-        chosen = logits.log_softmax(-1).gather(-1, answers[..., None])  # [b, A, 1]
-        sampled += chosen.sum((1, 2)).exp().sum().item()
-    return greedy / len(counts), sampled / len(counts)
+    for begin in range(0, len(rows), batch_size):
+        part = Lesson(*(tensor[begin : begin + batch_size] for tensor in lesson)).to(model.device)
+        logits = answer_logits(model, rows[begin : begin + batch_size].flatten(0, 1).to(model.device), part)
+        padding = part.answers == IGNORED
+        greedy += ((logits.argmax(-1) == part.answers) | padding).all(1).sum().item()
+        chosen = logits.log_softmax(-1).gather(-1, part.answers.clamp(min=0)[..., None])[..., 0]  # [b, A]
+        sampled += chosen.masked_fill(padding, 0.0).sum(1).exp().sum().item()
+    return Accuracy(greedy / len(rows), sampled / len(rows))
 
 
-def _step(model: Any, optimizer: torch.optim.Optimizer, encoded: Encoded, values: Tensor, counts: Tensor) -> Tensor:
-    """One optimizer step on the answers' tokens; returns the mean loss per token."""
-    answers = encoded.answers[counts - 1]
-    logits = answer_logits(model, encoded, values, answers)
-    loss = F.cross_entropy(logits.flatten(0, 1), answers.flatten())
+def _step(model: Any, optimizer: torch.optim.Optimizer, image_processor: Any, lessons: Sequence[Lesson]) -> Tensor:
+    """One optimizer step on the answers' tokens; returns the mean of the lessons' mean losses per token."""
     optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    total = torch.zeros((), device=model.device)
+    for lesson in lessons:
+        logits = answer_logits(model, patches(lesson.canvases, image_processor), lesson)
+        loss = F.cross_entropy(logits.flatten(0, 1), lesson.answers.flatten(), ignore_index=IGNORED) / len(lessons)
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += loss.detach()
     torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
     optimizer.step()
-    return loss.detach()
+    return total
 
 
-def _manifest(data: Path) -> dict[str, Any]:
+def _manifest(data: Path) -> tuple[DigitTask, int]:
+    """(task, canvas) of a folder."""
     try:
         manifest: dict[str, Any] = json.loads((data / "manifest.json").read_text())
     except (OSError, ValueError) as error:
         raise ConfigurationError(
             f"{data}: no readable manifest.json ({error}); make it with `mmr1 data digits`"
         ) from None
-    if manifest.get("task") != "counting" or not isinstance(manifest.get("canvas"), int):
-        raise ConfigurationError(f"{data}: its manifest is not of counting problems; make it with `mmr1 data digits`")
-    return manifest
+    task, side = TASKS.get(str(manifest.get("task"))), manifest.get("canvas")
+    if task is None or not isinstance(side, int):
+        raise ConfigurationError(f"{data}: its manifest is not of drawn problems; make it with `mmr1 data digits`")
+    task.check_canvas(side)
+    return task, side
 
 
 def _print(progress: Progress) -> None:
     loss = "  -  " if progress.loss is None else f"{progress.loss:.3f}"
-    print(
-        f"step {progress.step:4d}  {progress.seconds:6.1f} s  loss {loss}  "
-        f"held-out greedy {progress.greedy:.3f}  sampled {progress.sampled:.3f}",
-        flush=True,
-    )
+    shares = "  ".join(f"{name} {a.greedy:.3f} ({a.sampled:.3f})" for name, a in progress.accuracy.items())
+    print(f"step {progress.step:4d}  {progress.seconds:6.1f} s  loss {loss}  held-out {shares}", flush=True)
 
 
-__all__ = ["Encoded", "Progress", "Supply", "WarmStart", "accuracy", "answer_logits", "encode", "patches"]
+__all__ = ["Accuracy", "Course", "Progress", "WarmStart", "accuracy", "answer_logits"]

@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -24,12 +24,15 @@ from transformers import (
 )
 
 from mmr1.digits.counting import QUESTION
+from mmr1.digits.tasks import DigitTask
 from mmr1.errors import CONFIGURATION_ERROR, ConfigurationError
 from mmr1.templates import QUESTIONS
-from mmr1_learner.sft import Progress, WarmStart
+from mmr1_learner.sft import WarmStart
 
 HIDDEN, LAYERS, HEADS, KEY_VALUE_HEADS, WIDENING = 128, 4, 4, 2, 3
 NUM_MERGED = 96  # tokens that byte pairs merge into: the words of the prompts fit with room to spare
+# What stands between the numbers of boxes and their labels, a token each: an answer is hardly more than its digits.
+BOX_MARKS = ('[{"bbox_2d": [', '], "label": "', '"}, {"bbox_2d": [', '"}]', ", ", "[", "]")
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -66,10 +69,11 @@ CHAT_TEMPLATE = """\
 """
 
 
-def build_tokenizer(questions: Sequence[str]) -> PreTrainedTokenizerFast:
+def build_tokenizer(questions: Sequence[str], marks: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     """Byte-level BPE whose merges come from the prompts' own words, so that a question is a handful of tokens.
 
-    Any other text is still encoded, a byte a token. Digits never merge with each other.
+    Any other text is still encoded, a byte a token. Digits never merge with each other. `marks` are texts that become a
+    token each, wherever they stand.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -83,7 +87,7 @@ def build_tokenizer(questions: Sequence[str]) -> PreTrainedTokenizerFast:
     )
     words = [text.replace("{problem}", question) for text in _question_texts() for question in questions]
     tokenizer.train_from_iterator([*words, "user\n", "assistant\n", "system\n"], trainer)
-    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAGS])
+    tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in (*TAGS, *marks)])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
@@ -92,6 +96,12 @@ def build_tokenizer(questions: Sequence[str]) -> PreTrainedTokenizerFast:
         extra_special_tokens={"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"},
         model_max_length=4096,
     )
+
+
+def tokenizer_for(tasks: Sequence[DigitTask]) -> PreTrainedTokenizerFast:
+    """The tokenizer of a model that learns these tasks."""
+    marks = BOX_MARKS if any(task.task in ("grounding", "detection") for task in tasks) else ()
+    return build_tokenizer([question for task in tasks for question in task.questions], marks)
 
 
 def _question_texts() -> list[str]:
@@ -167,7 +177,7 @@ def save(
     model: Qwen2_5_VLForConditionalGeneration,
     tokenizer: PreTrainedTokenizerFast,
     image_processor: Qwen2VLImageProcessor,
-    history: list[Progress],
+    measurements: list[dict[str, Any]],
 ) -> None:
     """Write the folder that transformers and vLLM load, and how its warm start went as warm_start.json."""
     out.mkdir(parents=True, exist_ok=True)
@@ -175,8 +185,8 @@ def save(
     (out / "model.safetensors").chmod(0o644)  # safetensors makes it private; a container's user must read it
     tokenizer.save_pretrained(out)
     image_processor.save_pretrained(out)
-    if history:
-        lines = ",\n".join(json.dumps(progress._asdict()) for progress in history)
+    if measurements:
+        lines = ",\n".join(map(json.dumps, measurements))
         (out / "warm_start.json").write_text(f"[\n{lines}\n]\n")
 
 
@@ -193,9 +203,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _make(arguments: argparse.Namespace) -> int:
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise ConfigurationError("device cuda: this torch sees no GPU; use --device cpu")
-    start = WarmStart(arguments.data, batch_size=arguments.batch_size, seed=arguments.seed, workers=arguments.workers)
-    tokenizer, image_processor = build_tokenizer([QUESTION]), build_image_processor()
-    model = build_model(tokenizer, arguments.seed)
+    folders = arguments.data or [Path("data/digits/counting")]
+    start = WarmStart(folders, batch_size=arguments.batch_size, seed=arguments.seed, workers=arguments.workers)
+    image_processor = build_image_processor()
+    tasks, earlier = [course.task for course in start.courses], []
+    if arguments.start is None:
+        tokenizer = tokenizer_for(tasks)
+        model = build_model(tokenizer, arguments.seed)
+    else:
+        tokenizer, model, earlier = _load(arguments.start)
+    target = arguments.target_accuracy
+    if target is None and {task.task for task in tasks} == {"counting"}:
+        target = 0.5
     device = torch.device(arguments.device)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(tokenizer)} tokens", flush=True)
     history = start.train(
@@ -204,15 +223,34 @@ def _make(arguments: argparse.Namespace) -> int:
         image_processor,
         num_steps=arguments.steps,
         learning_rate=arguments.learning_rate,
-        target_accuracy=arguments.target_accuracy,
+        target_accuracy=target,
+        warmup_steps=arguments.warmup_steps,
+        sight_steps=arguments.sight_steps,
     )
-    save(arguments.out, model.cpu(), tokenizer, image_processor, history)
+    measurements = [*earlier, *(progress.as_json() for progress in history)]
+    save(arguments.out, model.cpu(), tokenizer, image_processor, measurements)
     reached = history[-1].greedy
     print(f"{arguments.out}: saved with held-out accuracy {reached:.3f} after {history[-1].step} steps", flush=True)
-    if reached < arguments.target_accuracy:
-        print(f"mmr1: below the target of {arguments.target_accuracy}: give more --steps", file=sys.stderr)
+    if target is not None and reached < target:
+        print(f"mmr1: below the target of {target}: give more --steps", file=sys.stderr)
         return 1
     return 0
+
+
+def _load(
+    folder: Path,
+) -> tuple[PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration, list[dict[str, Any]]]:
+    """What an earlier call of this command has saved, with its measurements.
+
+    Raises ConfigurationError when it is not there.
+    """
+    try:
+        measurements = json.loads((folder / "warm_start.json").read_text())
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        return tokenizer, Qwen2_5_VLForConditionalGeneration.from_pretrained(folder), measurements
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigurationError(f"--start {folder}: {reason}; give a folder that this command has written") from None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -223,15 +261,25 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="mmr1 tiny-model", description="build a small Qwen2.5-VL and teach it half of a task")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--start", type=Path, metavar="DIR", help="go on with the model of an earlier call")
     parser.add_argument(
-        "--data", type=Path, default=Path("data/digits/counting"), metavar="DIR", help="from `mmr1 data digits`"
+        "--data",
+        type=Path,
+        action="append",
+        metavar="DIR",
+        help="from `mmr1 data digits`; several are learned together; default: data/digits/counting",
     )
+    parser.add_argument("--sight-steps", type=int, default=0, metavar="N", help="of the vision tower alone, before")
     parser.add_argument("--steps", type=int, default=600, metavar="N", help="at most")
     parser.add_argument(
-        "--target-accuracy", type=float, default=0.5, metavar="SHARE", help="held-out, greedy: stop there"
+        "--target-accuracy",
+        type=float,
+        metavar="SHARE",
+        help="of held-out answers exactly right, greedily: stop there; default: 0.5 for counting, else never",
     )
     parser.add_argument("--batch-size", type=int, default=256, metavar="N")
     parser.add_argument("--learning-rate", type=float, default=1e-3, metavar="RATE")
+    parser.add_argument("--warmup-steps", type=int, default=200, metavar="N", help="of the learning rate")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument(
         "--workers", type=int, default=None, metavar="N", help="processes that draw; default: by the cores"

@@ -19,7 +19,8 @@ Command = Callable[[list[str]], int]
 
 BUILT_IN = {
     "up": "run the whole stack on this machine: mmr1 up CONFIG [--option value ...]",
-    "demo": "the demonstration: mmr1 demo counting",
+    "train": "the same by the name that others give it: mmr1 train CONFIG [--option value ...]",
+    "demo": "the demonstrations: mmr1 demo counting|ocr|grounding|detection",
     "doctor": "check this machine and say what is missing",
     "data": "make or validate a dataset: mmr1 data digits, mmr1 data validate FILE",
     "rewards": "the reward server's tasks, and how one response is scored: mmr1 rewards [try --task NAME ...]",
@@ -59,8 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(name: str) -> Command:
-    if name == "up":
-        return _up
+    if name in ("up", "train"):
+        return lambda argv: _up(name, argv)
     if name in ELSEWHERE:
         command: Command = importlib.import_module(ELSEWHERE[name]).main
         return command
@@ -71,18 +72,21 @@ def _command(name: str) -> Command:
     return command
 
 
-def _up(argv: list[str]) -> int:
+def _up(name: str, argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         from mmr1.config.loading import option_help
 
         print(
-            "usage: mmr1 up CONFIG [--option value ...]\n\nOptions, with their defaults; MMR1_<OPTION> sets one too:\n"
+            f"usage: mmr1 {name} CONFIG [--option value ...]\n\n"
+            "Options, with their defaults; MMR1_<OPTION> sets one too:\n"
         )
         print(option_help())
         return 0
     config_path = None if argv[0].startswith("--") else Path(argv[0])
     if config_path is None:
-        raise ConfigurationError("mmr1 up needs a configuration file first: mmr1 up CONFIG [--option value ...]")
+        raise ConfigurationError(
+            f"mmr1 {name} needs a configuration file first: mmr1 {name} CONFIG [--option value ...]"
+        )
     from mmr1.config import load_config
 
     config = load_config(config_path, argv[1:])  # before the rest is imported: a misspelt option shows at once

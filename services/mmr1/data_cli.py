@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from mmr1.convert import command as convert
-from mmr1.digits.counting import write_counting
+from mmr1.digits.files import write_problems
 from mmr1.digits.scans import load_scans
+from mmr1.digits.tasks import TASKS
 from mmr1.errors import CONFIGURATION_ERROR, ConfigurationError
 from mmr1.reading.files import dataset_folder
 from mmr1.reading.problem_rows import BadRow, Keys
@@ -42,12 +43,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="mmr1 data", description="make or check a dataset")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
     digits = commands.add_parser("digits", help="compose problems from scikit-learn's handwritten digits")
-    digits.add_argument("--task", choices=["counting"], default="counting")
+    digits.add_argument("--task", choices=list(TASKS), default="counting")
     digits.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the files go")
     digits.add_argument("--num-train", type=_count, default=4000, metavar="N")
     digits.add_argument("--num-eval", type=_count, default=640, metavar="N")
     digits.add_argument("--seed", type=_count, default=0, metavar="N")
-    digits.add_argument("--canvas", type=int, default=112, metavar="PIXELS", help="side, a multiple of 28")
+    digits.add_argument("--canvas", type=int, metavar="PIXELS", help="width; default: the task's own, 84, 112 or 140")
     convert.add_parser(
         commands.add_parser("convert", help="make a dataset of one in another format: coco, refcoco ...")
     )
@@ -76,14 +77,16 @@ def _count(text: str) -> int:
 
 def _digits(arguments: argparse.Namespace) -> int:
     started = time.monotonic()
+    task = TASKS[arguments.task]
     try:
-        write_counting(
+        write_problems(
             arguments.out,
+            task,
             load_scans(),
             num_train=arguments.num_train,
             num_eval=arguments.num_eval,
             seed=arguments.seed,
-            side=arguments.canvas,
+            side=task.canvas if arguments.canvas is None else arguments.canvas,
         )
     except OSError as error:
         raise ConfigurationError(

@@ -1,6 +1,6 @@
-"""`mmr1 demo counting`: data if it is missing, the whole stack with a live panel, then the report.
+"""`mmr1 demo TASK`: data if it is missing, the whole stack with a live panel, then the report.
 
-Knows the order of things; the options are in examples/counting.yaml, where a reader can change them.
+Knows the order of things; the options are in examples/TASK.yaml, where a reader can change them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mmr1.lifecycle import CommandParser
 from mmr1.local.run_lock import LOCK_NAME
 from mmr1.local.stack import run_stack
 
-TASKS = ("counting",)
+TASKS = ("counting", "ocr", "grounding", "detection")
 MARK_NAME = ".demo"  # in the run folder: this command made it and may replace it
 
 

@@ -21,7 +21,7 @@ def test_help_is_quick_and_names_every_command() -> None:
     """Quick because nothing heavy is imported."""
     result = mmr1("--help")
     assert result.returncode == 0
-    for command in ("up", "demo", "doctor", "data", "ledger", "report"):
+    for command in ("up", "train", "demo", "doctor", "data", "ledger", "report"):
         assert f"\n  {command} " in result.stdout
     loaded = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "mmr1", "--help"], capture_output=True, text=True, check=True
@@ -30,10 +30,11 @@ def test_help_is_quick_and_names_every_command() -> None:
         assert f" {heavy}\n" not in loaded
 
 
-def test_up_help_lists_every_option() -> None:
+@pytest.mark.parametrize("name", ["up", "train"])
+def test_up_help_lists_every_option(name: str) -> None:
     from mmr1.config import RunConfig
 
-    result = mmr1("up", "--help")
+    result = mmr1(name, "--help")
     assert result.returncode == 0
     for name in RunConfig.model_fields:
         assert f"--{name} (" in result.stdout
@@ -45,6 +46,7 @@ def test_up_help_lists_every_option() -> None:
         (["upp"], "unknown command 'upp'"),
         (["up", "--num_steps", "3"], "needs a configuration file"),
         (["up", "missing.yaml"], "configuration missing.yaml"),
+        (["train", "--seed", "1"], "mmr1 train needs a configuration file"),
         (["ledger"], "mmr1 ledger: the following arguments are required: run"),
         (["ledger", "run", "--redis-url", "redis://127.0.0.1:1/0"], "Connection refused"),
         (["demo", "painting"], "invalid choice: 'painting'"),

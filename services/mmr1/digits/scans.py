@@ -35,6 +35,10 @@ class Scans:
     def held_out(self) -> Scans:
         return self._select(self.ids >= NUM_TRAIN_SCANS)
 
+    def of(self, labels: npt.ArrayLike) -> Scans:
+        """The scans that show one of these digits."""
+        return self._select(np.isin(self.labels, labels))
+
     def _select(self, mask: npt.NDArray[np.bool_]) -> Scans:
         return Scans(self.images[mask], self.labels[mask], self.ids[mask])
 

@@ -10,8 +10,10 @@ import pytest
 
 from mmr1.data_cli import main
 from mmr1.dataset import load_problems
-from mmr1.digits.counting import EVAL_STREAM, TRAIN_STREAM, draw, write_counting
+from mmr1.digits.counting import draw
+from mmr1.digits.files import write_problems
 from mmr1.digits.scans import Scans, load_scans, read_scans
+from mmr1.digits.tasks import EVAL_STREAM, TASKS, TRAIN_STREAM
 from mmr1.errors import ConfigurationError
 from mmr1.images import ImageStore
 
@@ -24,7 +26,7 @@ def scans() -> Scans:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, scans: Scans) -> Path:
     out = tmp_path_factory.mktemp("digits")
-    write_counting(out, scans, num_train=40, num_eval=20, seed=3, side=112)
+    write_problems(out, TASKS["counting"], scans, num_train=40, num_eval=20, seed=3, side=112)
     return out
 
 
@@ -33,9 +35,9 @@ def test_files_hold_what_was_drawn(folder: Path, scans: Scans) -> None:
     assert len(problems) == 40 and len(load_problems(folder / "eval.json", root=folder)) == 20
     store = ImageStore(folder)
     for index, problem in enumerate(problems):
-        pixels, placements = draw(np.random.default_rng([3, TRAIN_STREAM, index]), scans.training(), 112)
-        assert problem.solution == len(placements) and problem.problem == "How many digits are there?"
-        assert (np.asarray(store.open(store.ref(problem.images[0]))) == pixels[..., None]).all()
+        drawn = draw(np.random.default_rng([3, TRAIN_STREAM, index]), scans.training(), 112)
+        assert problem.solution == len(drawn.placements) and problem.problem == "How many digits are there?"
+        assert (np.asarray(store.open(store.ref(problem.images[0]))) == drawn.pixels[..., None]).all()
 
 
 def test_splits_share_no_scan(folder: Path, scans: Scans) -> None:
@@ -43,14 +45,14 @@ def test_splits_share_no_scan(folder: Path, scans: Scans) -> None:
     train, held_out = set(manifest["train_scans"]), set(manifest["eval_scans"])
     assert train.isdisjoint(held_out) and len(train | held_out) == len(scans) == 1797
     for stream, allowed, ids in ((TRAIN_STREAM, scans.training(), train), (EVAL_STREAM, scans.held_out(), held_out)):
-        drawn = [draw(np.random.default_rng([3, stream, i]), allowed, 112)[1] for i in range(50)]
-        assert {placement.scan for placements in drawn for placement in placements} <= ids
+        drawn = [draw(np.random.default_rng([3, stream, i]), allowed, 112) for i in range(50)]
+        assert {placement.scan for one in drawn for placement in one.placements} <= ids
 
 
 def test_no_digit_covers_another(scans: Scans) -> None:
     counts = np.zeros(8, int)
     for index in range(400):
-        pixels, placements = draw(np.random.default_rng(index), scans, 112)
+        pixels, _, _, placements = draw(np.random.default_rng(index), scans, 112)
         counts[len(placements)] += 1
         covered = np.zeros((112, 112), int)
         for _, _, x, y, size in placements:
@@ -62,8 +64,8 @@ def test_no_digit_covers_another(scans: Scans) -> None:
 
 
 def test_the_same_seed_gives_the_same_files(folder: Path, tmp_path: Path, scans: Scans) -> None:
-    write_counting(tmp_path / "again", scans, num_train=40, num_eval=20, seed=3, side=112)
-    write_counting(tmp_path / "other", scans, num_train=40, num_eval=20, seed=4, side=112)
+    for name, seed in (("again", 3), ("other", 4)):
+        write_problems(tmp_path / name, TASKS["counting"], scans, num_train=40, num_eval=20, seed=seed, side=112)
     for name in ("train.json", "eval.json", "manifest.json", "images/train/00007.png"):
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
     assert (tmp_path / "other" / "train.json").read_bytes() != (folder / "train.json").read_bytes()
@@ -100,7 +102,8 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["digits"], "--out"),
         (["digits", "--out", "x", "--canvas", "120"], "canvas 120: must be a multiple of 28 .* try 140"),
         (["digits", "--out", "x", "--canvas", "56"], "try 112"),
-        (["digits", "--out", "x", "--task", "ocr"], "invalid choice: 'ocr'"),
+        (["digits", "--out", "x", "--task", "ocr", "--canvas", "100"], "canvas 100: .* try 140"),
+        (["digits", "--out", "x", "--task", "painting"], "invalid choice: 'painting'"),
         (["digits", "--out", "x", "--num-train", "-1"], "-1 is negative"),
         (["digits", "--out", "/proc/x/y"], "cannot be written"),
         (["validate", "none.json"], "No such file"),

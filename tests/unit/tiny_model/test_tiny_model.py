@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,12 +13,28 @@ from PIL import Image
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 from mmr1.chat_template import ChatTemplate
-from mmr1.digits.counting import QUESTION, draw, write_counting
+from mmr1.config import load_config
+from mmr1.digits.counting import QUESTION
+from mmr1.digits.files import write_problems
 from mmr1.digits.scans import load_scans
+from mmr1.digits.tasks import TASKS
 from mmr1.records import Problem
 from mmr1.templates import QUESTIONS, Templates, render, render_answer
-from mmr1_learner.sft import Supply, WarmStart, accuracy, answer_logits, encode, patches
-from mmr1_learner.tiny_model import TAGS, build, build_image_processor, build_model, build_tokenizer, main
+from mmr1_learner.lessons import IGNORED, Encoder, Lesson, Supply, patches
+from mmr1_learner.sft import WarmStart, accuracy, answer_logits
+from mmr1_learner.sight import NOTHING, sights
+from mmr1_learner.tiny_model import (
+    TAGS,
+    build,
+    build_image_processor,
+    build_model,
+    build_tokenizer,
+    main,
+    tokenizer_for,
+)
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+READER = ("ocr", "grounding", "detection")
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +46,18 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    write_counting(folder, load_scans(), num_train=1, num_eval=6, seed=0, side=112)
+    return write(tmp_path_factory.mktemp("data"), "counting")
+
+
+def write(folder: Path, name: str) -> Path:
+    write_problems(folder, TASKS[name], load_scans(), num_train=1, num_eval=6, seed=0, side=TASKS[name].canvas)
     return folder
+
+
+def lesson(name: str, encoder: Encoder, number: int) -> Lesson:
+    task = TASKS[name]
+    drawn = [task.draw(np.random.default_rng(i), load_scans(), task.canvas) for i in range(number)]
+    return Lesson(*map(torch.from_numpy, encoder.arrays(drawn)))
 
 
 def counting_problem(solution: int = 3, images: tuple[str, ...] = ("a.png",)) -> Problem:
@@ -46,6 +72,26 @@ def test_prompts_and_answers_are_short() -> None:
         ids = tokenizer(render_answer(counting_problem(count), Templates()))["input_ids"]
         assert tokenizer.convert_ids_to_tokens(ids) == ["<answer>", str(count), "</answer>"]
     assert len(tokenizer("1234567")["input_ids"]) == 7
+
+
+def test_boxes_are_hardly_longer_than_their_digits() -> None:
+    tokenizer = tokenizer_for([TASKS[name] for name in READER])
+    box = {"bbox_2d": [1, 20, 33, 44], "label": "5"}
+    answers = {"12345": 7, "[1, 20, 33, 44]": 2 + 7 + 3 + 2, str([box, box]).replace("'", '"'): 2 + 2 * (7 + 3 + 3) + 1}
+    for text, length in answers.items():
+        ids = tokenizer(f"<answer>{text}</answer>")["input_ids"]
+        assert len(ids) == length and tokenizer.decode(ids) == f"<answer>{text}</answer>"
+    for name in READER:
+        assert len({len(tokenizer(question)["input_ids"]) for question in TASKS[name].questions}) == 1
+
+
+@pytest.mark.parametrize("name", READER)
+def test_the_demos_prompts_and_answers_fit_their_limits(name: str) -> None:
+    config = load_config(REPOSITORY / "examples" / f"{name}.yaml")
+    asked = lesson(name, Encoder(tokenizer_for([TASKS[name] for name in READER])), 64)
+    assert asked.prompts.shape[1] <= config.max_prompt_length
+    assert asked.answers.shape[1] <= config.max_completion_length
+    assert config.task == name and config.run_dir == Path("runs") / f"demo-{name}"
 
 
 @pytest.mark.parametrize("text", ["<answer>12</answer>", "Größe 数 🎈\n\t{x}", "  two  spaces ", *TAGS])
@@ -70,11 +116,9 @@ def test_prompts_equal_those_of_transformers(
     assert ours.count("<|vision_start|><|image_pad|><|vision_end|>") == len(images)
 
 
-@pytest.mark.parametrize("side", [112, 168])
-def test_patches_equal_those_of_the_processor(side: int) -> None:
-    rng = np.random.default_rng(0)
-    canvases = np.stack([draw(rng, load_scans(), side)[0] for _ in range(3)])
-    canvases[0] = rng.integers(0, 256, (side, side))
+@pytest.mark.parametrize("size", [(112, 112), (28, 140), (84, 84)])
+def test_patches_equal_those_of_the_processor(size: tuple[int, int]) -> None:
+    canvases = np.random.default_rng(0).integers(0, 256, (3, *size)).astype(np.uint8)
     processor = build_image_processor()
     images = [Image.fromarray(canvas).convert("RGB") for canvas in canvases]
     expected = processor(images=images, return_tensors="pt")["pixel_values"]
@@ -82,57 +126,75 @@ def test_patches_equal_those_of_the_processor(side: int) -> None:
 
 
 def test_batches_do_not_depend_on_the_number_of_workers() -> None:
-    def first_batches(workers: int) -> list[torch.Tensor]:
-        supply = Supply(load_scans(), 112, batch_size=4, seed=1)
-        loader = torch.utils.data.DataLoader(supply, batch_size=None, num_workers=workers)
-        return [canvases for canvases, _ in (batch for batch, _ in zip(loader, range(3), strict=False))]
+    encoder = Encoder(tokenizer_for([TASKS["detection"]]))
+
+    def first_batches(workers: int) -> list[Lesson]:
+        supply = Supply(TASKS["detection"], load_scans(), 84, encoder.arrays, batch_size=4, seed=1)
+        return [Lesson(*batch) for batch, _ in zip(supply.batches(workers), range(3), strict=False)]
 
     alone, shared = first_batches(0), first_batches(2)
-    assert all(torch.equal(a, b) for a, b in zip(alone, shared, strict=True))
-    assert not torch.equal(alone[0], alone[1])
+    for ours, theirs in zip(alone, shared, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert not torch.equal(alone[0].canvases, alone[1].canvases)
 
 
-def test_training_sees_what_a_run_sees(model_folder: Path) -> None:
-    """The logits of the warm start's short cut equal those of the whole processor and the model's own positions."""
+@pytest.mark.parametrize("name", [*READER, "counting"])
+def test_training_sees_what_a_run_sees(model_folder: Path, name: str) -> None:
+    """The logits of the warm start's short cuts equal those of the whole processor and the model's own positions."""
     processor = AutoProcessor.from_pretrained(model_folder)
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(model_folder).eval()
-    rng = np.random.default_rng(0)
-    canvases = np.stack([draw(rng, load_scans(), 112)[0] for _ in range(2)])
-    encoded = encode(model, processor.tokenizer, 112)
-    answers = encoded.answers[[2, 4]]
+    task = TASKS[name]
+    drawn = [task.draw(np.random.default_rng(i), load_scans(), task.canvas) for i in range(2)]
+    ours = Lesson(*map(torch.from_numpy, Encoder(processor.tokenizer).arrays(drawn)))
     with torch.no_grad():
-        ours = answer_logits(model, encoded, patches(torch.from_numpy(canvases), processor.image_processor), answers)
-        for row, count in enumerate((3, 5)):
-            text = render(counting_problem(), Templates(), ChatTemplate.load(model_folder))
-            text += render_answer(counting_problem(count), Templates()) + "<|im_end|>"
-            image = Image.fromarray(canvases[row]).convert("RGB")
+        logits = answer_logits(model, patches(ours.canvases, processor.image_processor), ours)
+        for row, one in enumerate(drawn):
+            problem = Problem(0, one.problem, one.solution, ("a.png",), task.task)
+            text = render(problem, Templates(), ChatTemplate.load(model_folder))
+            text += render_answer(problem, Templates()) + "<|im_end|>"
+            image = Image.fromarray(one.pixels).convert("RGB")
             whole = model(**processor(text=[text], images=[image], return_tensors="pt")).logits[0]
-            torch.testing.assert_close(ours[row], whole[-answers.shape[1] - 1 : -1], atol=1e-5, rtol=0)
+            length = int((ours.answers[row] != IGNORED).sum())
+            torch.testing.assert_close(logits[row, :length], whole[-length - 1 : -1], atol=1e-5, rtol=0)
 
 
-def test_accuracy_is_that_of_decoding(model_folder: Path) -> None:
-    """A model that always says 3 is right exactly where the answer is 3, greedily and sampled."""
+def test_accuracy_is_that_of_decoding() -> None:
+    """A model that always says 3 is right exactly where the answer is 3, greedily and sampled; padding is no answer."""
     tokenizer = build_tokenizer([QUESTION])
     model = build_model(tokenizer, seed=0)
-    encoded = encode(model, tokenizer, 112)
-    target = encoded.answers[2]
+    canvases = torch.zeros(4, 112, 112, dtype=torch.uint8)
+    asked = Encoder(tokenizer).lesson(canvases, [(QUESTION, count) for count in (3, 1, 3, 10)])
+    target = asked.answers[0, :4]
 
     def always_three(input_ids: torch.Tensor, **_: object) -> SimpleNamespace:
-        logits = torch.zeros(len(input_ids), len(target) + 1, len(tokenizer))
+        logits = torch.zeros(len(input_ids), asked.answers.shape[1] + 1, len(tokenizer))
         logits[:, torch.arange(len(target)), target] = 50.0
         return SimpleNamespace(logits=logits)
 
     always_three.config = model.config  # type: ignore[attr-defined]
-    pixel_values = torch.zeros(4 * 64, 1176)
-    greedy, sampled = accuracy(always_three, encoded, pixel_values, torch.tensor([3, 1, 3, 7]), batch_size=3)
+    always_three.model = model.model  # type: ignore[attr-defined]
+    always_three.device = model.device  # type: ignore[attr-defined]
+    greedy, sampled = accuracy(always_three, torch.zeros(4 * 64, 1176), asked, batch_size=3)
     assert greedy == 0.5 and sampled == pytest.approx(0.5)
+
+
+def test_each_token_is_told_what_it_shows() -> None:
+    task = TASKS["detection"]
+    drawn = [task.draw(np.random.default_rng(i), load_scans(), task.canvas) for i in range(8)]
+    canvases, labels, boxes = sights(drawn)
+    assert canvases.shape == (8, 84, 84) and labels.shape == (8, 9) and boxes.shape == (8, 9, 4)
+    for one, names, places in zip(drawn, labels, boxes, strict=True):
+        tokens = np.flatnonzero(names != NOTHING)
+        assert len(tokens) == len(one.placements) and (places[names == NOTHING] == 0).all()
+        shown = [(names[t], *(places[t] * 28 + np.tile([t % 3, t // 3], 2) * 28).round().astype(int)) for t in tokens]
+        assert sorted(shown) == sorted((p.label, *p.box) for p in one.placements)
 
 
 def test_a_step_learns_and_repeats(data: Path) -> None:
     def run() -> tuple[list[float], torch.Tensor]:
         tokenizer = build_tokenizer([QUESTION])
         model = build_model(tokenizer, seed=0)
-        start = WarmStart(data, batch_size=4, seed=0, workers=0)
+        start = WarmStart([data], batch_size=4, seed=0, workers=0)
         options = {"num_steps": 12, "learning_rate": 5e-2, "target_accuracy": 2.0}
         history = start.train(model, tokenizer, build_image_processor(), **options)
         return [p.loss for p in history if p.loss is not None], model.lm_head.weight.detach()
@@ -142,10 +204,32 @@ def test_a_step_learns_and_repeats(data: Path) -> None:
     assert losses[-1] < 4.0 < 5.0  # log(315) = 5.75 before
 
 
+def test_several_tasks_are_learned_together(tmp_path: Path) -> None:
+    folders = [write(tmp_path / name, name) for name in READER]
+    out = tmp_path / "model"
+    arguments = [argument for folder in folders for argument in ("--data", str(folder))]
+    arguments += ["--steps", "2", "--sight-steps", "2", "--batch-size", "4", "--workers", "0", "--target-accuracy", "0"]
+    assert main([*arguments, "--out", str(out)]) == 0
+    (first,) = json.loads((out / "warm_start.json").read_text())
+    assert first["step"] == 0 and set(first["accuracy"]) == set(READER)
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(out)
+    untouched = build_model(tokenizer_for([TASKS[name] for name in READER]), seed=0)
+    same = {n: torch.equal(p, q) for (n, p), q in zip(model.named_parameters(), untouched.parameters(), strict=True)}
+    assert not same["model.visual.blocks.0.attn.qkv.weight"] and same["model.language_model.norm.weight"]
+    arguments[arguments.index("--sight-steps") + 1] = "0"
+    assert main([*arguments, "--start", str(out), "--out", str(tmp_path / "more")]) == 0
+    assert json.loads((tmp_path / "more" / "warm_start.json").read_text())[0] == first
+    for name in ("model.safetensors", "tokenizer.json"):  # the target was reached before the first step
+        assert (tmp_path / "more" / name).read_bytes() == (out / name).read_bytes()
+
+
 def test_wrong_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--out", str(tmp_path / "out"), "--data", str(tmp_path)]) == 2
     assert main([]) == 2
     assert "mmr1 data digits" in (error := capsys.readouterr().err) and error.count("mmr1: error: ") == 2
+    folder = write(tmp_path / "ocr", "ocr")
+    assert main(["--out", "x", "--data", str(folder), "--start", str(tmp_path / "none")]) == 2
+    assert f"--start {tmp_path / 'none'}" in capsys.readouterr().err
     if not torch.cuda.is_available():
         assert main(["--out", "x", "--device", "cuda"]) == 2
         assert "sees no GPU" in capsys.readouterr().err

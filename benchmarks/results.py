@@ -1,0 +1,68 @@
+"""The four demonstrations with three seeds each and a control: runs what is missing, then writes docs/results.md.
+
+    make results                                               # all 16 runs, one after another; an hour or two
+    python benchmarks/results.py --tasks ocr grounding         # of these tasks only
+    python benchmarks/results.py --page                        # no run: the page from what is there
+
+It may be stopped at any time and called again: a run whose file is in docs/results/ is not made again, and one that was
+cut begins anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from results_page import CONTROL, METRICS, SEEDS, keep, write_page
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+RESULTS = REPOSITORY / "docs" / "results"
+RUNS = Path("runs") / "results"
+
+
+def options(name: str) -> list[str]:
+    """What makes a run of this name: the control is seed 0 with its rewards shuffled."""
+    return ["--seed", "0", "--reward_shuffle", "true"] if name == CONTROL else ["--seed", name.removeprefix("seed")]
+
+
+def command(task: str, name: str) -> list[str]:
+    run = f"results-{task}-{name}"
+    run_dir = RUNS / f"{task}-{name}"
+    return [
+        *(sys.executable, "-m", "mmr1", "demo", task),
+        *("--run", run, "--run_dir", str(run_dir)),
+        *options(name),
+    ]
+
+
+def missing(tasks: list[str], results: Path) -> list[tuple[str, str]]:
+    """(task, run) of those that have no file yet; all of a seed come before the next, so that a cut leaves most."""
+    runs = [(task, name) for name in (*SEEDS, CONTROL) for task in tasks]
+    return [(task, name) for task, name in runs if not (results / f"{task}-{name}.json").exists()]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", choices=list(METRICS), default=list(METRICS), metavar="TASK")
+    parser.add_argument("--page", action="store_true", help="make no run; write the page from docs/results/")
+    arguments = parser.parse_args()
+    failed = []
+    for task, name in [] if arguments.page else missing(arguments.tasks, RESULTS):
+        print(f"{task}, {name}", flush=True)
+        if subprocess.run(command(task, name), cwd=REPOSITORY).returncode:
+            failed.append(f"{task}-{name}")
+            print(f"{task}, {name}: failed; see {RUNS / f'{task}-{name}'}", file=sys.stderr, flush=True)
+            continue
+        keep(REPOSITORY / RUNS / f"{task}-{name}", RESULTS / f"{task}-{name}.json")
+    try:
+        print(f"docs/results.md: {', '.join(write_page(RESULTS, REPOSITORY / 'docs'))}")
+    except ValueError as error:
+        print(f"results: {error}", file=sys.stderr)
+        return 1
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
