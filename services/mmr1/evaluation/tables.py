@@ -39,7 +39,8 @@ def print_results(results: Sequence[TaskResult], console: Console) -> None:
 
 def _title(result: TaskResult) -> str:
     answers = "1 answer" if result.num_samples == 1 else f"{result.num_samples} answers"
-    return f"{result.task}: {result.num_problems:,} problems, {answers} each"
+    problems = "1 problem" if result.num_problems == 1 else f"{result.num_problems:,} problems"
+    return f"{result.task}: {problems}, {answers} each"
 
 
 def _rows(result: TaskResult) -> list[tuple[str, str, str]]:

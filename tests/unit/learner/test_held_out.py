@@ -31,6 +31,7 @@ from mmr1.wire.v1.rollout_pb2_grpc import RolloutServiceServicer, add_RolloutSer
 from mmr1_learner.held_out.command import main
 from tests.conftest import free_port
 
+SIDE = 28  # of the image, which the model's processor enlarges
 BOXES = [{"bbox_2d": [0, 0, 10, 10], "label": "7"}, {"bbox_2d": [20, 0, 28, 10], "label": "4"}]
 ROWS = [
     *({"problem": "How many?", "solution": number, "image": "a.png"} for number in range(1, 9)),
@@ -38,6 +39,18 @@ ROWS = [
     {"problem": "What?", "solution": "4 7 1 1", "image": "a.png", "task": "ocr"},
     {"problem": "All?", "solution": BOXES, "image": "a.png", "task": "detection"},
 ]
+
+
+def as_said(prompt: Prompt) -> Any:
+    """The solution as the model says it: boxes in pixels of the image as its processor has resized it."""
+    factor = prompt.rewards[0].params.get("resized_size", [SIDE])[0] / SIDE
+
+    def scaled(box: Any) -> list[float]:
+        return [value * factor for value in box]
+
+    if prompt.task == "detection":
+        return [{**one, "bbox_2d": scaled(one["bbox_2d"])} for one in prompt.solution]
+    return scaled(prompt.solution) if prompt.task == "grounding" else prompt.solution
 
 
 class Answering(RolloutServiceServicer):
@@ -68,7 +81,7 @@ class Answering(RolloutServiceServicer):
             self.asked.append(prompt)
             number = len(self.asked)
         self.before(number, context)
-        answer = "9" if prompt.id.position < self.wrong else json.dumps(prompt.solution).strip('"')
+        answer = "9" if prompt.id.position < self.wrong else json.dumps(as_said(prompt)).strip('"')
         text = f"<answer>{answer}</answer>"
         span = VersionSpan(self.version, 0, 1)
         rollout = Rollout((7,), (-0.5,), (span,), text, FinishReason.STOP)
@@ -106,7 +119,7 @@ def reward_url() -> Iterator[str]:
 @pytest.fixture
 def run(small_model: Path, tmp_path: Path, reward_url: str) -> Path:
     """A run's YAML file beside its data."""
-    Image.new("RGB", (28, 28)).save(tmp_path / "a.png")
+    Image.new("RGB", (SIDE, SIDE)).save(tmp_path / "a.png")
     (tmp_path / "eval.json").write_text(json.dumps(ROWS))
     document = {
         "model": str(small_model),
@@ -156,6 +169,7 @@ def test_every_task_through_a_running_server_and_again_without_asking(
     assert "## counting: 8 problems, 1 answer each" in table and "| **accuracy** | 0.7500 |" in table
     assert "accuracy" in capsys.readouterr().out
     assert {prompt.sampling.temperature for prompt in server.asked} == {0.0}
+    assert lines[8]["params"]["resized_size"] != [SIDE, SIDE] == lines[8]["image_size"], "boxes are converted"
     num_asked = len(server.asked)
     assert evaluate(run, server) == 0
     assert len(server.asked) == num_asked and results(run) == found
