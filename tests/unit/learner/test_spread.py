@@ -37,6 +37,7 @@ class Server(RolloutServiceServicer):
         self.asked.set()
         if self._holds:
             self._stopped.wait(30)
+            context.abort(grpc.StatusCode.UNAVAILABLE, "killed")
         if self._refuses is not None:
             context.abort(self._refuses, "not this one")
         group = make_group(make_prompt(request.prompt.id.position))
@@ -68,7 +69,7 @@ def test_what_a_server_had_when_it_died_is_asked_of_the_others(start: Callable[.
     groups = generate_everywhere([dying.client, alive.client], PROMPTS, lambda: None)
     killing.join()
     assert [group.prompt.id.position for group in groups] == [0, 1, 2, 3, 4, 5]
-    assert dying.num_asked == 3 and alive.num_asked == 6
+    assert 0 < dying.num_asked <= 3 and alive.num_asked == 6
 
 
 def test_without_any_server_the_failure_is_told(start: Callable[..., Server]) -> None:
