@@ -32,10 +32,10 @@ def images_of_one_size(model: Any) -> Iterator[None]:
 
 
 def _attention(
-    _module: Any, query: Tensor, key: Tensor, value: Tensor, *, cu_seq_lens_q: Tensor, scaling: float, **_: Any
+    _module: Any, query: Tensor, key: Tensor, value: Tensor, *, cu_seq_lens_q: Tensor, scaling: float, **_options: Any
 ) -> tuple[Tensor, None]:
     """Of [1, heads, images * patches, D], where an image's patches see each other; [1, images * patches, heads, D]."""
-    _, heads, length, width = query.shape
+    heads, length, width = query.shape[1:]
     images = len(cu_seq_lens_q) - 1
 
     def apart(rows: Tensor) -> Tensor:

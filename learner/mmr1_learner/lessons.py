@@ -110,7 +110,7 @@ class Supply(IterableDataset[tuple[Array, ...]]):
         return (tuple(map(torch.from_numpy, arrays)) for arrays in loader)
 
 
-def _as_it_is(arrays: tuple[Array, ...]) -> tuple[Array, ...]:
+def _as_it_is(arrays: Any) -> Any:  # a DataLoader expects to be given a list
     return arrays
 
 

@@ -28,7 +28,7 @@ from mmr1_learner.equal_images import images_of_one_size
 from mmr1_learner.lessons import IGNORED, Encode, Encoder, Lesson, Supply, patches
 from mmr1_learner.sight import Sights, sights, teach_sight
 
-ADAMW = {"weight_decay": 0.05, "betas": (0.9, 0.98)}
+ADAMW: dict[str, Any] = {"weight_decay": 0.05, "betas": (0.9, 0.98)}
 MAX_GRAD_NORM = 1.0
 EVALUATE_EVERY = 10
 PRINT_EVERY = 50
@@ -141,8 +141,14 @@ class WarmStart:
 
     def _teach_sight(self, model: Any, image_processor: Any, num_steps: int, learning_rate: float) -> None:
         supplies = [starmap(Sights, batches) for batches in self._batches(sights)]
-        options = {"num_steps": num_steps, "learning_rate": learning_rate, "optimizer_options": ADAMW}
-        right = teach_sight(model, image_processor, supplies, **options)
+        right = teach_sight(
+            model,
+            image_processor,
+            supplies,
+            num_steps=num_steps,
+            learning_rate=learning_rate,
+            optimizer_options=ADAMW,
+        )
         print(f"sight: {right:.3f} of the digits named right after {num_steps} steps", flush=True)
 
     def _batches(self, encode: Encode) -> list[Iterator[tuple[Tensor, ...]]]:

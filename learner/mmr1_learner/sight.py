@@ -91,7 +91,8 @@ def _lesson(model: Any, head: torch.nn.Linear, image_processor: Any, batch: Sigh
     labels, there = batch.labels.flatten(), batch.labels.flatten() != NOTHING
     loss = F.cross_entropy(names, labels) + F.l1_loss(boxes[there], batch.boxes.flatten(0, 1)[there])
     loss.backward()  # type: ignore[no-untyped-call]
-    return names[there].argmax(-1) == labels[there]
+    right: Tensor = names[there].argmax(-1) == labels[there]
+    return right
 
 
 __all__ = ["NOTHING", "Sights", "sights", "teach_sight"]

@@ -206,7 +206,8 @@ def _make(arguments: argparse.Namespace) -> int:
     folders = arguments.data or [Path("data/digits/counting")]
     start = WarmStart(folders, batch_size=arguments.batch_size, seed=arguments.seed, workers=arguments.workers)
     image_processor = build_image_processor()
-    tasks, earlier = [course.task for course in start.courses], []
+    tasks = [course.task for course in start.courses]
+    earlier: list[dict[str, Any]] = []
     if arguments.start is None:
         tokenizer = tokenizer_for(tasks)
         model = build_model(tokenizer, arguments.seed)
