@@ -71,18 +71,18 @@ class ImageStore:
         return self._decode(name, content).size
 
     def size(self, path: str | Path) -> tuple[int, int]:
-        """(width, height) in pixels as `open` would give it, from the file's header alone.
+        """(width, height) in pixels as `open` would give it, from the file's header alone where that says it.
 
         Raises:
-            ImageError: the file is missing, outside the root, or without a header.
+            ImageError: the file is missing or outside the root, or no image by its header.
         """
         try:
             with self._files.open(str(path)) as file, Image.open(file, formats=FORMATS) as image:
                 width, height = image.size
                 turned = image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE
                 is_tiff = image.format == "TIFF"  # which Pillow itself turns, when it decodes or before
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ImageError(str(path), f"has no readable header ({error})") from None
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            return self.check(path)  # which says what is wrong
         if turned and is_tiff:
             return self.check(path)
         return (height, width) if turned else (width, height)
