@@ -152,7 +152,7 @@ def test_an_image_that_is_not_there_is_counted_and_one_that_is_none_is_named(
     (file.parent / "images" / "sky.png").write_text("no image")
     assert convert("coco", file, file.parent / "out") == 0
     told = capsys.readouterr()
-    assert "1 left out: the image is not there" in told.out and "images[3]: image sky.png: has no readable" in told.err
+    assert "1 left out: the image is not there" in told.out and "images[3]: image sky.png: is not one of" in told.err
 
 
 def test_an_image_that_its_orientation_turns_is_of_another_size(file: Path, capsys: pytest.CaptureFixture[str]) -> None:

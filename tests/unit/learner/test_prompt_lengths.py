@@ -66,7 +66,7 @@ def test_the_one_long_text_is_found(
     ("content", "reason"),
     [
         (None, "small.png: does not exist below"),
-        (b"no image", r"small.png: has no readable header"),
+        (b"no image", r"small.png: is not one of PNG"),
         ("cut", r"small.png: is cut short \(\d+ bytes\); restore the complete file"),
     ],
 )
