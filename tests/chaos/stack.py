@@ -53,6 +53,10 @@ class HungError(AssertionError):
     """No optimizer step in time after a fault."""
 
 
+class EndedError(AssertionError):
+    """The run ended by itself."""
+
+
 @dataclass(frozen=True, slots=True)
 class Blow:
     """A fault that was inflicted at `time`, and how long the run took to the end of a step that began after it.
@@ -213,7 +217,8 @@ class Stack:
 
     def _check_alive(self) -> None:
         assert self._process is not None
-        assert self._process.poll() is None, f"the run ended with {self._process.returncode}\n{self.said}"
+        if self._process.poll() is not None:
+            raise EndedError(f"the run ended with {self._process.returncode}\n{self.said}")
 
     def _watch_ledger(self) -> None:
         """Look at the accounts all the while. A Redis that is down or frozen has none to show."""
