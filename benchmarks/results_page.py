@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from mmr1.report.picture import AFTER, BEFORE, GRID, INK, MUTED
+from mmr1.report.picture import AFTER, BEFORE, INK, MUTED, style
 from mmr1.report.series import smooth
 
 SEEDS = ("seed0", "seed1", "seed2")
@@ -152,7 +152,7 @@ def _picture(task: str, runs: dict[str, Run]) -> bytes:
 
 
 def _rewards(axes: Axes, runs: dict[str, Run]) -> None:
-    _style(axes, "Training reward, smoothed")
+    style(axes, "Training reward, smoothed")
     axes.set_xlabel("optimizer step", fontsize=9.5, color=MUTED)
     for name, run in runs.items():
         first = name == SEEDS[0]
@@ -164,7 +164,7 @@ def _rewards(axes: Axes, runs: dict[str, Run]) -> None:
 
 
 def _heldout(axes: Axes, task: str, runs: dict[str, Run]) -> None:
-    _style(axes, f"Held-out: {METRICS[task]}")
+    style(axes, f"Held-out: {METRICS[task]}")
     for place, (name, run) in enumerate(runs.items()):
         after = CONTROL_COLOUR if name == CONTROL else AFTER
         for value, colour, shift in ((run.before, BEFORE, -0.2), (run.after, after, 0.2)):
@@ -176,13 +176,3 @@ def _heldout(axes: Axes, task: str, runs: dict[str, Run]) -> None:
     axes.set_xticks(range(len(runs)), list(runs))
     axes.set_ylim(0, 1.15 * max(max(run.before, run.after) for run in runs.values()) or 1)
     axes.grid(visible=False, axis="x")
-
-
-def _style(axes: Axes, title: str) -> None:
-    axes.set_title(title, loc="left", fontsize=11.5, fontweight="bold", color=INK, pad=9)
-    axes.grid(color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=MUTED, labelsize=9, length=0)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(GRID)

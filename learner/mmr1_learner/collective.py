@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import uuid
+from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any
@@ -25,7 +26,7 @@ from mmr1.errors import WeightUpdateError
 _EVERYWHERE = ("0.0.0.0", "::")
 
 
-class Meeting:
+class Meeting(ABC):
     """The store at which the members of one group find each other; it ends with the group.
 
     `join`, `send` and `finish` of a group block, deaf to signals: call them in a thread. `close`, from another one,
@@ -54,22 +55,23 @@ class Meeting:
         client = TCPStore(host, self.port, world_size, is_master=False, timeout=limit, wait_for_workers=False)
         self._meeting = PrefixStore(self.prefix, client)
 
+    @abstractmethod
     def join(self) -> None:
         """Meet the servers, which join at the same time.
 
         Raises:
             WeightUpdateError: one did not come in time, or `close` was called.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def send(self, buffer: torch.Tensor) -> None:
         """Broadcast flat bytes. They may still be on their way, and `buffer` must stay as it is until `finish`.
 
         Raises:
             WeightUpdateError: a receiver is gone, or the time is over.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def finish(self) -> None:
         """Wait until everything has left. Raises what `send` does."""
 
@@ -111,6 +113,9 @@ class Collective(Meeting):
             group.broadcast([buffer], options).wait(self._limit)
         except RuntimeError as error:
             raise WeightUpdateError(f"a receiver was lost during the broadcast: {first_line(error)}") from error
+
+    def finish(self) -> None:
+        pass  # `send` has waited
 
     def close(self) -> None:
         group, self._group = self._group, None  # without a group its threads end, before the interpreter does

@@ -148,6 +148,9 @@ class IpcCollective(Meeting):
         except RuntimeError as error:
             raise WeightUpdateError(f"a receiver was lost during the broadcast: {first_line(error)}") from error
 
+    def finish(self) -> None:
+        pass  # `send` has waited
+
     def _described(self) -> str:
         """What another process needs to map the buffer. One description for each: torch counts who has it."""
         _, handle, num_bytes, offset, counter, counter_offset, event, must_sync = (

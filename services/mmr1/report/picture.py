@@ -1,4 +1,4 @@
-"""reward.png: training reward on the left, held-out accuracy before and after on the right. Colours for all eyes.
+"""reward.png: training reward on the left, the held-out metric before and after on the right. Colours for all eyes.
 
 Knows matplotlib's Agg canvas and nothing of pyplot's global state, so it may run inside any process.
 """
@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from mmr1.report.held_out import words_for
 from mmr1.report.result import MODES, Heldout, RunResult, interval
 from mmr1.report.run_files import RunFiles, number
 from mmr1.report.series import smooth
@@ -29,7 +30,7 @@ def draw(run: RunFiles, result: RunResult) -> bytes:
         1, 2, width_ratios=[1.75, 1], left=0.062, right=0.985, top=0.77, bottom=0.125, wspace=0.16
     )
     _reward(figure.add_subplot(grid[0]), run)
-    _accuracy(figure.add_subplot(grid[1]), result.heldout)
+    _held_out(figure.add_subplot(grid[1]), result)
     figure.text(0.012, 0.945, _title(result), fontsize=15, fontweight="bold", color=INK, va="center")
     figure.text(0.012, 0.882, _subtitle(run, result), fontsize=10, color=MUTED, va="center")
     content = io.BytesIO()
@@ -43,7 +44,7 @@ def _title(result: RunResult) -> str:
     if gain is None:
         return f"{task}: {result.steps} steps"
     before, after = (percent(side["sampled"]) for side in (result.heldout.before, result.heldout.after))
-    return f"{task}: held-out accuracy {before} → {after}, sampled"
+    return f"{task}: held-out {words_for(result.heldout.metric)} {before} → {after}, sampled"
 
 
 def _subtitle(run: RunFiles, result: RunResult) -> str:
@@ -62,7 +63,7 @@ def _reward(axes: Axes, run: RunFiles) -> None:
         for m in run.metrics
         if (mean := number(m, "reward_mean")) is not None
     ]
-    _style(axes, "Training reward", "optimizer step")
+    style(axes, "Training reward", "optimizer step")
     if not rows:
         _nothing(axes, "no step has been taken")
         return
@@ -81,8 +82,9 @@ def _reward(axes: Axes, run: RunFiles) -> None:
     axes.legend(loc="lower right", frameon=False, fontsize=9, labelcolor=MUTED, handlelength=1.6)
 
 
-def _accuracy(axes: Axes, heldout: Heldout) -> None:
-    _style(axes, "Held-out accuracy", "")
+def _held_out(axes: Axes, result: RunResult) -> None:
+    heldout = result.heldout
+    style(axes, f"Held-out {words_for(heldout.metric)}")
     if all(value is None for side in (heldout.before, heldout.after) for value in side.values()):
         _nothing(axes, "not evaluated")
         return
@@ -93,7 +95,7 @@ def _accuracy(axes: Axes, heldout: Heldout) -> None:
             value = side[mode]
             if value is None:
                 continue
-            low, high = interval(value, heldout.n) if heldout.n else (value, value)
+            low, high = _interval(result, name, mode, value)
             label = name if place == 0 else None
             axes.bar(place + shift, value, width=0.37, color=colour, label=label, zorder=2)
             axes.errorbar(
@@ -112,6 +114,16 @@ def _accuracy(axes: Axes, heldout: Heldout) -> None:
     )
 
 
+def _interval(result: RunResult, side: str, mode: str, value: float) -> tuple[float, float]:
+    """As it was measured; a line of an older release has a share alone, whose interval follows from its size."""
+    heldout, task = result.heldout, result.tasks.get(result.task or "")
+    measured = (task.before if side == "before" else task.after).get(mode, {}) if task else {}
+    low, high = (measured.get(heldout.metric, {}).get(end) for end in ("low", "high"))
+    if low is not None and high is not None:
+        return low, high
+    return interval(value, heldout.n) if heldout.n and heldout.metric == "accuracy" else (value, value)
+
+
 def _label_modes(axes: Axes, heldout: Heldout) -> None:
     labels = []
     for mode in MODES:
@@ -125,7 +137,8 @@ def _label_modes(axes: Axes, heldout: Heldout) -> None:
         axes.set_title(f"{heldout.n:,} problems, bars: 95 %", loc="right", fontsize=9, color=MUTED, pad=9)
 
 
-def _style(axes: Axes, title: str, x_label: str) -> None:
+def style(axes: Axes, title: str, x_label: str = "") -> None:
+    """What every panel of ours looks like."""
     axes.set_title(title, loc="left", fontsize=11.5, fontweight="bold", color=INK, pad=9)
     axes.set_xlabel(x_label, fontsize=9.5, color=MUTED)
     axes.grid(color=GRID, linewidth=0.8)

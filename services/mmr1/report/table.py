@@ -5,23 +5,15 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from mmr1.report.held_out import words_for
 from mmr1.report.result import MODES, Heldout, RunResult
-
-# Of the headline metrics, for people.
-NAMES = {
-    "accuracy": "accuracy",
-    "mean_iou": "mean IoU",
-    "one_minus_edit_distance": "1 - edit distance",
-    "f1_50": "F1 at IoU 0.5",
-    "mean_reward": "reward",
-}
 
 
 def print_table(result: RunResult, console: Console | None = None) -> None:
     """Print the figures of result.json; what was not measured shows as a dash."""
     console = console or Console()
     for task, found in result.tasks.items():
-        title = f"Held-out {NAMES.get(found.headline, found.headline)}, {_count(found.n)} problems"
+        title = f"Held-out {words_for(found.headline)}, {_count(found.n)} problems"
         _print_heldout(console, title if len(result.tasks) == 1 else f"{task}: {title}", found.values())
     facts = Table(show_header=False, title="Run", title_justify="left")
     for name, value in _facts(result):
