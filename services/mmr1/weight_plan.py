@@ -19,6 +19,7 @@ _T = TypeVar("_T")
 ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int64": 8, "int32": 4, "uint8": 1, "bool": 1}
 
 _WORD_BYTES = 8
+_FOLD = 29
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # 2^64 over the golden ratio, as a signed number
 
 
@@ -59,8 +60,8 @@ def word_keys(positions: Any) -> Any:
 def word_sums(flat: Any, sizes: Sequence[int], keys: Any) -> list[Any]:
     """The 64-bit digest of each tensor of a bucket that lies in a GPU's memory, without leaving it.
 
-    The sum of words times the odd keys of their positions, modulo 2^64, after the upper half of each word is folded
-    onto the lower one: no change of a single word, and no exchange of two different ones, leaves it as it was. It is
+    The sum of words times the odd keys of their positions, modulo 2^64, after the upper bits of each word are folded
+    onto the lower ones, at no multiple of a number's width: no change of a single word leaves it as it was, and next to no exchange of two does. It is
     against faults, as XXH3 is, and not against attacks.
 
     Args:
@@ -80,7 +81,8 @@ def word_sums(flat: Any, sizes: Sequence[int], keys: Any) -> list[Any]:
             begin += num_words * _WORD_BYTES
         flat = padded
     words = flat.view(keys.dtype)
-    mixed = (words ^ (words >> 32)) * keys[: len(words)]
+    upper = (words >> _FOLD) & ((1 << (64 - _FOLD)) - 1)  # without the sign: a word and its inverse would be alike
+    mixed = (words ^ upper) * keys[: len(words)]
     return [part.sum() for part in mixed.split(whole)]
 
 

@@ -73,6 +73,16 @@ def test_every_flipped_bit_changes_the_digest_of_its_tensor_and_no_other(sizes: 
                 assert [at for at in range(len(sizes)) if found[at] != whole[at]] == [index]
 
 
+def test_a_word_that_is_inverted_and_zeros_that_arrive_as_ones_are_seen() -> None:
+    """bfloat16's NaN is all ones: a buffer that nobody has filled may hold either."""
+    flat = torch.randint(0, 256, (64,), dtype=torch.uint8)
+    for begin in range(0, 64, 8):
+        changed = flat.clone()
+        changed[begin : begin + 8] ^= 0xFF
+        assert digests(changed, [64]) != digests(flat, [64])
+    assert digests(torch.zeros(24, dtype=torch.uint8), [24]) != digests(torch.full((24,), 0xFF).byte(), [24])
+
+
 def test_what_random_faults_do_not_is_seen_too() -> None:
     """Sums of words are blind to exchanged ones, and to two signs that flip; this one is not."""
     numbers = torch.randn(4096, dtype=torch.float32)
