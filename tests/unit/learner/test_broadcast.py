@@ -95,3 +95,12 @@ def test_what_random_faults_do_not_is_seen_too() -> None:
     shifted = numbers.roll(2)
     for changed in (exchanged, negated, two, shifted):
         assert digests(changed.view(torch.uint8), [flat.numel()]) != [whole]
+
+
+def test_changes_of_several_words_do_not_cancel() -> None:
+    """Keys that grow evenly would be blind to both: the same change up in words 0 and 3, and down in 1 and 2."""
+    signs = torch.tensor([1.0, 1.0, -1.0, -1.0, -1.0, -1.0, 1.0, 1.0])
+    assert digests((-signs).view(torch.uint8), [32]) != digests(signs.view(torch.uint8), [32])
+    words = torch.tensor([5, 5, 5, 5])
+    shifted = words + torch.tensor([1, -1, -1, 1])
+    assert digests(shifted.view(torch.uint8), [32]) != digests(words.view(torch.uint8), [32])
