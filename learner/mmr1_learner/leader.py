@@ -73,7 +73,7 @@ class Leader:
         self._bounds: dict[str, float] = {}  # of each server, by address: the gate may find a narrower one
         patience = Patience(self._tick, self._redis_pauses, self._redis_is_back)
         self.queue = RunQueue(connect(RedisAccess.from_config(config)), config.run, patience)
-        self._sender = WeightSender(config, self.queue, policy, config.host, ranks.device)
+        self._sender = WeightSender(config, self.queue, policy, config.reachable_host, ranks.device)
         self.version = PolicyVersion(0, 0)
         self._state = RunState(0, 0, 0)
         self._unsaved: list[PromptId] = []  # applied since the last durable checkpoint

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 import structlog
 from redis.exceptions import RedisError
 
-from mmr1.config import RunConfig, load_config
+from mmr1.config import RunConfig, load_config, save_config
 from mmr1.dataset import eval_problems, with_steps
 from mmr1.errors import ConfigurationError, StaleWriterError
 from mmr1.lifecycle import run_command
-from mmr1.local.plan import has_cuda
+from mmr1.local.plan import CONFIG_NAME, has_cuda
 from mmr1.preflight import check_data, check_kimikl_task, check_training
 from mmr1.redis_access import RedisAccess
 from mmr1.reward_names import check_reward_names
@@ -148,6 +148,7 @@ def main(argv: list[str] | None = None) -> int:
     configure_logging(f"learner-{rank}")
     if rank == "0":  # the others wait for it to join them, and their launcher ends them when it does not
         check(config)
+        _keep(config, arguments.config)
     try:
         train(config)
     except StaleWriterError as error:
@@ -184,6 +185,17 @@ def check(config: RunConfig) -> None:
     check_reward_names(config, problems.tasks, eval_problems(config, check_images=False).tasks)
     check_kimikl_task(config, problems)
     check_same_run(config)
+
+
+def _keep(config: RunConfig, given: Path) -> None:
+    """The run's folder says what the run is, as `mmr1 up` has it say: `mmr1 report` and the next start read it."""
+    kept = config.run_dir / CONFIG_NAME
+    if given.resolve() == kept.resolve():
+        return
+    try:
+        save_config(config, kept)
+    except OSError as error:
+        raise ConfigurationError(f"{kept} cannot be written: {error.strerror}; set run_dir") from None
 
 
 def number_of_ranks() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import socket
 import sys
 
 from mmr1.config import load_config
@@ -17,9 +18,11 @@ def main(argv: list[str] | None = None) -> int:
     """Run one server; returns its exit code: 0 told to stop, 2 configuration, else a failure."""
     parser = argparse.ArgumentParser(prog="python -m mmr1_rollout_server", description=__doc__)
     parser.add_argument("--config", required=True, help="the run's resolved configuration (YAML)")
-    parser.add_argument("--server-id", required=True, help="the name of this server within the run")
-    parser.add_argument("--port", type=int, required=True, help="gRPC")
-    parser.add_argument("--metrics-port", type=int, required=True, help="Prometheus")
+    parser.add_argument(
+        "--server-id", default=socket.gethostname(), help="this server's name within the run; default: the machine's"
+    )
+    parser.add_argument("--port", type=int, help="gRPC; default: rollout_port")
+    parser.add_argument("--metrics-port", type=int, help="Prometheus; default: the port after learner_metrics_port")
     parser.add_argument(
         "--serve-base-weights",
         action="store_true",
@@ -29,13 +32,15 @@ def main(argv: list[str] | None = None) -> int:
 
     configure_logging(arguments.server_id)
     config = load_config(arguments.config)
-    preflight.check(config, arguments.server_id, arguments.port, arguments.metrics_port)
+    port = config.rollout_port if arguments.port is None else arguments.port
+    metrics_port = config.learner_metrics_port + 1 if arguments.metrics_port is None else arguments.metrics_port
+    preflight.check(config, arguments.server_id, port, metrics_port)
     environment.apply(config)
 
     from mmr1_rollout_server.server import Server
 
     async def serve() -> int:
-        server = Server(config, arguments.server_id, arguments.port, arguments.metrics_port)
+        server = Server(config, arguments.server_id, port, metrics_port)
         server.serves_base = arguments.serve_base_weights
         return await server.run()
 

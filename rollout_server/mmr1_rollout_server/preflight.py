@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mmr1.config import RunConfig
-from mmr1.credentials import rollout_tokens
+from mmr1.credentials import reward_key, rollout_tokens
 from mmr1.errors import ConfigurationError
 from mmr1.local.ports import Port, require_free
 from mmr1.model_folder import check_folder_for, check_model
@@ -35,6 +35,7 @@ def check(config: RunConfig, server_id: str, port: int, metrics_port: int) -> No
     if not config.resolved_reward_url.startswith(("http://", "https://")):
         raise ConfigurationError(f"reward_url {config.resolved_reward_url} is not an http URL")
     reward_tls(config)
+    reward_key(config.reward_key_file)
     require_free(
         [
             Port(port, config.host, "rollout_port", server_id),

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import socket
 import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -199,9 +198,8 @@ class Server:
 
     @property
     def address(self) -> str:
-        """Where others reach this server: the host it listens on, or this machine's name when it listens on all."""
-        everywhere = self.config.host in ("0.0.0.0", "::")
-        return f"{socket.gethostname() if everywhere else self.config.host}:{self.port}"
+        """Where others reach this server."""
+        return f"{self.config.reachable_host}:{self.port}"
 
     def _on_change(self) -> None:
         state, version = self.policy.state, self.policy.version

@@ -26,11 +26,13 @@ BUILT_IN = {
     "rewards": "the reward server's tasks, and how one response is scored: mmr1 rewards [try --task NAME ...]",
     "templates": "the prompt templates, with an example of each: mmr1 templates [NAME ...]",
     "ledger": "a run's accounts in Redis: mmr1 ledger RUN",
+    "probe": "is a service ready? For health checks of containers: mmr1 probe rollout HOST:PORT",
     "report": "result.json, reward.png and report.html of a run: mmr1 report RUN_DIR",
 }
 ELSEWHERE = {
     "data": "mmr1.data_cli",
     "ledger": "mmr1.ledger_cli",
+    "probe": "mmr1.probe_cli",
     "report": "mmr1.report",
     "doctor": "mmr1.doctor",
     "demo": "mmr1.demo",

@@ -58,6 +58,16 @@ def redis_password(file: Path | None, environment: Mapping[str, str] | None = No
     return found[0][1] if found else None
 
 
+def reward_key(file: Path | None, environment: Mapping[str, str] | None = None) -> str | None:
+    """The key to show to the reward server; None: neither source is given.
+
+    Raises:
+        ConfigurationError: the file cannot be read or holds none, or both sources are given.
+    """
+    found = _read("reward_key_file", file, REWARD_KEY_VARIABLE, environment)
+    return found[0][1] if found else None
+
+
 def holds_password(redis_url: str) -> bool:
     """Whether a Redis URL has a password in it. In doubt it has."""
     return re.search(r"://[^/?#]*:[^@]*@|password=", redis_url) is not None

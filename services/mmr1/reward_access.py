@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import ssl
 
 from mmr1.config import RunConfig
-from mmr1.credentials import REWARD_KEY_VARIABLE
+from mmr1.credentials import REWARD_KEY_VARIABLE, reward_key
 from mmr1.errors import ConfigurationError
 from mmr1.tls import files
 from mmr1_reward_server.client import RewardClient
 
-KEY_REMEDY = f"set {REWARD_KEY_VARIABLE} to one of the reward server's keys"
+KEY_REMEDY = f"set {REWARD_KEY_VARIABLE}, or reward_key_file, to one of the reward server's keys"
 
 
 def reward_client(config: RunConfig, deadline_seconds: float) -> RewardClient:
-    """A client that shows the environment's key, if there is one.
+    """A client that shows the run's key, if there is one.
 
     Raises:
         ValueError: `reward_url` is no URL.
-        ConfigurationError: a certificate or key of TLS is not what its option asks for.
+        ConfigurationError: the key, a certificate or a key of TLS is not what its option asks for.
     """
-    url, key = config.resolved_reward_url, os.environ.get(REWARD_KEY_VARIABLE)
-    return RewardClient(url, deadline_seconds, api_key=key, verify=reward_tls(config))
+    key = reward_key(config.reward_key_file)
+    return RewardClient(config.resolved_reward_url, deadline_seconds, api_key=key, verify=reward_tls(config))
 
 
 def reward_tls(config: RunConfig) -> ssl.SSLContext | bool:

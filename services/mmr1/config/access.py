@@ -63,6 +63,10 @@ class AccessOptions(BaseModel):
         None, description="certificate chain (PEM) of the rollout servers' callers"
     )
     rollout_client_key: Path | None = Field(None, description="its key (PEM)")
+    reward_key_file: Path | None = Field(
+        None,
+        description="a file with the key that the reward server asks for; MMR1_REWARD_API_KEY instead holds it itself",
+    )
     reward_tls_ca: Path | None = Field(
         None, description="CA (PEM) of the certificate of an https reward_url; default: the system's"
     )

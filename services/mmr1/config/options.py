@@ -8,6 +8,7 @@ This file holds facts about single options and about how they fit together. It o
 from __future__ import annotations
 
 import math
+import socket
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -164,11 +165,16 @@ class StackOptions(BaseModel):
     )
     run_dir: Path = Field(Path("runs/run"), description="logs, checkpoints, metrics and results")
     host: str = Field("127.0.0.1", description="the address services listen on: IPv4, or a name")
+    advertise_host: str | None = Field(
+        None,
+        description="where others reach this host, in a cluster: address or name; default: host, or this machine's "
+        "name when that is 0.0.0.0",
+    )
     redis_port: int = Field(6390, ge=0, le=65535, description="of the Redis that `mmr1 up` starts")
     reward_url: str | None = Field(
         None,
-        description="an existing reward server, without user and password: its key is MMR1_REWARD_API_KEY; default: "
-        "`mmr1 up` starts its own",
+        description="an existing reward server, without user and password: its key is in reward_key_file or "
+        "MMR1_REWARD_API_KEY; default: `mmr1 up` starts its own",
     )
     reward_port: int = Field(8390, ge=1, le=65535, description="of the reward server that `mmr1 up` starts")
     rollout_port: int = Field(50390, ge=1, le=65535, description="of the first rollout server; the others follow")
@@ -178,10 +184,10 @@ class StackOptions(BaseModel):
     learner_master_port: int = Field(29390, ge=1, le=65535, description="where learner ranks meet")
     max_restarts: int = Field(5, ge=0, description="restarts of a service; ten minutes up start the count anew")
 
-    @field_validator("host")
+    @field_validator("host", "advertise_host")
     @classmethod
-    def _no_ipv6(cls, value: str) -> str:
-        if ":" in value:
+    def _no_ipv6(cls, value: str | None) -> str | None:
+        if value and ":" in value:
             raise ValueError("IPv6 addresses are not supported yet; give an IPv4 address or a name that has one")
         return value
 
@@ -190,6 +196,11 @@ class StackOptions(BaseModel):
     def _no_password(cls, value: str | None) -> str | None:
         check_reward_url(value or "")
         return value
+
+    @property
+    def reachable_host(self) -> str:
+        """Where others reach what this process listens on."""
+        return self.advertise_host or (socket.gethostname() if self.host == "0.0.0.0" else self.host)
 
     @property
     def resolved_reward_url(self) -> str:

@@ -122,7 +122,8 @@ def _redis(config: RunConfig, inherited: Mapping[str, str]) -> ServiceSpec:
 
 
 def _reward(config: RunConfig, inherited: Mapping[str, str]) -> ServiceSpec:
-    command = _python("mmr1_reward_server", "--host", config.host, "--port", config.reward_port)
+    keys = ["--api-key-file", config.reward_key_file] if config.reward_key_file else []
+    command = _python("mmr1_reward_server", "--host", config.host, "--port", config.reward_port, *keys)
     return ServiceSpec(
         name="reward",
         processes=(ProcessSpec("reward", command, {**_without_secrets(inherited), "OMP_NUM_THREADS": "1"}),),

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mmr1.config import load_config
 from mmr1.errors import CONFIGURATION_ERROR, ConfigurationError
 from mmr1.lifecycle import CommandParser
 from mmr1.report import fine_tuning
@@ -69,13 +70,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Write result.json, reward.png and report.html of a run, and print its table. Of RUN_DIR/sft, "
         "which mmr1 sft leaves, result.json and report.html with the curves of its loss.",
     )
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the run's folder, for example runs/demo")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("run_dir", type=Path, nargs="?", metavar="RUN_DIR", help="the run's folder, as runs/demo")
+    which.add_argument("--config", type=Path, metavar="FILE", help="or the run's YAML file, which names that folder")
     parser.add_argument(
         "--compare", type=Path, metavar="OTHER_RUN", help="another run's folder: the page then shows both side by side"
     )
     try:
         arguments = parser.parse_args(argv)
-        run = read_run(arguments.run_dir)
+        run = read_run(load_config(arguments.config).run_dir if arguments.config else arguments.run_dir)
         other = _other(arguments.compare)
         if run.is_fine_tuning and other:
             raise ConfigurationError(f"{run.folder} is what `mmr1 sft` has left; --compare is of runs of reinforcement")
