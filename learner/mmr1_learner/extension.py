@@ -39,9 +39,14 @@ def load_extension() -> None:
     root = Path(os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions")))
     from deepspeed.accelerator import get_accelerator
     from deepspeed.comm.torch import build_shm_op
+    from deepspeed.git_version_info import installed_ops
 
     builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
-    if builder is not None:
+    if builder is None:
+        return
+    if installed_ops.get(builder.NAME):  # compiled with DeepSpeed, as in an image: there is nothing to wait for or write
+        build_shm_op()
+    else:
         load_alone(root / builder.NAME, build_shm_op)
 
 

@@ -42,8 +42,8 @@ log = structlog.get_logger()
 _GO_ON = b""  # rank 0 needs the others no more, for now
 
 
-def train(config: RunConfig) -> None:
-    """Run to `num_steps`, going on from the newest durable checkpoint when there is one."""
+def train(config: RunConfig) -> bool:
+    """Run to `num_steps`, going on from the newest durable checkpoint when there is one. False: told to stop before."""
     from mmr1_learner.checkpoint import Checkpoints
     from mmr1_learner.export import export
     from mmr1_learner.leader import Leader
@@ -77,7 +77,8 @@ def train(config: RunConfig) -> None:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, signal.SIG_IGN)
         published.tell(_GO_ON if leader else None)
-        if _take_steps(config, published, trainer, leader, checkpoints, start if start >= 0 else None):
+        finished = _take_steps(config, published, trainer, leader, checkpoints, start if start >= 0 else None)
+        if finished:
             if leader:
                 leader.finish()
             published.tell(_GO_ON if leader else None)
@@ -90,6 +91,7 @@ def train(config: RunConfig) -> None:
         if leader:
             leader.close(exit_code)
     leave_ranks()
+    return finished
 
 
 def _take_steps(
@@ -140,6 +142,7 @@ def _take_steps(
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="mmr1-learner", description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="a run's YAML file")
+    parser.add_argument("--report", action="store_true", help="at the end, do as `mmr1 report` does")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher says it twice
     arguments, options = parser.parse_known_args(argv)
     config = with_steps(load_config(arguments.config, [*options, "--learner_processes", number_of_ranks()]))
@@ -150,7 +153,7 @@ def main(argv: list[str] | None = None) -> int:
         check(config)
         _keep(config, arguments.config)
     try:
-        train(config)
+        finished = train(config)
     except StaleWriterError as error:
         # Restarting would take the run back from the learner that has taken it over.
         raise ConfigurationError(f"another learner has taken over run {config.run!r}: {error}") from None
@@ -169,6 +172,11 @@ def main(argv: list[str] | None = None) -> int:
     except StopRequestedError:
         log.info("stopped while waiting; the newest checkpoint is where the run goes on")
         return 128 + signal.SIGTERM
+    if arguments.report and finished and rank == "0":
+        from mmr1.report import build  # it draws: nothing that a learner need carry through the run
+
+        build(config.run_dir)
+        log.info("reported", file=str(config.run_dir / "report.html"))
     return 0
 
 

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 from mmr1.config import RunConfig
+from mmr1.local.plan import has_cuda
 from mmr1_rollout_server.orphan_guard import SERVER_PID
 
 
@@ -24,6 +25,10 @@ def apply(config: RunConfig) -> None:
         VLLM_NO_USAGE_STATS="1",
         **{SERVER_PID: str(os.getpid())},
     )
+    if not has_cuda(os.environ):
+        # vLLM compiles a few small functions with g++ when they are first used, eager or not: seconds in the middle of
+        # the first update, and a compiler that an image need not have.
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     if Path(config.model).is_dir():
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
