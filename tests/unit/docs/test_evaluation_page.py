@@ -45,8 +45,8 @@ def test_its_commands_are_taken(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump({"model": "m", "train_file": "t.json", "eval_file": "e.json"}))
     commands = re.findall(r"^    \.venv/bin/mmr1 eval run\.yaml(.*)$", PAGE, re.MULTILINE)
     assert len(commands) == 4
-    for command in commands:
-        load_options(EvalConfig, path, shlex.split(command, comments=True))
+    read = [load_options(EvalConfig, path, shlex.split(command, comments=True)) for command in commands]
+    assert len({config.folder for config in read}) == 4, "each refuses the answers of another"
 
 
 def test_the_options_it_names_exist() -> None:
