@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import queue
 import shutil
 import socket
 import ssl
@@ -11,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from tests.conftest import free_port
@@ -53,32 +56,32 @@ def behind_tls(port: int, certificate: tuple[Path, Path], callers_ca: Path | Non
     if callers_ca is not None:
         context.load_verify_locations(callers_ca)
         context.verify_mode = ssl.CERT_REQUIRED
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    started: queue.Queue[tuple[asyncio.AbstractEventLoop, asyncio.Event, int]] = queue.Queue()
 
-        def serve() -> None:
-            with contextlib.suppress(OSError):
-                while True:
-                    threading.Thread(target=_hand_on, args=(listener.accept()[0], context, port), daemon=True).start()
+    async def serve() -> None:
+        ended = asyncio.Event()
+        server = await asyncio.start_server(partial(_hand_on, port), "127.0.0.1", 0, ssl=context)
+        started.put((asyncio.get_running_loop(), ended, server.sockets[0].getsockname()[1]))
+        await ended.wait()
+        server.close()
 
-        threading.Thread(target=serve, daemon=True).start()
-        yield listener.getsockname()[1]
-        listener.shutdown(socket.SHUT_RDWR)
-
-
-def _hand_on(plain: socket.socket, context: ssl.SSLContext, port: int) -> None:
-    with contextlib.suppress(OSError), plain:
-        plain.settimeout(10)
-        with (
-            context.wrap_socket(plain, server_side=True) as caller,
-            socket.create_connection(("127.0.0.1", port)) as to,
-        ):
-            threading.Thread(target=_copy, args=(to, caller), daemon=True).start()
-            _copy(caller, to)
+    # One thread for both directions: two may not read and write one TLS connection at a time.
+    relay = threading.Thread(target=asyncio.run, args=(serve(),), daemon=True)
+    relay.start()
+    loop, ended, found = started.get(timeout=10)
+    yield found
+    loop.call_soon_threadsafe(ended.set)
+    relay.join(10)
 
 
-def _copy(source: socket.socket, target: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while data := source.recv(65536):
-            target.sendall(data)
-    with contextlib.suppress(OSError):
-        target.shutdown(socket.SHUT_RDWR)
+async def _hand_on(port: int, caller: asyncio.StreamReader, to_caller: asyncio.StreamWriter) -> None:
+    server, to_server = await asyncio.open_connection("127.0.0.1", port)
+    await asyncio.gather(_copy(caller, to_server), _copy(server, to_caller))
+
+
+async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError, ssl.SSLError):
+        while data := await source.read(65536):
+            target.write(data)
+            await target.drain()
+    target.close()

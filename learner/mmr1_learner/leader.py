@@ -70,7 +70,7 @@ class Leader:
         self._evaluator = Evaluator(config, self._prompts, held_out) if held_out else None
         self._scorer = Scorer(config, policy, encoder, ranks.device)
         self._details = CompletionDetails(encoder.processor.tokenizer, ImageStore(config.resolved_image_root))
-        self._bound = config.bound(config.dtype)  # the gate may find a narrower one
+        self._bounds: dict[str, float] = {}  # of each server, by address: the gate may find a narrower one
         patience = Patience(self._tick, self._redis_pauses, self._redis_is_back)
         self.queue = RunQueue(connect(RedisAccess.from_config(config)), config.run, patience)
         self._sender = WeightSender(config, self.queue, policy, config.host, ranks.device)
@@ -252,7 +252,7 @@ class Leader:
         status = self._sender.call(client.status, self._tick)
         self._scorer.compare_preprocessing(status.server_id, status.preprocessing)
         groups = self._sample(client, self._config.parity_prompts)
-        report, self._bound = gate_of(self._config, self._scorer, self._policy, groups)
+        report, self._bounds[client.address] = gate_of(self._config, self._scorer, self._policy, groups)
         self._record_parity(report, client)
         return report.max_abs_dlogp
 
@@ -265,10 +265,12 @@ class Leader:
     def _probe(self, client: RolloutClient) -> float:
         """After each update: one fixed prompt with its image, sampled as the next step's are."""
         report = self._scorer.compare(self._sample(client, 1))
-        if not report.mean_abs_dlogp <= self._bound:
+        widest = max(self._bounds.values(), default=self._config.bound(self._config.dtype))
+        bound = self._bounds.get(client.address, widest)
+        if not report.mean_abs_dlogp <= bound:
             raise WeightUpdateError(
                 f"{client.address} received version {self.version}, but its log-probabilities are "
-                f"{report.mean_abs_dlogp:.2e} from the learner's (bound {self._bound:.0e})"
+                f"{report.mean_abs_dlogp:.2e} from the learner's (bound {bound:.0e})"
             )
         return report.max_abs_dlogp
 
@@ -300,7 +302,7 @@ class Leader:
             "mean_abs_dlogp": report.mean_abs_dlogp,
             "mismatch_kl": report.mismatch_kl,
             "num_tokens": report.num_tokens,
-            "bound": self._bound,
+            "bound": self._bounds[client.address],
         }
         self.files.write("parity", [*self.files.read("parity", []), entry])
 

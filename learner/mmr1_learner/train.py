@@ -21,6 +21,7 @@ from mmr1.config import RunConfig, load_config
 from mmr1.dataset import eval_problems, with_steps
 from mmr1.errors import ConfigurationError, StaleWriterError
 from mmr1.lifecycle import run_command
+from mmr1.local.plan import has_cuda
 from mmr1.preflight import check_data, check_kimikl_task, check_training
 from mmr1.redis_access import RedisAccess
 from mmr1.reward_names import check_reward_names
@@ -204,7 +205,7 @@ def set_environment(config: RunConfig) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(config.learner_threads))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_OFFLINE", "1" if Path(config.model).is_dir() else "0")
-    if not Path("/dev/nvidia0").exists():
+    if not has_cuda(os.environ):
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 

@@ -173,6 +173,8 @@ class WorkerProcess(asyncio.Protocol):
             return "it did not end"
         if code >= 0:
             return f"it ended with exit code {code}"
+        if self.killed_for == "nonsense":
+            return "it was ended for what it wrote to the server: does a scorer write to descriptors not its own?"
         memory = "; was it out of memory?" if code == -signal.SIGKILL and self.killed_for is None else ""
         return f"it was ended by {signal.Signals(-code).name}{memory}"
 
@@ -180,6 +182,8 @@ class WorkerProcess(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
 
     def data_received(self, data: bytes) -> None:
+        if self.killed_for == "nonsense":
+            return  # nor is anything after it to be believed
         try:
             for payload in self._frames.feed(data):
                 if not self._hello.done():

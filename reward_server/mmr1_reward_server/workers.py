@@ -291,6 +291,8 @@ class WorkerPool:
         """Settles what a worker had in hand when it ended: one item was its end, the others are somebody else's."""
         timed_out = worker.killed_for == "timeout"
         at_fault = worker.late_position if timed_out else worker.position
+        if worker.killed_for == "nonsense":
+            at_fault = None  # what cannot be read may be of an earlier item than the one in hand when it was read
         again: list[Pending] = []
         for position, pending in enumerate(frame):
             pending.num_attempts += at_fault is None

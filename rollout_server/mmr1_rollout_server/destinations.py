@@ -47,10 +47,11 @@ class Destinations:
 
 
 class _Caught(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Takes down the copies from one tensor's memory instead of making them."""
+    """Takes down the copies from one tensor's memory instead of making them, and makes no other into `kept`."""
 
-    def __init__(self) -> None:
+    def __init__(self, kept: set[int]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._kept = kept  # addresses of the model's own memory
         self.source: Tensor | None = None
         self.copies: list[Copy] = []
 
@@ -64,6 +65,8 @@ class _Caught(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     Copy(tuple(piece.shape), piece.stride(), piece.storage_offset(), destination.detach())
                 )
                 return destination
+            if destination.untyped_storage().data_ptr() in self._kept:
+                raise ValueError("a weight is made anew while it is loaded")
         return func(*args, **(kwargs or {}))
 
 
@@ -75,7 +78,8 @@ def find_destinations(
     Args:
         elements: of a layer's own parameters, how many a checkpoint holds.
     """
-    caught = _Caught()
+    kept = (*model.parameters(), *model.buffers())
+    caught = _Caught({tensor.untyped_storage().data_ptr() for tensor in kept})
     copies: dict[str, list[Copy]] = {}
     try:
         for spec in specs:

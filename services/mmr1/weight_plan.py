@@ -19,7 +19,12 @@ _T = TypeVar("_T")
 ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int64": 8, "int32": 4, "uint8": 1, "bool": 1}
 
 _WORD_BYTES = 8
-_GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # 2^64 over the golden ratio, as a signed number
+_FOLD = 29
+
+# SplitMix64's constants, as signed numbers.
+_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+_MIX = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
+_LAST_SHIFT = 31
 
 
 def tensor_bytes(spec: TensorSpec) -> int:
@@ -52,15 +57,28 @@ def fingerprint(data: bytes | memoryview) -> int:
 
 
 def word_keys(positions: Any) -> Any:
-    """The odd factor of each 64-bit word of a bucket, from its position: `word_sums` takes them."""
-    return (2 * positions + 1) * _GOLDEN
+    """The odd factor of each 64-bit word of a bucket, from its position: `word_sums` takes them.
+
+    SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014) of the position. Keys in
+    an arithmetic progression would let like changes cancel: signs flipped in words 0 and 3 one way, 1 and 2 the other.
+    """
+    mixed = (positions + 1) * _GOLDEN
+    for shift, factor in _MIX:
+        mixed = (mixed ^ _shifted(mixed, shift)) * factor
+    return (mixed ^ _shifted(mixed, _LAST_SHIFT)) | 1
+
+
+def _shifted(words: Any, bits: int) -> Any:
+    """To the right, filled up with zeros: the integers are signed, and would be filled up with their sign."""
+    return (words >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def word_sums(flat: Any, sizes: Sequence[int], keys: Any) -> list[Any]:
     """The 64-bit digest of each tensor of a bucket that lies in a GPU's memory, without leaving it.
 
-    The sum of words times the odd keys of their positions, modulo 2^64, after the upper half of each word is folded
-    onto the lower one: no change of a single word, and no exchange of two different ones, leaves it as it was. It is
+    The sum of words times the odd keys of their positions, modulo 2^64, after the upper bits of each word are folded
+    onto the lower ones, at no multiple of a number's width: no change of a single word leaves it as it was, and changes
+    of several cancel about once in 2^64, signs that flip and numbers that change places included. It is
     against faults, as XXH3 is, and not against attacks.
 
     Args:
@@ -80,7 +98,7 @@ def word_sums(flat: Any, sizes: Sequence[int], keys: Any) -> list[Any]:
             begin += num_words * _WORD_BYTES
         flat = padded
     words = flat.view(keys.dtype)
-    mixed = (words ^ (words >> 32)) * keys[: len(words)]
+    mixed = (words ^ _shifted(words, _FOLD)) * keys[: len(words)]  # a word and its inverse stay unlike
     return [part.sum() for part in mixed.split(whole)]
 
 

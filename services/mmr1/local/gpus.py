@@ -29,19 +29,17 @@ def visible_gpus(environment: Mapping[str, str], devices: Path = Path("/dev")) -
     return [str(index) for index in range(len(found))]  # CUDA counts those it can use, whatever the kernel calls them
 
 
-def place(config: RunConfig, gpus: Sequence[str]) -> Placement | None:
+def place(config: RunConfig, gpus: Sequence[str], num_ranks: int | None = None) -> Placement | None:
     """Learner ranks first, each on a GPU of its own; rollout servers on the next ones while there are enough.
 
     Where there are too few, servers share GPUs with the learner, not with each other: with one GPU, all is on it.
+    `num_ranks` is that of the run unless it is given: 0 where there is no learner.
 
     Raises:
         ConfigurationError: there are too few for that too, or none where more than a CPU is asked for.
     """
-    num_ranks, size, num_replicas = (
-        config.learner_processes,
-        config.rollout_tensor_parallel_size,
-        config.rollout_replicas,
-    )
+    num_ranks = config.learner_processes if num_ranks is None else num_ranks
+    size, num_replicas = config.rollout_tensor_parallel_size, config.rollout_replicas
     if not gpus and size == 1:
         return None
     if not gpus:
@@ -49,12 +47,13 @@ def place(config: RunConfig, gpus: Sequence[str]) -> Placement | None:
     if num_ranks > len(gpus):
         raise ConfigurationError(
             f"learner_processes {num_ranks} needs as many GPUs, because NCCL refuses two ranks on one, and "
-            f"{len(gpus)} are visible; lower it or make more visible"
+            f"{len(gpus)} are visible; lower it, make more visible, or set {VISIBLE}= to run on the CPU"
         )
     if num_replicas * size > len(gpus):
         raise ConfigurationError(
             f"rollout_replicas {num_replicas} x rollout_tensor_parallel_size {size} need as many GPUs, because two "
-            f"engines on one take each other's memory for their own, and {len(gpus)} are visible; lower one of them"
+            f"engines on one take each other's memory for their own, and {len(gpus)} are visible; lower one of them, "
+            f"or set {VISIBLE}= to run on the CPU"
         )
     places = [
         [(num_ranks + index * size + worker) % len(gpus) for worker in range(size)] for index in range(num_replicas)

@@ -48,7 +48,7 @@ def plan(config: RunConfig, environment: Mapping[str, str] | None = None) -> Pla
         ConfigurationError: Redis is to be started and there is no redis-server, or there are too few GPUs.
     """
     inherited = child_environment(config, os.environ if environment is None else environment)
-    gpus = place(config, visible_gpus(inherited) if has_cuda(inherited) else [])
+    gpus = place(config, _gpus(inherited))
     learner, *rollouts = (
         [{**inherited, VISIBLE: visible} for visible in (gpus.learner, *gpus.rollouts)]
         if gpus
@@ -70,10 +70,18 @@ def evaluation_plan(
     """What `mmr1 eval` starts: no Redis, no learner, and rollout servers that serve their model's own weights."""
     inherited = child_environment(config, os.environ if environment is None else environment)
     access = RolloutAccess.from_config(config.model_copy(update={"rollout_token_file": None}), {})
-    indices = range(config.rollout_replicas if starts_rollouts else 0)
+    gpus = place(config, _gpus(inherited), num_ranks=0) if starts_rollouts else None
+    own = (
+        [{**inherited, VISIBLE: visible} for visible in gpus.rollouts]
+        if gpus
+        else [inherited] * config.rollout_replicas
+    )
     return EvaluationPlan(
         reward=_reward(config, inherited) if config.reward_url is None else None,
-        rollouts=tuple(_rollout(config, index, inherited, access, serves_base=True) for index in indices),
+        rollouts=tuple(
+            _rollout(config, index, environment, access, serves_base=True)
+            for index, environment in enumerate(own if starts_rollouts else ())
+        ),
     )
 
 
@@ -94,9 +102,13 @@ def child_environment(config: RunConfig, environment: Mapping[str, str]) -> dict
 
 
 def has_cuda(environment: Mapping[str, str]) -> bool:
-    """Whether this machine shows a CUDA device to our children. Asks the kernel, not torch."""
-    hidden = environment.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    """Whether this machine shows a CUDA device to our children, and they may use it. Asks the kernel, not torch."""
+    hidden = environment.get(VISIBLE) in ("", "-1") or environment.get("DS_ACCELERATOR") == "cpu"
     return not hidden and Path("/dev/nvidiactl").exists()
+
+
+def _gpus(environment: Mapping[str, str]) -> list[str]:
+    return visible_gpus(environment) if has_cuda(environment) else []
 
 
 def _redis(config: RunConfig, inherited: Mapping[str, str]) -> ServiceSpec:

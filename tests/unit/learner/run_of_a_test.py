@@ -111,7 +111,7 @@ class Learner:
         self.leader: Any = object.__new__(Leader)
         self.leader.__dict__ |= {
             "_config": run.config,
-            "_bound": run.config.bound(run.config.dtype),
+            "_bounds": {},
             "_policy": Mock(),  # that the other ranks hear from it is all that is asked of it here
             "_checkpoints": self.checkpoints,
             "_prompts": run.prompts,

@@ -73,6 +73,16 @@ def test_every_flipped_bit_changes_the_digest_of_its_tensor_and_no_other(sizes: 
                 assert [at for at in range(len(sizes)) if found[at] != whole[at]] == [index]
 
 
+def test_a_word_that_is_inverted_and_zeros_that_arrive_as_ones_are_seen() -> None:
+    """bfloat16's NaN is all ones: a buffer that nobody has filled may hold either."""
+    flat = torch.randint(0, 256, (64,), dtype=torch.uint8)
+    for begin in range(0, 64, 8):
+        changed = flat.clone()
+        changed[begin : begin + 8] ^= 0xFF
+        assert digests(changed, [64]) != digests(flat, [64])
+    assert digests(torch.zeros(24, dtype=torch.uint8), [24]) != digests(torch.full((24,), 0xFF).byte(), [24])
+
+
 def test_what_random_faults_do_not_is_seen_too() -> None:
     """Sums of words are blind to exchanged ones, and to two signs that flip; this one is not."""
     numbers = torch.randn(4096, dtype=torch.float32)
@@ -85,3 +95,12 @@ def test_what_random_faults_do_not_is_seen_too() -> None:
     shifted = numbers.roll(2)
     for changed in (exchanged, negated, two, shifted):
         assert digests(changed.view(torch.uint8), [flat.numel()]) != [whole]
+
+
+def test_changes_of_several_words_do_not_cancel() -> None:
+    """Keys that grow evenly would be blind to both: the same change up in words 0 and 3, and down in 1 and 2."""
+    signs = torch.tensor([1.0, 1.0, -1.0, -1.0, -1.0, -1.0, 1.0, 1.0])
+    assert digests((-signs).view(torch.uint8), [32]) != digests(signs.view(torch.uint8), [32])
+    words = torch.tensor([5, 5, 5, 5])
+    shifted = words + torch.tensor([1, -1, -1, 1])
+    assert digests(shifted.view(torch.uint8), [32]) != digests(words.view(torch.uint8), [32])

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from mmr1.config import RunConfig, load_config, save_config
+from mmr1.errors import ConfigurationError
+from mmr1.local import plan as planning
 from mmr1.local.plan import child_environment, evaluation_plan, plan
 from mmr1_rollout_server.server import DRAIN_SECONDS
 from mmr1_rollout_server.worker import RETRY_SECONDS
@@ -66,6 +68,25 @@ def test_an_evaluation_starts_neither_redis_nor_a_learner() -> None:
     assert not any("--serve-base-weights" in spec.processes[0].command for spec in plan(config(), {}).rollouts)
     running = evaluation_plan(config("--reward_url", "http://elsewhere"), starts_rollouts=False, environment={})
     assert running.reward is None and running.rollouts == ()
+
+
+def test_servers_of_an_evaluation_get_gpus_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "has_cuda", lambda _: True)
+    services = evaluation_plan(
+        config("--rollout_replicas", "2"), starts_rollouts=True, environment={"CUDA_VISIBLE_DEVICES": "4,6"}
+    )
+    assert [spec.processes[0].environment["CUDA_VISIBLE_DEVICES"] for spec in services.rollouts] == ["4", "6"]
+    with pytest.raises(ConfigurationError, match="set CUDA_VISIBLE_DEVICES= to run on the CPU"):
+        evaluation_plan(
+            config("--rollout_replicas", "2"), starts_rollouts=True, environment={"CUDA_VISIBLE_DEVICES": "4"}
+        )
+
+
+def test_who_is_told_to_use_the_cpu_has_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "exists", lambda _: True)
+    assert planning.has_cuda({}) and planning.has_cuda({"CUDA_VISIBLE_DEVICES": "0"})
+    for hidden in ({"CUDA_VISIBLE_DEVICES": ""}, {"CUDA_VISIBLE_DEVICES": "-1"}, {"DS_ACCELERATOR": "cpu"}):
+        assert not planning.has_cuda(hidden)
 
 
 def test_children_do_not_resolve_options_a_second_time(tmp_path: Path, monkeypatch) -> None:

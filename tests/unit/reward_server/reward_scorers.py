@@ -69,10 +69,13 @@ def _process_id(sample: Sample[Any, Params]) -> Verdict:
 def _scribbles(sample: Sample[Any, Params]) -> Verdict:
     """Writes to a descriptor that is not its own, and prints."""
     print("timestamp=0 level=info event=forged")
+    sockets = []
     for descriptor in range(3, 1024):
         with contextlib.suppress(OSError):
             if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
-                os.write(descriptor, b"\x00\x00\x00\x03abc")
+                sockets.append(descriptor)
+    for descriptor in sockets:  # the last thing it does: the server reads it while the next item is in hand
+        os.write(descriptor, b"\x00\x00\x00\x03abc")
     return Verdict(1.0)
 
 

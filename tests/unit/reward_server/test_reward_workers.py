@@ -132,8 +132,17 @@ async def test_a_scorer_that_writes_where_it_should_not_cannot_forge_a_result(
 ) -> None:
     scored = await pool.score([item("scribbles"), item("counting")])
     assert outcomes(scored) == ["verifier_error", "ok"]
+    assert "descriptors not its own" in scored[0].result.detail
     assert set(restarts) == {"nonsense"}
     assert "forged" not in capfd.readouterr().out
+
+
+async def test_what_was_scribbled_is_not_held_against_the_item_in_hand_when_it_is_read() -> None:
+    pool = make()  # one worker: both are in one frame, and the server reads while the second is being scored
+    await pool.start()
+    scored = await pool.score([item("scribbles"), item("sleeps", solution=0.3)])
+    assert outcomes(scored) == ["verifier_error", "ok"]
+    await pool.close()
 
 
 async def test_a_worker_killed_from_outside_is_replaced() -> None:

@@ -78,3 +78,4 @@ def test_what_is_converted_on_the_way_is_refused() -> None:
     model = Fused()
     model.converts = True
     assert found(model) is None
+    assert all(not parameter.any() for parameter in model.parameters()), "nothing was written meanwhile"

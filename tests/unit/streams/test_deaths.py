@@ -74,6 +74,9 @@ def test_a_process_that_is_started_anew_finds_what_its_dead_predecessor_held(que
 
     async def serve(first: PromptConsumer, second: PromptConsumer) -> None:  # both are called a
         assert await first.take(1, V0, 1) == [], "the lease is the later process's"
+        await first.leave()
+        await dies(first)
+        assert [member.server_id for member in queue.members()] == ["a"], "and only the later one ends it"
         await first.register("127.0.0.1:1", "serves", V0, 30)
         (held,) = await first.take(1, V0, 1)
         await second.register("127.0.0.1:1", "serves", V0, 30)

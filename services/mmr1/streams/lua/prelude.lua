@@ -36,10 +36,19 @@ local function server_of(consumer)
   return string.match(consumer, '^(.*)/[^/]*$') or consumer
 end
 
-local function lives(consumer)
+local function own_lease(consumer)
   local lease = redis.call('HGET', leases, server_of(consumer))
   lease = lease and cjson.decode(lease)
-  return lease and lease.consumer == consumer and lease.deadline >= now()
+  return lease and lease.consumer == consumer and lease
+end
+
+local function lives(consumer)
+  local lease = own_lease(consumer)
+  return lease and lease.deadline >= now()
+end
+
+local function end_lease(consumer)
+  return own_lease(consumer) and redis.call('HDEL', leases, server_of(consumer)) or 0
 end
 
 -- Nobody's any more, and taken before anything new. Its delivery count says how many holders it has cost.
@@ -58,6 +67,7 @@ local function field(fields, name)
   end
 end
 
+-- 'crashes' is for servers of the release before, which count deaths by it.
 -- items[id] is 'p<entry>' while the prompt waits or runs and 'g<entry> <version>' once its group is ready.
 local function feed(id, payload, crashes)
   local entry = redis.call('XADD', prompts, '*', 'id', id, 'payload', payload, 'crashes', crashes)
