@@ -16,6 +16,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from mmr1.demo import TASKS
+from mmr1.evaluation import HEADLINES
+from mmr1.metric_names import words_for
 from mmr1.report.picture import AFTER, BEFORE, INK, MUTED, style
 from mmr1.report.run_files import number, read_run
 from mmr1.report.series import smooth
@@ -23,12 +26,7 @@ from mmr1.report.series import smooth
 SEEDS = ("seed0", "seed1", "seed2")
 CONTROL = "control"
 CONTROL_COLOUR = "#d55e00"  # Okabe and Ito's vermilion
-METRICS = {  # task: what is measured
-    "counting": "exactly right",
-    "ocr": "1 - edit distance",
-    "grounding": "mean IoU",
-    "detection": "F1 at IoU 0.5",
-}
+METRICS = {task: words_for(HEADLINES[task]) for task in TASKS}  # what is measured
 MODE = "greedy"
 
 INTRODUCTION = """\

@@ -14,11 +14,12 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from mmr1.metric_names import is_share, words_for
 from mmr1.report import fine_tuning
 from mmr1.report.charts import Chart, colour, readout, svg
 from mmr1.report.compare import Comparison
 from mmr1.report.curves import curves
-from mmr1.report.held_out import is_share, series, words_for
+from mmr1.report.held_out import series
 from mmr1.report.result import RunResult, interval
 from mmr1.report.run_files import RunFiles
 from mmr1.report.samples import Sample

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from mmr1.report.held_out import is_share, words_for
+from mmr1.metric_names import is_share, words_for
 from mmr1.report.result import MODES, Heldout, RunResult, interval
 from mmr1.report.run_files import RunFiles, number
 from mmr1.report.series import smooth

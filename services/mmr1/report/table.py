@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from mmr1.report.held_out import is_share, words_for
+from mmr1.metric_names import is_share, words_for
 from mmr1.report.result import MODES, Heldout, RunResult
 
 
