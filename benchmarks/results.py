@@ -17,6 +17,8 @@ from pathlib import Path
 
 from results_page import CONTROL, METRICS, SEEDS, keep, write_page
 
+from mmr1.errors import ConfigurationError
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "docs" / "results"
 RUNS = Path("runs") / "results"
@@ -43,6 +45,18 @@ def missing(tasks: list[str], results: Path) -> list[tuple[str, str]]:
     return [(task, name) for task, name in runs if not (results / f"{task}-{name}.json").exists()]
 
 
+def make(task: str, name: str) -> str:
+    """Make one run and keep its figures. Returns why there are none: the runs after it are made all the same."""
+    code = subprocess.run(command(task, name), cwd=REPOSITORY).returncode
+    if code:
+        return f"failed (exit code {code})"
+    try:
+        keep(REPOSITORY / RUNS / f"{task}-{name}", RESULTS / f"{task}-{name}.json")
+    except (OSError, ValueError, ConfigurationError) as error:
+        return f"its figures are not whole ({error})"
+    return ""
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", choices=list(METRICS), default=list(METRICS), metavar="TASK")
@@ -51,11 +65,9 @@ def main() -> int:
     failed = []
     for task, name in [] if arguments.page else missing(arguments.tasks, RESULTS):
         print(f"{task}, {name}", flush=True)
-        if subprocess.run(command(task, name), cwd=REPOSITORY).returncode:
+        if why := make(task, name):
             failed.append(f"{task}-{name}")
-            print(f"{task}, {name}: failed; see {RUNS / f'{task}-{name}'}", file=sys.stderr, flush=True)
-            continue
-        keep(REPOSITORY / RUNS / f"{task}-{name}", RESULTS / f"{task}-{name}.json")
+            print(f"{task}, {name}: {why}; see {RUNS / f'{task}-{name}'}", file=sys.stderr, flush=True)
     try:
         print(f"docs/results.md: {', '.join(write_page(RESULTS, REPOSITORY / 'docs'))}")
     except ValueError as error:

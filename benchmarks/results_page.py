@@ -16,18 +16,17 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from mmr1.demo import TASKS
+from mmr1.evaluation import HEADLINES
+from mmr1.metric_names import words_for
 from mmr1.report.picture import AFTER, BEFORE, INK, MUTED, style
+from mmr1.report.run_files import number, read_run
 from mmr1.report.series import smooth
 
 SEEDS = ("seed0", "seed1", "seed2")
 CONTROL = "control"
 CONTROL_COLOUR = "#d55e00"  # Okabe and Ito's vermilion
-METRICS = {  # task: what is measured
-    "counting": "exactly right",
-    "ocr": "1 - edit distance",
-    "grounding": "mean IoU",
-    "detection": "F1 at IoU 0.5",
-}
+METRICS = {task: words_for(HEADLINES[task]) for task in TASKS}  # what is measured
 MODE = "greedy"
 
 INTRODUCTION = """\
@@ -45,11 +44,14 @@ after minus before; the spread is the largest minus the smallest `after` of the 
 
 @dataclass(frozen=True)
 class Run:
-    """What docs/results/ keeps of a run: held-out figures in [0, 1], mean reward by step, and how long it took."""
+    """What docs/results/ keeps of a run: held-out figures in [0, 1], mean reward by step, and how long it took.
+
+    A step in which nothing was scored has no reward.
+    """
 
     before: float
     after: float
-    rewards: list[float]
+    rewards: list[float | None]
     num_problems: int
     seconds: float
 
@@ -63,10 +65,12 @@ class Run:
         try:
             kept = json.loads(path.read_text())
             heldout = kept["result"]["heldout"]
+            if all(value is None for value in kept["rewards"]):
+                raise ValueError("no step has a reward")
             return cls(
                 before=float(heldout["before"][MODE]),
                 after=float(heldout["after"][MODE]),
-                rewards=[float(value) for value in kept["rewards"]],
+                rewards=[None if value is None else float(value) for value in kept["rewards"]],
                 num_problems=int(heldout["n"]),
                 seconds=float(kept["result"]["seconds"]),
             )
@@ -75,17 +79,25 @@ class Run:
 
 
 def keep(run_dir: Path, path: Path) -> None:
-    """Write what this page needs of a finished run: its result.json, and the mean reward of every step."""
-    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    """Write what this page needs of a finished run: its result.json, and the mean reward of every step.
+
+    Raises:
+        OSError: there is no result.json.
+        ValueError: it is no run that was measured to its end. `path` is as it was.
+    """
+    rewards = [number(record, "reward_mean") for record in read_run(run_dir).metrics]
     kept: dict[str, Any] = {
         "result": json.loads((run_dir / "result.json").read_text()),
-        "rewards": [round(json.loads(line)["reward_mean"], 5) for line in lines],
+        "rewards": [None if reward is None else round(reward, 5) for reward in rewards],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".writing")
     aside.write_text(json.dumps(kept, indent=1) + "\n")
-    Run.read(aside)
-    aside.replace(path)
+    try:
+        Run.read(aside)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def write_page(results: Path, docs: Path) -> list[str]:
@@ -158,7 +170,9 @@ def _rewards(axes: Axes, runs: dict[str, Run]) -> None:
         first = name == SEEDS[0]
         label = "control" if name == CONTROL else f"{len(SEEDS)} seeds" if first else None
         colour = CONTROL_COLOUR if name == CONTROL else AFTER
-        axes.plot(range(1, len(run.rewards) + 1), smooth(run.rewards), color=colour, linewidth=2, label=label)
+        scored = [(step, reward) for step, reward in enumerate(run.rewards, start=1) if reward is not None]
+        steps, rewards = zip(*scored, strict=True)
+        axes.plot(steps, smooth(rewards), color=colour, linewidth=2, label=label)
     axes.margins(x=0.01)
     axes.legend(loc="upper left", frameon=False, fontsize=9, labelcolor=MUTED)
 

@@ -88,10 +88,22 @@ class Course:
 
 
 class WarmStart:
-    """One or more `mmr1 data digits` folders, whose problems are trained on in equal parts."""
+    """One or more `mmr1 data digits` folders, whose problems are trained on in equal parts.
+
+    Raises:
+        ConfigurationError: a folder is not what that command writes, or two are of one task.
+    """
 
     def __init__(self, folders: Sequence[Path], *, batch_size: int, seed: int, workers: int | None = None) -> None:
         self.courses = [Course(folder) for folder in folders]
+        of_task: dict[str, Path] = {}
+        for course in self.courses:
+            name = course.task.name
+            if name in of_task:  # both would draw the same problems, and only one be measured
+                raise ConfigurationError(
+                    f"--data {of_task[name]} and --data {course.data} are both of the task {name}; give one of them"
+                )
+            of_task[name] = course.data
         self.batch_size, self.seed = batch_size, seed
         most = max(1, min(16, (os.cpu_count() or 1) - 1))
         self.workers = -(-most // len(self.courses)) if workers is None else workers

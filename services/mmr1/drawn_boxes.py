@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 MAX_BOXES = 60  # of one response, or of one solution
@@ -20,13 +20,17 @@ Size = tuple[float, float]
 
 @dataclass(frozen=True)
 class Box:
-    """A box in pixels, its upper left corner first; a point is a box without extent."""
+    """A box in pixels, its upper left corner first; a point is a box without extent.
+
+    `place` is its own, from 0, in the list that it comes from: others of that list may not be there.
+    """
 
     x1: float
     y1: float
     x2: float
     y2: float
     label: str = ""
+    place: int = field(default=0, compare=False)
 
     @property
     def is_point(self) -> bool:
@@ -93,22 +97,22 @@ def _size(value: object) -> Size | None:
 
 def _boxes(value: object, factors: Size, bare: bool) -> list[Box]:
     found = []
-    for numbers, label in _regions(value, bare):
+    for place, numbers, label in _regions(value, bare):
         x, y = factors
         x1, y1, x2, y2 = numbers if len(numbers) == 4 else numbers * 2
         xs, ys = sorted((x1 * x, x2 * x)), sorted((y1 * y, y2 * y))
-        found.append(Box(xs[0], ys[0], xs[1], ys[1], label))
+        found.append(Box(xs[0], ys[0], xs[1], ys[1], label, place))
         if len(found) == MAX_BOXES:
             break
     return found
 
 
-def _regions(value: object, bare: bool) -> Iterator[tuple[list[float], str]]:
-    """Coordinates and labels: of objects with a box or a point, and with `bare` of lists of four numbers."""
+def _regions(value: object, bare: bool) -> Iterator[tuple[int, list[float], str]]:
+    """Places, coordinates and labels: of objects with a box or a point, and with `bare` of lists of four numbers."""
     if bare and len(numbers := _numbers(value)) == 4:
-        yield numbers, ""
+        yield 0, numbers, ""
         return
-    for one in value if isinstance(value, list) else [value]:
+    for place, one in enumerate(value if isinstance(value, list) else [value]):
         if isinstance(one, Mapping):
             numbers = next((n for key in ("bbox_2d", "bbox", "point_2d") if (n := _numbers(one.get(key)))), [])
             label = one.get("label")
@@ -116,7 +120,7 @@ def _regions(value: object, bare: bool) -> Iterator[tuple[list[float], str]]:
         else:
             numbers, text = (_numbers(one) if bare else []), ""
         if len(numbers) in (2, 4):
-            yield numbers, text
+            yield place, numbers, text
 
 
 def _numbers(value: object) -> list[float]:

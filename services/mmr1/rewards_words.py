@@ -43,12 +43,15 @@ class Tried:
         """The solution's."""
         return true(self.item.solution, self._spaces, self.task.name, self._size)
 
-    def partner(self, place: int) -> tuple[int, float] | None:
-        """The true box that a box of the response was matched with, and their IoU; of one box, the one asked for."""
+    def partner(self, box: Box) -> tuple[int, float] | None:
+        """The place of the true box that one of the response was matched with, and their IoU.
+
+        Where one box is asked for, it is that one.
+        """
         if self.explained.pairs is None:
             overlap = self.explained.result.components.get("iou")
             return (0, overlap) if overlap is not None and len(self.found) == len(self.truth) == 1 else None
-        return next(((pair.true, pair.iou) for pair in self.explained.pairs if pair.predicted == place), None)
+        return next(((pair.true, pair.iou) for pair in self.explained.pairs if pair.predicted == box.place), None)
 
     @property
     def _spaces(self) -> dict[str, Any]:
@@ -85,22 +88,25 @@ def words(tried: Tried) -> str:
 
 def _boxes(tried: Tried) -> list[str]:
     """A line for each box of the response and for each true one that none of them found, in pixels."""
-    lines, matched = [], set()
-    for place, box in enumerate(tried.found):
-        partner = tried.partner(place)
+    lines = []
+    # Not of the boxes below alone: there are bounds on how many of them are shown.
+    matched = {pair.true for pair in tried.explained.pairs or ()}
+    for box in tried.found:
+        partner = tried.partner(box)
         fate = "matches no true box" if tried.truth else ""
         if partner is not None:
             matched.add(partner[0])
             fate = f"with true box {partner[0] + 1}{_label(tried.truth, partner[0])}: IoU {partner[1]:.3f}"
-        lines.append(_entry(f"  box {place + 1}", " ".join([_numbers(box), *filter(None, [box.label, fate])])))
-    for place, box in enumerate(tried.truth):
-        fate = "" if place in matched else "is found by none"
-        lines.append(_entry(f"  true {place + 1}", " ".join([_numbers(box), *filter(None, [box.label, fate])])))
+        lines.append(_entry(f"  box {box.place + 1}", " ".join([_numbers(box), *filter(None, [box.label, fate])])))
+    for box in tried.truth:
+        fate = "" if box.place in matched else "is found by none"
+        lines.append(_entry(f"  true {box.place + 1}", " ".join([_numbers(box), *filter(None, [box.label, fate])])))
     return lines
 
 
 def _label(boxes: list[Box], place: int) -> str:
-    return f" ({boxes[place].label})" if place < len(boxes) and boxes[place].label else ""
+    label = next((box.label for box in boxes if box.place == place), "")
+    return f" ({label})" if label else ""
 
 
 def _numbers(box: Box) -> str:

@@ -26,7 +26,7 @@ from mmr1_learner.prompts import PromptFactory
 PROMPTS_AT_ONCE = 32  # on each server
 CALL_SECONDS = 600.0
 AWAY_SECONDS = 600.0  # for a server that does not serve to do so again
-_AGAIN_SECONDS = 1.0
+AGAIN_SECONDS = 1.0
 
 _T = TypeVar("_T")
 
@@ -107,7 +107,7 @@ class Asking:
                 return call()
             except grpc.RpcError as error:
                 away = error.code() is grpc.StatusCode.UNAVAILABLE
-                if not away or time.monotonic() > end or self._ended.wait(_AGAIN_SECONDS):
+                if not away or time.monotonic() > end or self._ended.wait(AGAIN_SECONDS):
                     raise
 
 

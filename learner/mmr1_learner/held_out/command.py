@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
@@ -41,7 +42,7 @@ from mmr1.rollout_access import RolloutAccess
 from mmr1.rollout_client import RolloutClient, ServerStatus
 from mmr1.run_identity import evaluation_identity
 from mmr1.templates import Templates
-from mmr1_learner.held_out.asking import Asking
+from mmr1_learner.held_out.asking import AGAIN_SECONDS, AWAY_SECONDS, Asking
 from mmr1_learner.held_out.files import RESULTS, TABLE, EvaluationFiles
 from mmr1_learner.held_out.progress import Progress
 from mmr1_learner.prompts import PromptFactory, forbidden_tokens
@@ -188,16 +189,17 @@ def addresses(config: EvalConfig) -> list[str]:
 
 
 async def _statuses(config: EvalConfig, servers: Sequence[str]) -> list[ServerStatus]:
-    """What running servers hold.
+    """What running servers hold. One that pauses for a weight update is waited for.
 
     Raises:
-        ConfigurationError: one is out of reach, turns us away, or holds no weights that it may sample from.
+        ConfigurationError: one is out of reach, turns us away, holds no weights that it may sample from, or pauses for
+            longer than AWAY_SECONDS.
     """
     found = []
     for address in servers:
         client = _client(config, address)
         try:
-            status = await asyncio.to_thread(client.status)
+            status = await _settled(client)
         except grpc.RpcError as error:
             raise ConfigurationError(
                 f"rollout_servers: {address} does not answer ({error.code().name.lower()}); start it, or leave "
@@ -213,6 +215,16 @@ async def _statuses(config: EvalConfig, servers: Sequence[str]) -> list[ServerSt
             )
         found.append(status)
     return found
+
+
+async def _settled(client: RolloutClient) -> ServerStatus:
+    """The server's status, when no weight update is under way or has been for too long."""
+    end = time.monotonic() + AWAY_SECONDS
+    while True:
+        status = await asyncio.to_thread(client.status)
+        if status.state not in ("paused", "updating") or time.monotonic() > end:
+            return status
+        await asyncio.sleep(AGAIN_SECONDS)
 
 
 def _client(config: EvalConfig, address: str) -> RolloutClient:

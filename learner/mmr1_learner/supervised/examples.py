@@ -2,7 +2,8 @@
 
 Prompts are worded as reinforcement words them and answers by the answer template, so the two trainings meet the same
 text; the boxes in an answer are as the model says them. A row holds one prompt and one answer; the token that ends the
-model's turn belongs to the answer. This file knows no optimizer and no loss.
+model's turn belongs to the answer. Answers are not kept in memory, as problems are not. This file knows no optimizer
+and no loss.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from mmr1.templates import Templates, render_answer
 from mmr1_learner.model import PromptEncoder
 from mmr1_learner.prompts import PromptFactory
 from mmr1_learner.rows import Completion, Row, RowBatch, pack
+from mmr1_learner.supervised.answers import Answers
 
 TEMPERATURE = 1.0
+_AT_ONCE = 1024  # answers rendered and tokenised together
 
 
 class Examples:
@@ -80,16 +83,14 @@ class Examples:
         return pack(rows, self._encoder.image_token_id, self._encoder.pad_token_id)
 
 
-def encode_answers(
-    config: SftConfig, encoder: PromptEncoder, problems: Sequence[Problem]
-) -> tuple[tuple[int, ...], ...]:
+def encode_answers(config: SftConfig, encoder: PromptEncoder, problems: Sequence[Problem]) -> Answers:
     """The token ids that the model is to say to each problem: the rendered answer, then the end of its turn.
 
     The answer is tokenised apart from the prompt, as a sampled completion's tokens are apart from it.
 
     Raises:
-        ConfigurationError: an answer is longer than max_completion_length, nothing can end one, or in what the model
-            says boxes cannot be known.
+        ConfigurationError: an answer is longer than max_completion_length, nothing can end one, in what the model
+            says boxes cannot be known, or the disk is full.
     """
     tokenizer = encoder.processor.tokenizer
     end = tokenizer.eos_token_id
@@ -97,16 +98,21 @@ def encode_answers(
         raise ConfigurationError(f"model {config.model}: its tokenizer has no eos_token; set it in its folder")
     templates = Templates.from_config(config)
     model_space = ModelSpace(config, ImageStore(config.resolved_image_root))
-    texts = [render_answer(model_space.of(problem)[0], templates) for problem in problems]
-    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    answers = tuple((*token_ids, end) for token_ids in encoded)
-    longest = max(range(len(answers)), key=lambda index: len(answers[index]))
-    length = len(answers[longest])
+    answers = Answers()
+    length, longest = 0, ""
+    for start in range(0, len(problems), _AT_ONCE):
+        some = list(problems[start : start + _AT_ONCE])
+        texts = [render_answer(model_space.of(problem)[0], templates) for problem in some]
+        encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        for problem, text, token_ids in zip(some, texts, encoded, strict=True):
+            answers.append((*token_ids, end))
+            if len(token_ids) + 1 > length:
+                length, longest = len(token_ids) + 1, f"the answer {text[:40]!r} of row {problem.position}"
+    answers.seal()
     if length > config.max_completion_length:
         raise ConfigurationError(
-            f"the answer {texts[longest][:40]!r} of row {problems[longest].position} has {length} tokens with the one "
-            f"that ends it, above max_completion_length {config.max_completion_length}; raise it, or choose another "
-            "answer_template"
+            f"{longest} has {length} tokens with the one that ends it, above max_completion_length "
+            f"{config.max_completion_length}; raise it, or choose another answer_template"
         )
     return answers
 

@@ -21,6 +21,7 @@ Floats = NDArray[np.float64]
 
 NAMES = ("ap", "ap50", "ap75", "ar")
 _PLACES = (0, 1, 2, 8)  # of them in pycocotools' summary
+_AT_ONCE = 2**22  # numbers of an array over resamples and detections
 _AP50, _AP75 = 0, 5  # places among the IoU thresholds 0.50, 0.55 ... 0.95
 
 
@@ -129,23 +130,33 @@ def _of_category(of_images: Sequence[Any], counts: Floats, params: Any) -> tuple
     owner = np.repeat([image for image, _ in present], [len(found["dtScores"][:limit]) for _, found in present])[order]
     ignored = np.concatenate([found["dtIgnore"][:, :limit] for _, found in present], axis=1)[:, order] != 0
     matched = np.concatenate([found["dtMatches"][:, :limit] for _, found in present], axis=1)[:, order] != 0
-    thresholds = len(params.iouThrs)
-    precision, recall = np.zeros((len(counts), thresholds)), np.zeros((len(counts), thresholds))
-    times = counts[:, owner]  # [b, detections]
-    for place in range(thresholds):
-        right = np.cumsum(times * (matched[place] & ~ignored[place]), axis=1)
-        wrong = np.cumsum(times * (~matched[place] & ~ignored[place]), axis=1)
-        if not right.shape[1]:
-            continue
-        found_share = np.divide(right, num_true[:, None], out=np.zeros_like(right), where=num_true[:, None] > 0)
-        best = np.maximum.accumulate((right / (right + wrong + np.spacing(1)))[:, ::-1], axis=1)[:, ::-1]
-        recall[:, place] = found_share[:, -1]
-        # How many of the 101 recalls each detection is the first to reach, times the precision there.
-        reached = np.searchsorted(params.recThrs, found_share, side="right")
-        precision[:, place] = (best * np.diff(reached, axis=1, prepend=0)).sum(axis=1) / len(params.recThrs)
+    shape = (len(counts), len(params.iouThrs))
+    precision, recall = np.zeros(shape), np.zeros(shape)
+    at_once = max(1, _AT_ONCE // max(1, len(owner)))
+    for start in range(0, len(counts) if len(owner) else 0, at_once):
+        rows = slice(start, start + at_once)
+        times = counts[rows][:, owner]  # [b, detections]
+        for place in range(len(params.iouThrs)):
+            precision[rows, place], recall[rows, place] = _of_threshold(
+                times * (matched[place] & ~ignored[place]),
+                times * (~matched[place] & ~ignored[place]),
+                num_true[rows, None],
+                params.recThrs,
+            )
     undefined = num_true == 0
     precision[undefined], recall[undefined] = np.nan, np.nan
     return precision, recall
+
+
+def _of_threshold(right: Floats, wrong: Floats, num_true: Floats, recalls: Floats) -> tuple[Floats, Floats]:
+    """Of each resample, how often each detection is right or wrong: [b, detections]; `num_true` is [b, 1]. [b] each."""
+    right, wrong = np.cumsum(right, axis=1), np.cumsum(wrong, axis=1)
+    found_share = np.divide(right, num_true, out=np.zeros_like(right), where=num_true > 0)
+    best = np.maximum.accumulate((right / (right + wrong + np.spacing(1)))[:, ::-1], axis=1)[:, ::-1]
+    # How many of the 101 recalls each detection is the first to reach, times the precision there.
+    reached = np.searchsorted(recalls, found_share, side="right")
+    precision: Floats = (best * np.diff(reached, axis=1, prepend=0)).sum(axis=1) / len(recalls)
+    return precision, found_share[:, -1]
 
 
 def _mean(values: Floats, axis: int | tuple[int, ...]) -> Floats:

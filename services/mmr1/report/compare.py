@@ -9,17 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mmr1.config.access import AccessOptions
+from mmr1.config.options import StackOptions
 from mmr1.report.charts import Chart, Line
 from mmr1.report.curves import curves
 from mmr1.report.held_out import Series, series
 from mmr1.report.run_files import RunFiles
 from mmr1.report.series import Values
 
-# Of the folder and the machine, and not of what was trained.
-_PLACES = (
-    *("run", "run_dir", "host", "redis_url", "redis_port", "reward_url", "reward_port", "rollout_port"),
-    *("learner_metrics_port", "learner_master_port"),
-)
+# Where things lie and who may talk to whom, and not what was trained.
+_PLACES = {*AccessOptions.model_fields, *StackOptions.model_fields, "image_cache"} - {"max_restarts"}
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def compare(run: RunFiles, other: RunFiles) -> Comparison:
 
 def differing(this: dict[str, Any], other: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Options whose values differ, by name; `not set` where one run does not have it."""
-    names = sorted({*this, *other} - set(_PLACES))
+    names = sorted({*this, *other} - _PLACES)
     rows = [(name, _value(this, name), _value(other, name)) for name in names]
     return [row for row in rows if row[1] != row[2]]
 

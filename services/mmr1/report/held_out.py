@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from mmr1.metric_names import words_for
 from mmr1.report.charts import Chart, Line
 from mmr1.report.run_files import Record, number
 
 Key = tuple[str, str, str]  # task, mode, metric
-
-# Of metrics whose own names need spelling out, for people.
-_NAMES = {"mean_iou": "mean IoU", "one_minus_edit_distance": "1 − edit distance", "f1_50": "F1 at IoU 0.5"}  # noqa: RUF001
 
 
 @dataclass(frozen=True)
@@ -48,11 +46,6 @@ class Series:
     @property
     def last(self) -> Measure:
         return self.by_step[self.steps[-1]]
-
-
-def words_for(metric: str) -> str:
-    """A metric's name for people."""
-    return _NAMES.get(metric, metric.replace("_", " "))
 
 
 def series(evaluations: list[Record]) -> dict[Key, Series]:
@@ -108,4 +101,4 @@ def _chart(task: str, metric: str, modes: list[tuple[str, Series]]) -> Chart:
     return Chart(f"Held-out {words_for(metric)}, {task}".rstrip(", "), note, [float(s) for s in steps], lines)
 
 
-__all__ = ["Measure", "Series", "held_out_curves", "series", "words_for"]
+__all__ = ["Measure", "Series", "held_out_curves", "series"]

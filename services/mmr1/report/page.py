@@ -14,16 +14,17 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from mmr1.metric_names import is_share, words_for
 from mmr1.report import fine_tuning
 from mmr1.report.charts import Chart, colour, readout, svg
 from mmr1.report.compare import Comparison
 from mmr1.report.curves import curves
-from mmr1.report.held_out import series, words_for
+from mmr1.report.held_out import series
 from mmr1.report.result import RunResult, interval
 from mmr1.report.run_files import RunFiles
 from mmr1.report.samples import Sample
 from mmr1.report.series import short
-from mmr1.report.table import minutes, percent
+from mmr1.report.table import change, measured, minutes, percent
 from mmr1.report.tokens import legend
 
 
@@ -102,27 +103,30 @@ def _pixel(value: float) -> str:
 
 
 def _heldout(run: RunFiles, num_problems: int | None) -> list[dict[str, Any]]:
-    """An entry for each task's headline metric: by mode what was measured before and after, intervals, and the gain."""
+    """An entry for each task's headline metric: by mode what was measured before and after, intervals, and the gain.
+
+    Only of shares are there bars: a mean reward has no scale.
+    """
     entries: dict[tuple[str, str], dict[str, Any]] = {}
     for (task, mode, metric), one in series(run.evaluations).items():
-        if not one.headline or not all(0 <= measure.value <= 1 for measure in one.by_step.values()):
+        bars = is_share(metric)
+        if not one.headline or (bars and not all(0 <= measure.value <= 1 for measure in one.by_step.values())):
             continue
-        shares = metric == "accuracy"  # of problems; what else there is are means of scores
+        of_problems = metric == "accuracy"  # whose interval follows from their number; what else there is are means
         sides = []
         for name, measure in (("before", one.before), ("after", one.after)):
             if measure is None:
                 continue
             low, high = measure.low, measure.high
             if low is None or high is None:
-                low, high = interval(measure.value, num_problems) if shares and num_problems else (None, None)
-            words = percent(measure.value) if shares else f"{measure.value:.3f}"
+                low, high = interval(measure.value, num_problems) if of_problems and num_problems else (None, None)
+            words = measured(metric, measure.value)
             sides.append({"name": name, "value": measure.value, "low": low, "high": high, "words": words})
         gain = None
         if one.before and one.after:
-            change = one.after.value - one.before.value
-            gain = f"{100 * change:+.1f} points" if shares else f"{change:+.3f}"
+            gain = change(metric, one.after.value - one.before.value)
         if sides:
-            named = {"task": task, "metric": words_for(metric), "modes": []}
+            named = {"task": task, "metric": words_for(metric), "bars": bars, "modes": []}
             entry = entries.setdefault((task, metric), named)
             entry["modes"].append({"mode": mode, "sides": sides, "gain": gain})
     return list(entries.values())

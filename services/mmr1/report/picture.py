@@ -12,11 +12,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from mmr1.report.held_out import words_for
+from mmr1.metric_names import is_share, words_for
 from mmr1.report.result import MODES, Heldout, RunResult, interval
 from mmr1.report.run_files import RunFiles, number
 from mmr1.report.series import smooth
-from mmr1.report.table import minutes, percent
+from mmr1.report.table import change, measured, minutes
 
 INK, MUTED, GRID = "#1d2433", "#667085", "#e4e7ec"
 BEFORE, AFTER = "#b9c0cc", "#0072b2"  # a light grey and Okabe and Ito's blue differ in lightness too
@@ -43,8 +43,9 @@ def _title(result: RunResult) -> str:
     gain = result.heldout.gain("sampled")
     if gain is None:
         return f"{task}: {result.steps} steps"
-    before, after = (percent(side["sampled"]) for side in (result.heldout.before, result.heldout.after))
-    return f"{task}: held-out {words_for(result.heldout.metric)} {before} → {after}, sampled"
+    metric = result.heldout.metric
+    before, after = (measured(metric, side["sampled"]) for side in (result.heldout.before, result.heldout.after))
+    return f"{task}: held-out {words_for(metric)} {before} → {after}, sampled"
 
 
 def _subtitle(run: RunFiles, result: RunResult) -> str:
@@ -98,17 +99,21 @@ def _held_out(axes: Axes, result: RunResult) -> None:
             low, high = _interval(result, name, mode, value)
             label = name if place == 0 else None
             axes.bar(place + shift, value, width=0.37, color=colour, label=label, zorder=2)
-            axes.errorbar(
-                place + shift, value, [[value - low], [high - value]], color=INK, linewidth=1.1, capsize=3, zorder=3
-            )
+            # A bootstrap's ends may pass the value itself by a rounding.
+            below, above = max(0.0, value - low), max(0.0, high - value)
+            axes.errorbar(place + shift, value, [[below], [above]], color=INK, linewidth=1.1, capsize=3, zorder=3)
             axes.annotate(
-                percent(value), (place + shift, high), (0, 5), textcoords="offset points", ha="center", fontsize=10.5,
-                fontweight="bold" if name == "after" else "normal", color=INK,
+                measured(heldout.metric, value), (place + shift, high), (0, 5), textcoords="offset points",
+                ha="center", fontsize=10.5, fontweight="bold" if name == "after" else "normal", color=INK,
             )  # fmt: skip
             top = max(top, high)
     _label_modes(axes, heldout)
-    axes.set_ylim(0, min(1.12, top * 1.3))
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    if is_share(heldout.metric):
+        axes.set_ylim(0, min(1.12, top * 1.3) or 1.12)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    else:
+        bottom, end = axes.get_ylim()
+        axes.set_ylim(bottom, end + 0.25 * (end - bottom))  # room for the numbers and the legend
     axes.legend(
         loc="upper left", frameon=False, fontsize=9, labelcolor=MUTED, handlelength=1.0, ncols=2, columnspacing=1.2
     )
@@ -128,7 +133,7 @@ def _label_modes(axes: Axes, heldout: Heldout) -> None:
     labels = []
     for mode in MODES:
         gain = heldout.gain(mode)
-        labels.append(mode if gain is None else f"{mode}\n{100 * gain:+.1f} points")
+        labels.append(mode if gain is None else f"{mode}\n{change(heldout.metric, gain)}")
     axes.set_xticks(range(len(MODES)), labels)
     axes.set_xlim(-0.55, len(MODES) - 0.45)
     axes.tick_params(axis="x", length=0, labelsize=10, labelcolor=INK)

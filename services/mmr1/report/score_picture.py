@@ -40,8 +40,8 @@ def draw(tried: Tried, image: Image.Image | None) -> bytes:
         spine.set_visible(False)
     for box in tried.truth:
         _box(axes, box, TRUE, "-", box.label, above=True)
-    for place, box in enumerate(tried.found):
-        partner = tried.partner(place)
+    for box in tried.found:
+        partner = tried.partner(box)
         fate = f"IoU {partner[1]:.2f}" if partner else "no match" if tried.truth else ""
         _box(axes, box, FOUND, "--" if partner else ":", " ".join(filter(None, [box.label, fate])), above=False)
     _words(figure, tried, whole)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from mmr1.report.held_out import words_for
+from mmr1.metric_names import is_share, words_for
 from mmr1.report.result import MODES, Heldout, RunResult
 
 
@@ -30,15 +30,24 @@ def _print_heldout(console: Console, title: str, heldout: Heldout) -> None:
         gain = heldout.gain(mode)
         table.add_row(
             mode,
-            percent(heldout.before[mode]),
-            percent(heldout.after[mode]),
-            "-" if gain is None else f"{100 * gain:+.1f} points",
+            measured(heldout.metric, heldout.before[mode]),
+            measured(heldout.metric, heldout.after[mode]),
+            "-" if gain is None else change(heldout.metric, gain),
         )
     console.print(table)
 
 
 def percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def measured(metric: str, value: float | None) -> str:
+    """A metric's value: a share in percent, any other as the number that it is."""
+    return percent(value) if value is None or is_share(metric) else f"{value:.3f}"
+
+
+def change(metric: str, difference: float) -> str:
+    return f"{100 * difference:+.1f} points" if is_share(metric) else f"{difference:+.3f}"
 
 
 def minutes(seconds: float | None) -> str:

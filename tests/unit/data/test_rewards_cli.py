@@ -15,6 +15,7 @@ from PIL import Image
 
 from mmr1 import rewards_cli
 from mmr1.cli import main as mmr1
+from mmr1.drawn_boxes import MAX_BOXES
 from mmr1.reward_program import Explanation
 from mmr1_reward_server import explaining
 from mmr1_reward_server.api import Item, Outcome, TaskInfo
@@ -86,6 +87,36 @@ def test_detection_says_which_boxes_belong_together(run: Run) -> None:
         assert line in out.splitlines()
 
 
+def test_boxes_that_cannot_be_shown_shift_no_others(run: Run) -> None:
+    """What lies a billion pixels away is not drawn, and the places of the others are those of their lists."""
+    far = {"bbox_2d": [0, 0, 1e10, 1e10], "label": "7"}
+    truth = [far, {"bbox_2d": [0, 0, 100, 100], "label": "7"}, {"bbox_2d": [200, 0, 250, 50], "label": "3"}]
+    said = [{"bbox_2d": [5e10, 0, 6e10, 10], "label": "7"}, {"bbox_2d": [0, 0, 50, 100], "label": "7"}]
+    response = f"<answer>{json.dumps(said)}</answer>"
+    _, out, _ = run("try", "--task", "detection", "--response", response, "--solution", json.dumps(truth))
+    boxes = [line for line in out.splitlines() if line.startswith(("  box", "  true"))]
+    assert boxes == [
+        "  box 2          [0, 0, 50, 100] 7 with true box 2 (7): IoU 0.500",
+        "  true 2         [0, 0, 100, 100] 7",
+        "  true 3         [200, 0, 250, 50] 3 is found by none",
+    ]
+
+
+def test_a_true_box_that_a_box_behind_the_shown_ones_has_found_is_found(run: Run) -> None:
+    said = [{"bbox_2d": [500 + place, 500, 501 + place, 510], "label": "7"} for place in range(MAX_BOXES)]
+    said.append({"bbox_2d": [0, 0, 50, 100], "label": "7"})
+    truth = [{"bbox_2d": [0, 0, 50, 100], "label": "7"}]
+    response = f"<answer>{json.dumps(said)}</answer>"
+    _, out, _ = run("try", "--task", "detection", "--response", response, "--solution", json.dumps(truth))
+    assert "  true 1         [0, 0, 50, 100] 7" in out.splitlines()
+
+
+def test_a_box_of_a_resized_image_is_brought_to_pixels_once(run: Run) -> None:
+    """VLM-R1's example: said of an image of 280 x 280, which is 560 x 280."""
+    _, out, _ = run("try", "--task", "vlmr1_iou")
+    assert "  box 1          [20, 10, 120, 110]" in out.splitlines()
+
+
 def test_the_picture_has_both_boxes_where_they_are(run: Run, tmp_path: Path) -> None:
     """Response in thousandths, truth in pixels: on the picture's own pixels, by colour."""
     Image.new("RGB", (400, 200), "black").save(tmp_path / "photo.png")
@@ -94,6 +125,7 @@ def test_the_picture_has_both_boxes_where_they_are(run: Run, tmp_path: Path) -> 
     code, out, _ = run("try", "--task", "grounding", "--response", "<answer>[500, 250, 900, 750]</answer>", *arguments)
     assert code == 0 and out.splitlines()[-1] == "drawn.png"
     assert "  box 1          [200, 50, 360, 150] with true box 1: IoU 0.000" in out.splitlines()
+    assert "  true 1         [40, 40, 200, 160]" in out.splitlines()
     with Image.open("drawn.png") as picture:
         pixels = np.asarray(picture.convert("RGB")).astype(int)
     black = np.argwhere((pixels == 0).all(axis=2))

@@ -15,6 +15,7 @@ from mmr1.config.loading import load_options
 from mmr1.config.options import RunConfig
 from mmr1.evaluation import HEADLINES, Answer, measure
 from mmr1.evaluation.resampling import RESAMPLES
+from mmr1.metric_names import METRIC_NAMES
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "evaluation.md").read_text()
 BOX = {"bbox_2d": [0, 0, 1, 1], "label": "a"}
@@ -38,6 +39,12 @@ def test_each_task_has_its_metrics_and_its_headline(task: str) -> None:
     assert re.findall(r"\*\*`(\w+)`\*\*", section) == [result.headline]
     assert HEADLINES.get(task, "mean_reward") == result.headline
     assert f"{RESAMPLES} times" in PAGE
+    assert result.metrics.keys() <= METRIC_NAMES.keys(), "each has words, and is known to be a share or not"
+
+
+def test_every_name_for_people_is_a_metrics_and_its_own() -> None:
+    assert [name for name in METRIC_NAMES if f"`{name}`" not in PAGE] == []
+    assert len({known.words for known in METRIC_NAMES.values()}) == len(METRIC_NAMES)
 
 
 def test_its_commands_are_taken(tmp_path: Path) -> None:
@@ -45,8 +52,8 @@ def test_its_commands_are_taken(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump({"model": "m", "train_file": "t.json", "eval_file": "e.json"}))
     commands = re.findall(r"^    \.venv/bin/mmr1 eval run\.yaml(.*)$", PAGE, re.MULTILINE)
     assert len(commands) == 4
-    for command in commands:
-        load_options(EvalConfig, path, shlex.split(command, comments=True))
+    read = [load_options(EvalConfig, path, shlex.split(command, comments=True)) for command in commands]
+    assert len({config.folder for config in read}) == 4, "each refuses the answers of another"
 
 
 def test_the_options_it_names_exist() -> None:

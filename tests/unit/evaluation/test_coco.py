@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import tracemalloc
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from numpy.random import Generator
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from mmr1.evaluation import coco
 from mmr1.evaluation.coco import Box, CocoEvaluation
 from mmr1.evaluation.resampling import drawn_counts
 
@@ -115,3 +117,25 @@ def test_what_is_not_there_at_all() -> None:
     assert CocoEvaluation([[box]], [[Box((10.0, 10.0, 0.0, 0.0), "cat")]]).values() == pytest.approx(np.zeros(4))
     nothing_true = CocoEvaluation([[]], [[box]])
     assert np.isnan(nothing_true.values()).all() and np.isnan(nothing_true.resampled([np.ones((2, 1))])).all()
+
+
+def test_resamples_in_parts_are_the_same_and_take_less_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    chance = np.random.default_rng(3)
+    true = drawn(chance, 40)
+    found = perturbed(chance, [boxes * 4 for boxes in true], scored=True)
+    evaluation = CocoEvaluation(true, found)
+    (counts,) = drawn_counts(40, 1000, seed=1)
+
+    def peak() -> tuple[int, np.ndarray[Any, Any]]:
+        tracemalloc.start()
+        values = evaluation.resampled([counts])
+        size = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return size, values
+
+    whole, values = peak()
+    monkeypatch.setattr(coco, "_AT_ONCE", 5000)  # a few resamples each time
+    parts, same = peak()
+    assert np.array_equal(values, same) and parts < whole / 3
+    monkeypatch.setattr(coco, "_AT_ONCE", 1)
+    assert np.array_equal(values[:50], evaluation.resampled([counts[:50]]))

@@ -28,6 +28,7 @@ from mmr1.records import SCHEMA_VERSION, FinishReason, Group, PolicyVersion, Pro
 from mmr1.wire import group_to_message, prompt_from_message
 from mmr1.wire.v1 import rollout_pb2 as pb
 from mmr1.wire.v1.rollout_pb2_grpc import RolloutServiceServicer, add_RolloutServiceServicer_to_server
+from mmr1_learner.held_out import command
 from mmr1_learner.held_out.command import main
 from tests.conftest import free_port
 
@@ -58,6 +59,7 @@ class Answering(RolloutServiceServicer):
 
     def __init__(self, state: str = "SERVES", wrong: int = 0) -> None:
         self.state, self.wrong = state, wrong
+        self.first: list[str] = []  # states that it has before that one, each for one call
         self.version = PolicyVersion(3, 40)
         self.asked: list[Prompt] = []
         self.before: Callable[[int, Any], None] = lambda number, context: None
@@ -68,9 +70,10 @@ class Answering(RolloutServiceServicer):
         self._grpc.start()
 
     def GetStatus(self, request: Any, context: Any) -> pb.GetStatusResponse:
+        state = self.first.pop(0) if self.first else self.state
         return pb.GetStatusResponse(
             schema_version=SCHEMA_VERSION,
-            state=f"SERVER_STATE_{self.state}",
+            state=f"SERVER_STATE_{state}",
             version={"incarnation": self.version.incarnation, "number": self.version.number},
             model="m",
         )
@@ -250,6 +253,18 @@ def test_a_server_that_pauses_is_waited_for(run: Path, server: Answering) -> Non
     server.before = pause
     assert evaluate(run, server, "--eval_sample_size", "1") == 0
     assert len(server.asked) == 2
+
+
+def test_a_server_that_pauses_as_it_is_first_asked_is_waited_for_too(
+    run: Path, server: Answering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "AGAIN_SECONDS", 0.01)
+    server.first = ["PAUSED", "UPDATING"]
+    assert evaluate(run, server, "--eval_sample_size", "1") == 0 and server.first == []
+    server.state = "PAUSED"
+    monkeypatch.setattr(command, "AWAY_SECONDS", 0.1)
+    with pytest.raises(ConfigurationError, match="is in state paused"):
+        evaluate(run, server, "--eval_sample_size", "1")
 
 
 def test_a_row_that_cannot_be_scored_is_named_before_a_question_is_asked(run: Path, server: Answering) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mmr1.config import RunConfig
 from mmr1.errors import ConfigurationError
 from mmr1.report import build, main
 from mmr1.report.compare import compare, differing
@@ -30,6 +31,17 @@ def test_only_options_that_differ_are_listed() -> None:
     other = {"run": "b", "run_dir": "y", "seed": 0, "rewards": ["task"], "zero_stage": 2}
     assert differing(this, other) == [("kl", "[]", "not set"), ("zero_stage", "not set", "2")]
     assert differing(this, this) == []
+
+
+def test_places_ports_and_files_of_secrets_are_no_difference() -> None:
+    ports = [name for name in RunConfig.model_fields if name.endswith("_port")]
+    files = [name for name in RunConfig.model_fields if "token" in name or "password" in name or "_tls_" in name]
+    assert "learner_metrics_port" in ports and "rollout_token_file" in files and "reward_tls_ca" in files
+    others = ["run", "run_dir", "host", "redis_url", "reward_url", "image_cache", "rollout_client_key"]
+    places = {*ports, *files, *others}
+    assert differing({name: "a" for name in places}, {name: "b" for name in places}) == []
+    everything = {row[0] for row in differing({}, dict.fromkeys(RunConfig.model_fields, 1))}
+    assert {"model", "train_file", "seed", "max_restarts", "image_root"} <= everything
 
 
 def test_each_chart_has_both_runs_curves_at_their_own_steps(runs: tuple[Path, Path]) -> None:

@@ -21,11 +21,12 @@ def made(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return SimpleNamespace(results=results, page=results_page)
 
 
-def finish(run_dir: Path, before: float | None, after: float | None, rewards: list[float]) -> Path:
+def finish(run_dir: Path, before: float | None, after: float | None, rewards: list[float | None]) -> Path:
     run_dir.mkdir(parents=True)
     heldout = {"n": 64, "before": {"greedy": before, "sampled": 0.1}, "after": {"greedy": after, "sampled": 0.2}}
     (run_dir / "result.json").write_text(json.dumps({"seconds": 12.4, "heldout": heldout}))
-    (run_dir / "metrics.jsonl").write_text("".join(json.dumps({"reward_mean": reward}) + "\n" for reward in rewards))
+    lines = [json.dumps({"step": step, "reward_mean": reward}) for step, reward in enumerate(rewards, start=1)]
+    (run_dir / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
     return run_dir
 
 
@@ -76,3 +77,40 @@ def test_no_page_without_measured_runs(made: SimpleNamespace, tmp_path: Path) ->
     with pytest.raises(ValueError, match="not a run that was measured to its end"):
         made.page.keep(finish(tmp_path / "cut", 0.5, None, [0.1]), tmp_path / "kept" / "ocr-seed0.json")
     assert not (tmp_path / "kept" / "ocr-seed0.json").exists() and not (tmp_path / "docs").exists()
+    assert not list((tmp_path / "kept").iterdir())
+    with pytest.raises(ValueError, match="no step has a reward"):
+        made.page.keep(finish(tmp_path / "unscored", 0.5, 0.6, [None]), tmp_path / "kept" / "ocr-seed0.json")
+
+
+def test_a_step_without_a_reward_is_a_gap(made: SimpleNamespace, tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    for name in ("seed0", "seed1", "seed2", "control"):
+        run_dir = finish(tmp_path / name, 0.5, 0.6, [None, 0.25, None, 0.75])
+        with (run_dir / "metrics.jsonl").open("a") as lines:
+            lines.write('{"step": 2, "reward_mean": 0.5}\n')  # the learner went back to a checkpoint
+        made.page.keep(run_dir, results / f"ocr-{name}.json")
+    assert json.loads((results / "ocr-seed0.json").read_text())["rewards"] == [None, 0.5, None, 0.75]
+    assert made.page.write_page(results, tmp_path / "docs") == ["ocr"]
+
+
+def test_a_run_without_figures_is_named_and_the_others_are_made(
+    made: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in (("REPOSITORY", tmp_path), ("RESULTS", tmp_path / "docs" / "results")):
+        monkeypatch.setattr(made.results, name, value)
+    monkeypatch.setattr("sys.argv", ["results.py", "--tasks", "ocr"])
+
+    def demo(words: list[str], cwd: Path) -> SimpleNamespace:
+        name = words[words.index("--run") + 1].removeprefix("results-")
+        if name == "ocr-seed0":
+            finish(cwd / made.results.RUNS / name, 0.5, None, [0.1])
+        elif name != "ocr-seed1":  # which has ended well and left nothing
+            finish(cwd / made.results.RUNS / name, 0.5, 0.6, [0.1])
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(made.results.subprocess, "run", demo)
+    assert made.results.main() == 1
+    errors = capsys.readouterr().err
+    assert "ocr, seed0: its figures are not whole" in errors and "ocr, seed1: its figures are not whole" in errors
+    kept = sorted(path.name for path in (tmp_path / "docs" / "results").iterdir())
+    assert kept == ["ocr-control.json", "ocr-seed2.json"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -223,6 +224,15 @@ def test_several_tasks_are_learned_together(tmp_path: Path) -> None:
         assert (tmp_path / "more" / name).read_bytes() == (out / name).read_bytes()
 
 
+def test_the_page_draws_as_many_held_out_problems_as_the_readers_shares_are_of() -> None:
+    page = (REPOSITORY / "docs" / "demo.md").read_text()
+    (drawn,) = re.findall(r"mmr1 data digits --task \$task --num-eval (\d+) --out runs/lessons/\$task\n", page)
+    assert f"of {drawn} held-out problems a task" in page
+    measured = json.loads((REPOSITORY / "examples" / "tiny_reader" / "warm_start.json").read_text())
+    right = [int(drawn) * share["greedy"] for step in measured for share in step["accuracy"].values()]
+    assert max(right) > 0 and all(number == round(number) for number in right)
+
+
 def test_wrong_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--out", str(tmp_path / "out"), "--data", str(tmp_path)]) == 2
     assert main([]) == 2
@@ -230,6 +240,9 @@ def test_wrong_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write(tmp_path / "ocr", "ocr")
     assert main(["--out", "x", "--data", str(folder), "--start", str(tmp_path / "none")]) == 2
     assert f"--start {tmp_path / 'none'}" in capsys.readouterr().err
+    other = write(tmp_path / "ocr_again", "ocr")
+    assert main(["--out", str(tmp_path / "out"), "--data", str(folder), "--data", str(other), "--steps", "0"]) == 2
+    assert f"--data {folder} and --data {other} are both of the task ocr" in capsys.readouterr().err
     if not torch.cuda.is_available():
         assert main(["--out", "x", "--device", "cuda"]) == 2
         assert "sees no GPU" in capsys.readouterr().err

@@ -14,7 +14,7 @@ import math
 import re
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field, TypeAdapter, WithJsonSchema
+from pydantic import BeforeValidator, Field, JsonValue, TypeAdapter, WithJsonSchema
 
 from ...api import Example, Item, Outcome, Pixels, Result
 from ...boxes import MAX_COORDINATE, iou
@@ -58,13 +58,14 @@ def find_box(response: str, *, bug_compatible: bool) -> Box:
 def score(sample: Sample[Box, IouParams]) -> Verdict:
     params = sample.params
     box = find_box(sample.response, bug_compatible=params.bug_compatible)
+    parsed: JsonValue = {"bbox_2d": list(box)}  # as the response says it, whose params say what its numbers count
     if params.resized_size is not None:
         if sample.image_size is None:
             raise BadItem("resized_size needs the item's image_size")
         x, y = (size / resized for size, resized in zip(sample.image_size, params.resized_size, strict=True))
         box = (box[0] * x, box[1] * y, box[2] * x, box[3] * y)
     overlap = (published_iou if params.bug_compatible else iou)(box, sample.solution)
-    return Verdict(overlap, {"iou": overlap}, {"bbox_2d": list(box)}, f"IoU {overlap:.3f}")
+    return Verdict(overlap, {"iou": overlap}, parsed, f"IoU {overlap:.3f}")
 
 
 def _read_solution(solution: object) -> Box:
@@ -104,7 +105,7 @@ VLMR1_IOU = Task(
             outcome=Outcome.OK,
             reward=9000 / 11000,
             components={"iou": 9000 / 11000},
-            parsed={"bbox_2d": [20.0, 10.0, 120.0, 110.0]},
+            parsed={"bbox_2d": [10.0, 10.0, 60.0, 110.0]},
             detail="IoU 0.818",
         ),
     ),
