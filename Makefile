@@ -10,7 +10,7 @@ WORKERS ?= 2
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 DS_ACCELERATOR=cpu PATH="$(CURDIR)/$(BIN):$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo results test test-matrix test-chaos chaos test-reward test-peers fuzz check format proto doctor clean
+.PHONY: help setup demo results test test-matrix test-chaos chaos test-compose images sbom test-reward test-peers fuzz check format proto doctor clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,7 +27,7 @@ results: setup  ## every demo with three seeds and a control, as far as not done
 PYTEST_COMMAND = $(TEST_ENVIRONMENT) $(BIN)/python -m pytest $(TESTS) -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test: setup  ## the tests, but for the next two and a GPU's; TESTS=path and PYTEST='-k name' narrow it, WORKERS=0 shows output
-	@$(PYTEST_COMMAND) -m "not gpu and not chaos and not matrix" $(PYTEST)
+	@$(PYTEST_COMMAND) -m "not gpu and not chaos and not matrix and not compose" $(PYTEST)
 
 test-matrix: setup  ## every model family against vLLM; every ZeRO stage and number of ranks
 	@$(PYTEST_COMMAND) -m matrix $(PYTEST)
@@ -38,6 +38,16 @@ test-chaos: setup  ## a few minutes of faults: parts of a real stack are killed 
 chaos: setup  ## every kind of fault and a table of them; then guarantees broken on purpose, which must be noticed. Half an hour
 	@$(TEST_ENVIRONMENT) $(BIN)/python -m tests.chaos $(FAULTS)
 	@$(PYTEST_COMMAND) -m mutation $(PYTEST)
+
+test-compose: setup  ## docker-compose.yml under podman from nothing, as root: images, the demonstration, what is killed
+	@tests/compose/images.sh
+	@$(TEST_ENVIRONMENT) $(BIN)/python -m pytest $(TESTS) -m compose $(PYTEST)
+
+images:  ## the images of docker-compose.yml with an engine that reaches a registry (ENGINE=docker or podman)
+	@scripts/images.sh $(ENGINE)
+
+sbom:  ## a bill of materials (CycloneDX) of each image's Python packages, in sbom/
+	@scripts/sbom.sh $(ENGINE)
 
 test-reward:  ## the reward server by itself, in an empty environment
 	@scripts/test_reward_alone.sh

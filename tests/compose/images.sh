@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# Every image of docker-compose.yml on a machine without a Docker engine and without a registry: podman, and a base image
+# that debootstrap makes of Debian's packages. As root; it installs what it needs with apt-get.
+#
+#   tests/compose/images.sh          builds what has changed; prints nothing but what it does
+#
+# Redis and Prometheus are Debian's here, because the published images cannot be had. Grafana's is not replaced.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+base=localhost/mmr1-test-base:bookworm
+
+say() { printf 'images: %s\n' "$*"; }
+
+packages=(podman buildah debootstrap runc netavark aardvark-dns iptables uidmap)
+if ! dpkg -s "${packages[@]}" >/dev/null 2>&1; then
+  say "installing ${packages[*]}"
+  apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null
+fi
+# crun, the default, refuses machines whose cgroups are of both kinds; and the limits must be ones that this machine grants.
+settings=/etc/containers/containers.conf
+mkdir -p /etc/containers
+[ -s "$settings" ] || cat >"$settings" <<'CONF'
+[engine]
+runtime = "runc"
+[containers]
+default_ulimits = ["nofile=10000:10000", "nproc=10000:10000"]
+CONF
+
+make_base() {
+  local root mirror bundle=/etc/ssl/certs/ca-certificates.crt changes=()
+  root=$(mktemp -d)
+  trap 'rm -rf "$root"' RETURN
+  mirror=$(sed -nE 's/^URIs: *//p; s/^deb +(\[[^]]*\] +)?([^ ]+).*/\2/p' /etc/apt/sources.list /etc/apt/sources.list.d/* 2>/dev/null | head -1)
+  say "making $base"
+  debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv,python3-pip bookworm "$root" "$mirror" >"$root/debootstrap.out" 2>&1 ||
+    { tail -5 "$root/debootstrap.out" >&2; return 1; }
+  rm -rf "$root"/var/cache/apt/archives/*.deb "$root/debootstrap.out"
+  # It trusts whom this machine trusts, and finds packages where this machine does.
+  [ ! -s "$bundle" ] || cp "$bundle" "$root$bundle"
+  changes+=(--change "ENV SSL_CERT_FILE=$bundle PIP_CERT=$bundle REQUESTS_CA_BUNDLE=$bundle")
+  [ -z "${PIP_FIND_LINKS:-}" ] || changes+=(--change "ENV PIP_FIND_LINKS=$PIP_FIND_LINKS")
+  tar -C "$root" -c . | podman import -q "${changes[@]}" - "$base" >/dev/null
+}
+podman image exists "$base" || make_base
+
+wheels=()
+[ -z "${PIP_FIND_LINKS:-}" ] || wheels=(--volume "$PIP_FIND_LINKS:$PIP_FIND_LINKS:ro")
+build() { # NAME DOCKERFILE CONTEXT
+  say "building $1"
+  podman build -q --format docker --layers --network host "${wheels[@]}" --build-arg "BASE_IMAGE=$base" -t "localhost/$1" -f "$2" "$3" >/dev/null
+}
+build mmr1-test-redis:7.0 tests/compose/redis.Dockerfile tests/compose
+build mmr1-test-prometheus:2.42 tests/compose/prometheus.Dockerfile tests/compose
+build mmr1-reward-server:0.1.0 reward_server/Dockerfile .
+build mmr1-learner:0.1.0-cpu learner/Dockerfile .
+build mmr1-rollout-server:0.1.0-cpu rollout_server/Dockerfile .
