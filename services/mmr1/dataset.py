@@ -75,7 +75,7 @@ def load_problems(
     )
     if check_images:
         indices = problems.spread(image_checks)
-        _stop_at_first(path, bad_images(problems, indices, root=root, image_key=image_key))
+        stop_at_first(path, bad_images(problems, indices, root=root, image_key=image_key))
     return problems
 
 
@@ -92,7 +92,7 @@ def _opened(
 ) -> Problems:
     store, files = RowStore(), list[DataFile]()
     rows = read_rows(path, root=root, keys=keys, folder=folder)
-    _stop_at_first(path, _set_down(rows, store, files, root, keys))
+    stop_at_first(path, _set_down(rows, store, files, root, keys))
     if not len(store):
         raise ConfigurationError(f"{path} holds no problem; give a file or folder with rows")
     store.seal()
@@ -124,7 +124,8 @@ def _set_down(
         store.append(content, task=row.task, file=len(files) - 1, number=row.number)
 
 
-def _stop_at_first(path: Path, bad_rows: Iterable[BadRow]) -> None:
+def stop_at_first(path: Path, bad_rows: Iterable[BadRow]) -> None:
+    """Raises ConfigurationError for the first, if there is one, with the number of the others."""
     first: BadRow | None = None
     others = -1
     for bad in bad_rows:
@@ -223,6 +224,7 @@ __all__ = [
     "eval_problems",
     "load_problems",
     "order_of",
+    "stop_at_first",
     "train_problems",
     "with_steps",
 ]

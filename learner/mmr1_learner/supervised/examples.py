@@ -97,7 +97,7 @@ def encode_answers(
         raise ConfigurationError(f"model {config.model}: its tokenizer has no eos_token; set it in its folder")
     templates = Templates.from_config(config)
     model_space = ModelSpace(config, ImageStore(config.resolved_image_root))
-    texts = [render_answer(model_space.of(problem)[0], templates) for problem in problems]
+    texts = [render_answer(model_space.taught(problem), templates) for problem in problems]
     encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
     answers = tuple((*token_ids, end) for token_ids in encoded)
     longest = max(range(len(answers)), key=lambda index: len(answers[index]))

@@ -13,6 +13,7 @@ from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
+from mmr1.coordinates import wrong_boxes
 from mmr1.images import ImageError, ImageStore
 from mmr1.reading.problem_rows import BadRow, Keys, Row, read_rows
 from mmr1.reading.statistics import Statistics
@@ -35,7 +36,7 @@ def validate(
     Raises:
         ConfigurationError: a file itself cannot be read.
     """
-    rows = read_rows(path, root=root, keys=keys, folder=folder)
+    rows = (_with_boxes(row, keys) for row in read_rows(path, root=root, keys=keys, folder=folder))
     num_bad, statistics = 0, Statistics()
     for row, found in _looked_at(rows, ImageStore(root)):
         if isinstance(row, Row) and not isinstance(found, str):
@@ -46,6 +47,14 @@ def validate(
         num_bad += 1
         say(row if isinstance(row, BadRow) else BadRow(row.file, row.number, f"key {keys.image!r}: {found}"))
     return num_bad, statistics
+
+
+def _with_boxes(row: Row | BadRow, keys: Keys) -> Row | BadRow:
+    """A good row is a bad one if its boxes are wrong."""
+    if isinstance(row, BadRow):
+        return row
+    wrong = wrong_boxes(row.problem, row.solution, row.task, (keys.problem, keys.answer))
+    return BadRow(row.file, row.number, wrong) if wrong else row
 
 
 def _looked_at(rows: Iterator[Row | BadRow], store: ImageStore) -> Iterator[tuple[Row | BadRow, Sizes | str]]:
