@@ -151,12 +151,25 @@ def test_without_a_word_on_its_state_a_file_is_fetched_each_time_it_is_named(
 
 
 def test_a_damaged_copy_is_fetched_again(memory: tuple[str, Any], tmp_path: Path) -> None:
+    """In place, as a disk does it; also one that is found by its name, which is how each new run finds it."""
     store = remote(memory[0], tmp_path)
     ref = store.ref("red.png")
     (copy,) = kept(tmp_path)
-    copy.unlink()
+    for look in (lambda: store.open(ref).size, lambda: store.check("red.png"), lambda: store.size("red.png")):
+        copy.write_bytes(b"damaged")
+        assert look() == (8, 4)
+        assert copy.read_bytes() == png()
     copy.write_bytes(b"damaged")
-    assert store.open(ref).size == (8, 4)
+    assert store.ref("red.png") == ref
+
+
+@pytest.mark.parametrize("damage", [b"", b"0" * 63, b"z" * 64, png()], ids=["empty", "cut", "no hex", "image"])
+def test_a_damaged_name_is_as_good_as_none(memory: tuple[str, Any], tmp_path: Path, damage: bytes) -> None:
+    store = remote(memory[0], tmp_path)
+    ref = store.ref("red.png")
+    (name,) = [path for path in (tmp_path / "names").rglob("*") if path.is_file()]
+    name.write_bytes(damage)
+    assert store.ref("red.png") == ref and name.read_text() == ref.sha256.hex()
 
 
 def test_the_cache_stays_below_its_bound_and_keeps_what_was_read_last(tmp_path: Path) -> None:
@@ -170,7 +183,7 @@ def test_the_cache_stays_below_its_bound_and_keeps_what_was_read_last(tmp_path: 
         assert sum(path.stat().st_size for path in kept(tmp_path)) <= 110_000
     assert cache.by_name("name 1") is None and cache.by_hash(hashlib.sha256(contents[1]).digest()) is None
     names = [path for path in (tmp_path / "names").rglob("*") if path.is_file()]
-    assert {path.stat().st_ino for path in names} == {path.stat().st_ino for path in kept(tmp_path)}, "no bytes twice"
+    assert {path.read_text() for path in names} == {path.name for path in kept(tmp_path)}, "names go with their copies"
 
 
 def test_a_cache_may_be_shared_and_written_by_many_at_once(memory: tuple[str, Any], tmp_path: Path) -> None:
