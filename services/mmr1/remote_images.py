@@ -32,6 +32,9 @@ _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http":
 # What another try cannot change. NotImplementedError: the file system cannot read so.
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotImplementedError, ValueError)
 
+_GONE = (404, 410)  # of a web server's answers
+_LATER = (408, 425, 429)  # and all from 500: it may answer otherwise soon
+
 _T = TypeVar("_T")
 
 
@@ -184,21 +187,35 @@ class RemoteImages:
             try:
                 return step()
             except Exception as error:  # each file system has errors of its own beside OSError
+                if _is_missing(error, self._is_http):
+                    raise MissingImageError(path, self.root) from None
                 if wait is not None and not _is_final(error):
                     time.sleep(wait)
                     continue
-                if isinstance(error, FileNotFoundError) and _is_final(error):
-                    raise MissingImageError(path, self.root) from None
                 reason = " ".join(str(error.__cause__ or error).split())[:200] or type(error).__name__
                 raise ImageError(path, f"cannot be read from {self.root} ({reason})") from error
         raise AssertionError("the last try returns or raises")
 
 
+def _status(error: Exception) -> int | None:
+    """What a web server has answered."""
+    status = getattr(error, "status", None) or getattr(error.__cause__, "status", None)
+    return status if isinstance(status, int) else None
+
+
+def _is_missing(error: Exception, is_http: bool) -> bool:
+    """fsspec says of any answer of a web server but 200, and of none at all, that the file does not exist."""
+    status = _status(error)
+    if is_http and (status is not None or error.__cause__ is not None):
+        return status in _GONE
+    return isinstance(error, FileNotFoundError)
+
+
 def _is_final(error: Exception) -> bool:
-    """fsspec says of any answer of a web server but 200 that the file does not exist; only a 404 says so itself."""
-    status = getattr(error.__cause__, "status", None)
-    if isinstance(error, FileNotFoundError) and error.__cause__ is not None:
-        return status is not None and 400 <= status < 500
+    if (status := _status(error)) is not None:
+        return status < 500 and status not in _LATER
+    if isinstance(error, FileNotFoundError):
+        return isinstance(error.__cause__, _FINAL)
     return isinstance(error, _FINAL)
 
 

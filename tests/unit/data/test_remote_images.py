@@ -1,9 +1,8 @@
-"""Images below a URL: against fsspec's memory, a real HTTP server, and S3 as moto serves it where that is installed."""
+"""Images below a URL, and the copies of them: in fsspec's memory, and on S3 where moto is installed."""
 
 from __future__ import annotations
 
 import hashlib
-import http.server
 import importlib.util
 import io
 import json
@@ -11,12 +10,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 from uuid import uuid4
 
 import fsspec
@@ -204,77 +201,6 @@ def test_a_cache_that_cannot_be_written_is_named(memory: tuple[str, Any], tmp_pa
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ImageError, match=r"cannot be kept below .*set image_cache to another folder"):
         remote(memory[0], tmp_path / "file").ref("red.png")
-
-
-class _Handler(http.server.SimpleHTTPRequestHandler):
-    asked: ClassVar[Counter[str]] = Counter()
-    failing = 0  # so many requests are answered with 503 first
-
-    def do_GET(self) -> None:
-        self._answer(super().do_GET)
-
-    def do_HEAD(self) -> None:
-        self._answer(super().do_HEAD)
-
-    def _answer(self, really: Any) -> None:
-        _Handler.asked[f"{self.command} {self.path}"] += 1
-        if _Handler.failing:
-            _Handler.failing -= 1
-            self.send_error(503)
-        else:
-            really()
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def web(tmp_path: Path) -> Iterator[str]:
-    """A real server over loopback, of the folder `web`; beside that is a file that it does not serve."""
-    (tmp_path / "web" / "images").mkdir(parents=True)
-    (tmp_path / "web" / "secret.png").write_bytes(png())
-    (tmp_path / "web" / "images" / "red.png").write_bytes(png())
-    (tmp_path / "web" / "images" / "a b#1?x%2e.png").write_bytes(png("blue"))
-    _Handler.asked, _Handler.failing = Counter(), 0
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, directory=str(tmp_path / "web")))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}/images"
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-def test_a_web_servers_images(web: str, tmp_path: Path) -> None:
-    store = remote(web, tmp_path / "cache")
-    ref = store.ref("red.png")
-    assert ref.sha256 == hashlib.sha256(png()).digest() and store.open(ref).size == (8, 4)
-    assert store.ref("red.png") == ref and _Handler.asked["GET /images/red.png"] == 1
-    assert store.check("a b#1?x%2e.png") == (8, 4), "nothing in a name has a meaning of its own"
-    with pytest.raises(ImageError, match="does not exist below http://"):
-        store.ref("none.png")
-
-
-@pytest.mark.parametrize("path", ["%2e%2e/secret.png", "..%2fsecret.png", "in/%2e%2e/%2e%2e/secret.png"])
-def test_an_escaped_name_does_not_leave_a_web_servers_folder(web: str, tmp_path: Path, path: str) -> None:
-    with pytest.raises(ImageError, match="does not exist"):
-        remote(web, tmp_path / "cache").ref(path)
-    assert not [asked for asked in _Handler.asked if asked.endswith(" /secret.png")]
-
-
-def test_a_failure_that_passes_is_tried_again(web: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote_images, "_WAITS", (0.01, 0.01, 0.01))
-    _Handler.failing = 4  # fsspec asks twice: HEAD, then GET
-    assert remote(web, tmp_path / "cache").check("red.png") == (8, 4)
-    _Handler.failing = 10**6
-    with pytest.raises(ImageError, match=r"cannot be read from http://.*503"):
-        remote(web, tmp_path / "other").check("red.png")
-
-
-def test_a_server_that_is_gone_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote_images, "_WAITS", (0.01,))
-    with pytest.raises(ImageError, match=r"image a\.png: cannot be read from http://127\.0\.0\.1:9/x"):
-        remote("http://127.0.0.1:9/x", tmp_path).check("a.png")
 
 
 def test_a_run_reads_its_images_from_a_url(memory: tuple[str, Any], tmp_path: Path) -> None:
