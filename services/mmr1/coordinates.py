@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from mmr1.chat_template import model_folder
 from mmr1.errors import ConfigurationError
 from mmr1.families import FAMILIES, pixel_bounds
-from mmr1.images import ImageError, ImageStore
+from mmr1.images import ImageError, ImageStore, UnreachableImageError
 from mmr1.records import Problem, RewardSpec
 from mmr1.resizing import Resize, Size
 
@@ -196,6 +196,8 @@ class ModelSpace:
     def _size(self, problem: Problem) -> Size:
         try:
             return self._store.size(problem.images[0])
+        except UnreachableImageError:
+            raise  # a restart may mend it
         except ImageError as error:
             raise ConfigurationError(f"{error}; restore it, and the same command goes on") from None
 

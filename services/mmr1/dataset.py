@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from mmr1.data_order import DataOrder, Order, WeightedOrder
 from mmr1.errors import ConfigurationError
-from mmr1.images import ImageError, ImageStore
+from mmr1.images import ImageError, ImageStore, UnreachableImageError
 from mmr1.reading.embedded import EmbeddedImages
 from mmr1.reading.files import DataFile, data_files, dataset_folder
 from mmr1.reading.problem_rows import BadRow, Keys, Row, read_rows
@@ -60,6 +60,7 @@ def load_problems(
 
     Raises:
         ConfigurationError: one line that names file, line or row, key and remedy, and how many other rows are wrong.
+        UnreachableImageError: where images are kept does not answer.
     """
     keys = Keys(problem_key, answer_key, image_key, task)
     changed = tuple((s.st_ino, s.st_mtime_ns, s.st_size) for s in (file.path.stat() for file in data_files(path)))
@@ -200,6 +201,8 @@ def bad_images(
     def reason(image: str) -> str | None:
         try:
             store.check(image)
+        except UnreachableImageError:
+            raise  # the row may be good
         except ImageError as error:
             return str(error)
         return None

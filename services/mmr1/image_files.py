@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
+from mmr1.errors import AwayError
+
 MAX_FILE_BYTES = 2**28
 # A path that has become a link or a pipe meanwhile is neither followed nor waited for.
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -33,6 +35,10 @@ class MissingImageError(ImageError):
 
     def __init__(self, path: str, root: object) -> None:
         super().__init__(path, f"does not exist below {root}")
+
+
+class UnreachableImageError(ImageError, AwayError):
+    """Where it is kept does not answer now. It may do so later: nothing is said of the image itself."""
 
 
 class LocalImages:
@@ -114,4 +120,11 @@ def _require_regular(path: str, status: os.stat_result) -> None:
         raise ImageError(path, "is not a file")
 
 
-__all__ = ["MAX_FILE_BYTES", "ImageError", "LocalImages", "MissingImageError", "require_size"]
+__all__ = [
+    "MAX_FILE_BYTES",
+    "ImageError",
+    "LocalImages",
+    "MissingImageError",
+    "UnreachableImageError",
+    "require_size",
+]

@@ -19,7 +19,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from mmr1.errors import ConfigurationError
 from mmr1.image_cache import ImageCache
-from mmr1.image_files import MAX_FILE_BYTES, ImageError, MissingImageError, require_size
+from mmr1.image_files import MAX_FILE_BYTES, ImageError, MissingImageError, UnreachableImageError, require_size
 
 # What a file system may say of a file that changes when its content does. Names and times of access are not among it.
 _STATE = (
@@ -136,6 +136,7 @@ class RemoteImages:
 
         Raises:
             ImageError: it is missing, unreadable, too large, no file, or outside the root.
+            UnreachableImageError: the server does not answer, or says that it cannot now.
         """
         relative = self.relative(path)
         if sha256 is not None and (content := self._cached(path, lambda: self._cache.by_hash(sha256))) is not None:
@@ -193,7 +194,8 @@ class RemoteImages:
                     time.sleep(wait)
                     continue
                 reason = " ".join(str(error.__cause__ or error).split())[:200] or type(error).__name__
-                raise ImageError(path, f"cannot be read from {self.root} ({reason})") from error
+                kind = ImageError if _is_final(error) else UnreachableImageError
+                raise kind(path, f"cannot be read from {self.root} ({reason})") from None
         raise AssertionError("the last try returns or raises")
 
 

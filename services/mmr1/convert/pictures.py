@@ -11,7 +11,7 @@ from typing import Any
 
 from mmr1.convert.annotations import BadAnnotation, LeftOut, member
 from mmr1.errors import ConfigurationError
-from mmr1.image_files import ImageError, MissingImageError
+from mmr1.image_files import ImageError, MissingImageError, UnreachableImageError
 from mmr1.images import ImageStore
 from mmr1.remote_images import RemoteRoot
 from mmr1.resizing import Size
@@ -37,11 +37,14 @@ class Pictures:
         Raises:
             LeftOut: it is not there.
             BadAnnotation: it is not below the root, or no image.
+            UnreachableImageError: where images are kept does not answer.
         """
         try:
             return self._store.size(image)
         except MissingImageError:
             raise LeftOut(MISSING) from None
+        except UnreachableImageError:
+            raise  # a dataset that lacks what was away for a moment
         except ImageError as error:
             raise BadAnnotation(key, str(error)) from None
 

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 from mmr1.coordinates import wrong_boxes
-from mmr1.images import ImageError, ImageStore
+from mmr1.images import ImageError, ImageStore, UnreachableImageError
 from mmr1.reading.problem_rows import BadRow, Keys, Row, read_rows
 from mmr1.reading.statistics import Statistics
 from mmr1.remote_images import RemoteRoot
@@ -35,6 +35,7 @@ def validate(
 
     Raises:
         ConfigurationError: a file itself cannot be read.
+        UnreachableImageError: where images are kept does not answer.
     """
     rows = (_with_boxes(row, keys) for row in read_rows(path, root=root, keys=keys, folder=folder))
     num_bad, statistics = 0, Statistics()
@@ -64,6 +65,8 @@ def _looked_at(rows: Iterator[Row | BadRow], store: ImageStore) -> Iterator[tupl
     def look(path: str) -> tuple[int, int] | str:
         try:
             return store.check(path)
+        except UnreachableImageError:
+            raise  # the row may be good
         except ImageError as error:
             return f"{error}; fix the file or remove the row"
 
@@ -73,6 +76,8 @@ def _looked_at(rows: Iterator[Row | BadRow], store: ImageStore) -> Iterator[tupl
             size: tuple[int, int] | str
             try:
                 size = look(image) if isinstance(image, str) else store.check_content("(embedded)", image)
+            except UnreachableImageError:
+                raise
             except ImageError as error:
                 size = f"{error}; remove the row"
             if isinstance(size, str):

@@ -15,7 +15,7 @@ import pytest
 
 from mmr1 import remote_images
 from mmr1.image_files import MissingImageError
-from mmr1.images import ImageError
+from mmr1.images import ImageError, UnreachableImageError
 from tests.unit.data.test_remote_images import png, remote
 
 
@@ -82,7 +82,7 @@ def test_a_failure_that_passes_is_tried_again(web: str, tmp_path: Path, monkeypa
     Handler.failing = 4  # fsspec asks twice: HEAD, then GET
     assert remote(web, tmp_path / "cache").check("red.png") == (8, 4)
     Handler.failing = 10**6
-    with pytest.raises(ImageError, match=r"cannot be read from http://.*503"):
+    with pytest.raises(UnreachableImageError, match=r"cannot be read from http://.*503"):
         remote(web, tmp_path / "other").check("red.png")
 
 
@@ -102,6 +102,7 @@ def test_an_answer_that_will_not_change_is_told_at_once(web: str, tmp_path: Path
     with pytest.raises(ImageError) as caught:
         remote(web, tmp_path / "cache").check("red.png")
     assert sum(Handler.asked.values()) == 2, "HEAD and GET, once"
+    assert not isinstance(caught.value, UnreachableImageError)
     assert isinstance(caught.value, MissingImageError) is (status in (404, 410))
     if status not in (404, 410):
         assert f"image red.png: cannot be read from {web} ({status}" in str(caught.value)
@@ -117,5 +118,5 @@ def test_a_file_that_goes_before_it_is_fetched_is_missing(web: str, tmp_path: Pa
 
 def test_a_server_that_is_gone_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote_images, "_WAITS", (0.01,))
-    with pytest.raises(ImageError, match=r"image a\.png: cannot be read from http://127\.0\.0\.1:9/x"):
+    with pytest.raises(UnreachableImageError, match=r"image a\.png: cannot be read from http://127\.0\.0\.1:9/x"):
         remote("http://127.0.0.1:9/x", tmp_path).check("a.png")
