@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
+from mmr1.credentials import without_secrets
 from mmr1.errors import AwayError
 
 MAX_FILE_BYTES = 2**28
@@ -25,7 +26,7 @@ class ImageError(Exception):
     """An image that cannot be used. One line: the path as it was given, and the reason."""
 
     def __init__(self, path: str, reason: str) -> None:
-        super().__init__(f"image {path}: {reason}")
+        super().__init__(f"image {without_secrets(path)}: {reason}")
         self.path = path
         self.reason = reason
 
@@ -55,6 +56,8 @@ class LocalImages:
         """
         if "\0" in str(path):
             raise ImageError(str(path).replace("\0", "\\0"), "is not a path (NUL byte)")
+        if "://" in str(path):
+            raise not_below(str(path), self.root)
         joined = os.path.normpath(self.root / path)
         if not Path(joined).is_relative_to(self.root):
             # An absolute path may reach the root through a link; then its real location decides.
@@ -109,6 +112,11 @@ class LocalImages:
             raise ImageError(path.replace("\0", "\\0"), f"is not a path ({error})") from None
 
 
+def not_below(path: str, root: object) -> ImageError:
+    """What is wrong with a URL where a path is wanted."""
+    return ImageError(path, f"is not a path below the image root {root}; write it relative to that")
+
+
 def require_size(path: str, num_bytes: int) -> None:
     """Raises ImageError for a file above the bound."""
     if num_bytes > MAX_FILE_BYTES:
@@ -126,5 +134,6 @@ __all__ = [
     "LocalImages",
     "MissingImageError",
     "UnreachableImageError",
+    "not_below",
     "require_size",
 ]

@@ -17,9 +17,17 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
+from mmr1.credentials import holds_login, without_secrets
 from mmr1.errors import ConfigurationError
 from mmr1.image_cache import ImageCache
-from mmr1.image_files import MAX_FILE_BYTES, ImageError, MissingImageError, UnreachableImageError, require_size
+from mmr1.image_files import (
+    MAX_FILE_BYTES,
+    ImageError,
+    MissingImageError,
+    UnreachableImageError,
+    not_below,
+    require_size,
+)
 
 # What a file system may say of a file that changes when its content does. Names and times of access are not among it.
 _STATE = (
@@ -52,15 +60,15 @@ class RemoteRoot:
     cache_bytes: int = 10 * 2**30
 
     def __post_init__(self) -> None:
-        """Raises ConfigurationError for a URL that is no root, or that holds a password."""
-        parts = urlsplit(self.url)
-        if "::" in self.url or parts.query or parts.fragment:
-            raise ConfigurationError(f"image_root {self.url}: give one plain URL, without '::', '?' and '#'")
-        if parts.password is not None:
+        """Raises ConfigurationError for a URL that is no root, or that holds a user or a password; it shows neither."""
+        shown = f"image_root {self.url.partition('://')[0]}://..."
+        if holds_login(self.url):
             raise ConfigurationError(
-                f"image_root {parts.scheme}://...: a password in it would be written into the run's files; give it in "
-                "fsspec's configuration or the environment"
+                f"{shown}: a user or a password in it would be written into the run's files; give it in fsspec's "
+                "configuration or the environment"
             )
+        if any(mark in self.url for mark in ("::", "?", "#")):
+            raise ConfigurationError(f"{shown}: give one plain URL, without '::', '?' and '#'")
 
     def __str__(self) -> str:
         return self.url
@@ -125,7 +133,7 @@ class RemoteImages:
         if "\0" in text:
             raise ImageError(text.replace("\0", "\\0"), "is not a path (NUL byte)")
         if "://" in text or "::" in text:
-            raise ImageError(text, f"is not a path below the image root {self.root}; write it relative to that")
+            raise not_below(text, self.root)
         normal = posixpath.normpath(text)
         if normal == ".." or normal.startswith(("/", "../")):
             raise ImageError(text, f"lies outside the image root {self.root}; move it below, or set image_root")
@@ -193,7 +201,8 @@ class RemoteImages:
                 if wait is not None and not _is_final(error):
                     time.sleep(wait)
                     continue
-                reason = " ".join(str(error.__cause__ or error).split())[:200] or type(error).__name__
+                said = without_secrets(str(error.__cause__ or error))  # of a redirect's address, say
+                reason = " ".join(said.split())[:200] or type(error).__name__
                 kind = ImageError if _is_final(error) else UnreachableImageError
                 raise kind(path, f"cannot be read from {self.root} ({reason})") from None
         raise AssertionError("the last try returns or raises")

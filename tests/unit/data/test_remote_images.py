@@ -257,13 +257,37 @@ def test_a_file_url_is_the_folder_with_all_its_protection(tmp_path: Path) -> Non
         ("nowhere://bucket", "image_root nowhere://bucket: Protocol not known: nowhere"),
         ("simplecache::memory://x", "give one plain URL, without '::'"),
         ("https://host/images?key=1", "give one plain URL"),
-        ("ftp://user:word@host/images", r"image_root ftp://\.\.\.: a password in it would be written"),
+        *(
+            (url, r"image_root \w+(::)?\w+://\.\.\.: a user or a password in it would be written")
+            for url in (
+                "ftp://user:word@host/images",
+                "https://word@host/images",
+                "https://user:wo/rd@host/images",
+                "https://user:word@host/images?key=word",
+                "simplecache::https://user:word@host/images",
+            )
+        ),
+        ("https://host/images?signature=word", r"image_root https://\.\.\.: give one plain URL"),
+        ("https://host/images#word", r"image_root https://\.\.\.: give one plain URL"),
     ],
 )
 def test_a_url_that_is_no_root_is_refused(tmp_path: Path, url: str, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message) as caught:
         ImageStore(small_config(tmp_path, image_root=url).resolved_image_root)
-    assert "word" not in str(caught.value) or "password" in str(caught.value).replace("user:word", "")
+    assert "word" not in str(caught.value).replace("password", "") and "rd@" not in str(caught.value)
+
+
+@pytest.mark.parametrize("root", ["folder", "folder of rows", "URL"])
+@pytest.mark.parametrize("image", ["https://me:hidden@host/a.png", "https://host/a.png?signature=hidden"])
+def test_a_row_that_names_a_url_is_told_without_its_secrets(
+    memory: tuple[str, Any], tmp_path: Path, root: str, image: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "train.json").write_text(json.dumps({"problem": "?", "solution": 1, "image": image}))
+    options = {"folder": [], "folder of rows": ["--image_dir", str(tmp_path)], "URL": ["--image_root", memory[0]]}
+    assert main(["validate", str(tmp_path / "train.json"), *options[root]]) == 2
+    said = capsys.readouterr().err
+    assert "train.json:1: key 'image': image https://" in said and "is not a path below the image root" in said
+    assert "hidden" not in said and "me:" not in said
 
 
 def test_a_missing_package_is_named_with_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

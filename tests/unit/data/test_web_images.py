@@ -33,7 +33,13 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
     def _answer(self, really: Any) -> None:
         Handler.asked[f"{self.command} {self.path}"] += 1
-        if Handler.failing and self.command in Handler.commands:
+        if self.path == "/images/moved.png":
+            self.send_response(302)
+            self.send_header("Location", "/denied.png?X-Amz-Signature=hidden")
+            self.end_headers()
+        elif self.path.startswith("/denied.png?"):
+            self.send_error(403)
+        elif Handler.failing and self.command in Handler.commands:
             Handler.failing -= 1
             self.send_error(Handler.status)
         else:
@@ -106,6 +112,13 @@ def test_an_answer_that_will_not_change_is_told_at_once(web: str, tmp_path: Path
     assert isinstance(caught.value, MissingImageError) is (status in (404, 410))
     if status not in (404, 410):
         assert f"image red.png: cannot be read from {web} ({status}" in str(caught.value)
+
+
+def test_an_address_that_was_signed_is_shown_without_its_signature(web: str, tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"cannot be read from http://.* \(403, .*denied\.png\?\.\.\.") as caught:
+        remote(web, tmp_path / "cache").check("moved.png")
+    assert "hidden" not in str(caught.value) and caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
 
 
 @pytest.mark.parametrize("status", [404, 410])
