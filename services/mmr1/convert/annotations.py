@@ -118,10 +118,12 @@ def member(row: Mapping[str, Any], name: str, key: str, kind: type | tuple[type,
 
 
 def text(row: Mapping[str, Any], name: str, key: str) -> str:
-    """A text that is not blank. Raises BadAnnotation."""
+    """A text that is not blank, and that can be written. Raises BadAnnotation."""
     value: str = member(row, name, key, str, "a text")
     if not value.strip():
         raise BadAnnotation(f"{key}.{name}", "is empty")
+    if not is_unicode(value):
+        raise BadAnnotation(f"{key}.{name}", "holds half a character (a lone surrogate)")
     return value
 
 
@@ -150,6 +152,15 @@ def box(row: Mapping[str, Any], name: str, key: str, size: Size, *, is_xywh: boo
         reason = f"of which nothing is left in its image of {width} x {height} pixels, to {_DIGITS} digits"
         raise BadAnnotation(key, f"is {_shown(value)}, {reason}")
     return inside
+
+
+def is_unicode(value: str) -> bool:
+    """JSON can write half of a character, and names of files are bytes: neither can be written as UTF-8."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _refuse_pickle(path: Path) -> None:
@@ -199,6 +210,7 @@ __all__ = [
     "LeftOut",
     "Row",
     "box",
+    "is_unicode",
     "mapping",
     "member",
     "read_json",
