@@ -22,7 +22,7 @@ from mmr1.images import ImageError, ImageStore, UnreachableImageError
 from mmr1.reading.embedded import EmbeddedImages
 from mmr1.reading.files import DataFile, data_files, dataset_folder
 from mmr1.reading.problem_rows import BadRow, Keys, Row, read_rows
-from mmr1.reading.problems import Problems, indices_by_task
+from mmr1.reading.problems import Problems, indices_by_task, tasks_of
 from mmr1.reading.row_store import RowStore
 from mmr1.records import Problem
 from mmr1.remote_images import RemoteRoot
@@ -179,9 +179,15 @@ def with_steps(config: RunConfig) -> RunConfig:
     """
     if config.num_epochs is None:
         return config
-    problems = train_problems(config, check_images=False)
-    num_steps = math.ceil(config.num_epochs * len(problems) / config.prompts_per_step)
+    num_problems = num_to_train(train_problems(config, check_images=False), config)
+    num_steps = math.ceil(config.num_epochs * num_problems / config.prompts_per_step)
     return config.model_copy(update={"num_steps": num_steps, "num_epochs": None})
+
+
+def num_to_train(problems: Sequence[Problem], config: RunConfig) -> int:
+    """How many of them the run's order ever takes: none of a task whose weight is 0."""
+    weights = config.task_weights
+    return sum(count for task, count in tasks_of(problems).items() if not weights or weights.get(task))
 
 
 def order_of(problems: Sequence[Problem], config: RunConfig) -> Order:
@@ -226,6 +232,7 @@ __all__ = [
     "bad_images",
     "eval_problems",
     "load_problems",
+    "num_to_train",
     "order_of",
     "stop_at_first",
     "train_problems",
