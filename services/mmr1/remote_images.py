@@ -94,9 +94,19 @@ class RemoteRoot:
 
 
 def local_or_remote(root: Path | str | RemoteRoot) -> Path | RemoteRoot:
-    """What an image root stands for. A file:// URL is the folder that it names."""
+    """What an image root stands for. A file:// URL is the folder that it names.
+
+    Raises:
+        ConfigurationError: it names another machine, or as RemoteRoot.
+    """
     if isinstance(root, str) and root.startswith("file://"):
-        return Path(unquote(urlsplit(root).path))
+        parts = urlsplit(root)
+        if parts.netloc not in ("", "localhost"):
+            raise ConfigurationError(
+                "image_root file://...: a host stands after file://; a folder of this machine is file:///FOLDER, with "
+                "three slashes, or its path"
+            )
+        return Path(unquote(parts.path))
     if isinstance(root, str) and "://" in root:
         return RemoteRoot(root)
     return Path(root) if isinstance(root, str) else root

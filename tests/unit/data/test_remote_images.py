@@ -245,6 +245,7 @@ def test_a_file_url_is_the_folder_with_all_its_protection(tmp_path: Path) -> Non
     (tmp_path / "a folder" / "link.png").symlink_to("/etc/hostname")
     config = small_config(tmp_path, image_root=f"file://{tmp_path}/a%20folder")
     assert config.resolved_image_root == tmp_path / "a folder" == config.image_root
+    assert ImageStore(f"file://localhost{tmp_path}").root == tmp_path
     store = ImageStore(f"file://{tmp_path}/a%20folder")
     assert store.check("a.png") == (8, 4)
     with pytest.raises(ImageError, match="outside the image root"):
@@ -267,6 +268,8 @@ def test_a_file_url_is_the_folder_with_all_its_protection(tmp_path: Path) -> Non
                 "simplecache::https://user:word@host/images",
             )
         ),
+        ("file://host/images", r"image_root file://\.\.\.: a host stands after file://; .*file:///FOLDER"),
+        ("file://images/photos", "a host stands after file://"),
         ("https://host/images?signature=word", r"image_root https://\.\.\.: give one plain URL"),
         ("https://host/images#word", r"image_root https://\.\.\.: give one plain URL"),
     ],
