@@ -131,6 +131,9 @@ def test_the_exit_code_is_one_that_is_started_again(
     assert capsys.readouterr().err == said
     failed = Mock(side_effect=UnreachableImageError("a.png", REASON))
     monkeypatch.setattr(loop, "fine_tune", failed)
+    for name in ("configure_logging", "set_environment"):  # both are of the whole process
+        monkeypatch.setattr(command, name, Mock())
+    monkeypatch.setenv("MASTER_PORT", "0")
     assert run_command(lambda: command._train(world.config)) == 1  # type: ignore[arg-type]
     assert capsys.readouterr().err == said
     assert run_command(Mock(side_effect=ConfigurationError("x"))) == 2
