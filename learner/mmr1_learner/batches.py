@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from mmr1.config import RunConfig
 from mmr1.errors import ConfigurationError
-from mmr1.images import ImageError, ImageStore
+from mmr1.images import ImageError, ImageStore, UnreachableImageError
 from mmr1_learner.model import PromptEncoder
 from mmr1_learner.plan import Forward, Sample, StepPlan
 from mmr1_learner.rows import Completion, EncodedPrompt, Row, RowBatch, pack
@@ -35,6 +35,8 @@ class Batcher:
             prompt = plan.groups[index].prompt
             try:
                 images = [self._store.open(image) for image in prompt.images]
+            except UnreachableImageError:
+                raise  # a restart may mend it
             except ImageError as error:
                 raise ConfigurationError(f"{error}; restore it, and the same command goes on") from None
             prompts[index] = self._encoder.encode(prompt.text, images)

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
-from mmr1.images import ImageError, ImageStore
+from mmr1.images import ImageError, ImageStore, UnreachableImageError
 from mmr1.records import Prompt, Rollout
 from mmr1_learner.token_texts import TokenTexts
 
@@ -46,6 +46,8 @@ class CompletionDetails:
         if path not in self._sizes:
             try:
                 self._sizes[path] = list(self._images.size(path))
+            except UnreachableImageError:
+                return None  # it is not gone: the next line asks again
             except ImageError:
                 self._sizes[path] = None
             if len(self._sizes) > _MAX_SIZES:

@@ -13,7 +13,7 @@ from functools import cache
 
 from mmr1.config import RunConfig
 from mmr1.errors import ConfigurationError
-from mmr1.images import ImageError, ImageStore
+from mmr1.images import ImageError, ImageStore, UnreachableImageError
 from mmr1.records import Problem, PromptId
 from mmr1_learner.model import PromptEncoder
 from mmr1_learner.prompts import PromptFactory
@@ -35,6 +35,8 @@ def check_prompt_lengths(
     try:
         for problem in _longest(problems, cache(store.num_pixels), config.image_checks):
             _check(config, encoder, prompts, problem, store)
+    except UnreachableImageError:
+        raise  # a restart may mend it
     except ImageError as error:
         raise ConfigurationError(f"{error}; restore it, and the same command goes on") from None
 

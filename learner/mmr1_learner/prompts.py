@@ -18,7 +18,7 @@ from mmr1.data_order import Order
 from mmr1.dataset import order_of
 from mmr1.errors import ConfigurationError
 from mmr1.evaluation import metrics_of
-from mmr1.images import ImageError, ImageStore
+from mmr1.images import ImageError, ImageStore, UnreachableImageError
 from mmr1.records import Problem, Prompt, PromptId, RewardSpec, Sampling
 from mmr1.templates import Templates, render
 
@@ -83,6 +83,8 @@ class PromptFactory:
         """
         try:
             return self._store.size(prompt.images[0].path) if prompt.images else None
+        except UnreachableImageError:
+            raise
         except ImageError as error:
             raise ConfigurationError(f"{error}; restore it, and the same command goes on") from None
 
@@ -99,9 +101,12 @@ class PromptFactory:
         Raises:
             ConfigurationError: an image was there when the run began and is no longer, a template fails, or in what
                 the model says boxes cannot be known.
+            UnreachableImageError: where images are kept does not answer.
         """
         try:
             images = tuple(self._store.ref(image) for image in problem.images)
+        except UnreachableImageError:
+            raise
         except ImageError as error:
             raise ConfigurationError(f"{error}; restore it, and the same command goes on") from None
         asked, rewards = self._model_space.of(problem, rewards)

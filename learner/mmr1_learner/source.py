@@ -16,7 +16,7 @@ import structlog
 
 from mmr1.config import RunConfig
 from mmr1.errors import ConfigurationError
-from mmr1.images import ImageError, ImageStore
+from mmr1.images import ImageError, ImageStore, UnreachableImageError
 from mmr1.records import Group, PolicyVersion, PromptId
 from mmr1.streams import Ledger, RunQueue
 from mmr1_learner.group_rewards import reward_of, training_rewards
@@ -139,6 +139,7 @@ class GroupSource:
 
         Raises:
             ConfigurationError: a group is lost, or all that are sampled are useless.
+            UnreachableImageError: where images are kept does not answer.
         """
         collected = Collected()
         started = time.monotonic()
@@ -200,6 +201,8 @@ class GroupSource:
         try:
             for image in group.prompt.images:
                 self._store.open(image)
+        except UnreachableImageError:
+            raise  # the group stays in Redis, and is read again after a restart
         except ImageError as error:
             log.warning("group dropped", prompt=str(group.prompt.id), reason="image", detail=str(error))
             return "image"

@@ -16,7 +16,7 @@ from grpc.aio import ServicerContext
 
 from mmr1.config import RunConfig
 from mmr1.errors import WeightUpdateError
-from mmr1.images import ImageError, ImageStore
+from mmr1.images import ImageError, ImageStore, UnreachableImageError
 from mmr1.records import SCHEMA_VERSION, AdapterSpec, TensorSpec
 from mmr1.wire import (
     SchemaVersionError,
@@ -50,6 +50,7 @@ STATUS_OF: dict[type[Exception], grpc.StatusCode] = {
     VerbRefusedError: grpc.StatusCode.FAILED_PRECONDITION,
     DeadlinePassedError: grpc.StatusCode.DEADLINE_EXCEEDED,
     WeightUpdateError: grpc.StatusCode.ABORTED,
+    UnreachableImageError: grpc.StatusCode.UNAVAILABLE,
     ImageError: grpc.StatusCode.INVALID_ARGUMENT,
     PromptError: grpc.StatusCode.INVALID_ARGUMENT,
     NotServingError: grpc.StatusCode.UNAVAILABLE,
@@ -225,7 +226,12 @@ async def _answering(context: ServicerContext) -> AsyncIterator[None]:
     try:
         yield
     except _NAMED as error:
-        await _abort(context, STATUS_OF[type(error)], str(error))
+        await _abort(context, _status_of(error), str(error))
+
+
+def _status_of(error: Exception) -> grpc.StatusCode:
+    """By the nearest kind that has one: an image that is missing is an image that cannot be used."""
+    return next(STATUS_OF[kind] for kind in type(error).__mro__ if kind in STATUS_OF)
 
 
 async def _abort(context: ServicerContext, code: grpc.StatusCode, message: str) -> NoReturn:

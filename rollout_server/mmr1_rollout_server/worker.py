@@ -7,6 +7,7 @@ is a script in Redis; this file decides when to call which. It knows nothing of 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,7 +17,7 @@ from redis.exceptions import RedisError
 
 from mmr1.config import RunConfig
 from mmr1.errors import ConfigurationError
-from mmr1.images import ImageError, ImageStore
+from mmr1.images import ImageError, ImageStore, UnreachableImageError
 from mmr1.records import Group, Prompt
 from mmr1.redis_access import RedisAccess
 from mmr1.streams import Delivery, PromptConsumer
@@ -64,6 +65,7 @@ class PromptWorker:
         self._held: dict[str, Delivery] = {}
         self._running: set[asyncio.Task[None]] = set()
         self._engine_died = False
+        self._images_at = 0.0  # when images may be asked for again, after they could not be reached
         self._refusal: ConfigurationError | None = None  # another service turns us away: no waiting mends that
         self._waits = RedisWaits(metrics.redis_waits)
         self._state_changed = asyncio.Event()
@@ -164,7 +166,7 @@ class PromptWorker:
         version = self._policy.version
         if not self._policy.serves or version is None or room <= 0:
             return False
-        if self._scorer.breaker.is_open or self._engine_died:
+        if self._scorer.breaker.is_open or self._engine_died or time.monotonic() < self._images_at:
             return False
         if any(delivery.num_deliveries > 1 for delivery in self._held.values()):
             return False  # its holder has died before: it runs alone, so that it ends nothing else
@@ -201,6 +203,10 @@ class PromptWorker:
             group = await self._sample_and_score(delivery.prompt)
             published = await self._insist(lambda: self._consumer.publish(delivery, group))
             self._count(delivery, "published" if published else "fenced")
+        except UnreachableImageError as error:
+            _log.warning("image_unreachable", prompt=str(delivery.prompt.id), reason=str(error))
+            self._images_at = time.monotonic() + RETRY_SECONDS
+            await self._give_back(delivery)
         except ImageError as error:
             await self._bury(delivery, "image_unreadable", str(error))
         except PromptError as error:

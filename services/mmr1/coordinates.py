@@ -12,16 +12,16 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from mmr1.chat_template import model_folder
 from mmr1.errors import ConfigurationError
 from mmr1.families import FAMILIES, pixel_bounds
-from mmr1.images import ImageError, ImageStore
+from mmr1.images import ImageError, ImageStore, UnreachableImageError
 from mmr1.records import Problem, RewardSpec
 from mmr1.resizing import Resize, Size
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mmr1.config import RunConfig
 
 Space = Literal["absolute", "normalized_1000", "normalized_1"]
+_T = TypeVar("_T")
 
 COORDINATE_TASKS = frozenset({"grounding", "detection"})
 _BOX_KEYS = ("bbox_2d", "bbox")  # as the reward server reads an object of detection
@@ -83,12 +84,15 @@ class Coordinates:
         Rounding never leaves it empty.
 
         Raises:
-            ValueError: the processor refuses an image of that size.
+            ValueError: the processor refuses an image of that size, or a number is beyond all images.
         """
         factors = [extent / side for extent, side in zip(self._extent(image_size), image_size, strict=True)]
-        x1, y1, x2, y2 = (value * factors[axis % 2] for axis, value in enumerate(pixels))
         digits = _DIGITS_OF_FRACTIONS if self.space == "normalized_1" else 0
-        (x1, x2), (y1, y2) = _rounded(x1, x2, digits), _rounded(y1, y2, digits)
+        try:
+            x1, y1, x2, y2 = (value * factors[axis % 2] for axis, value in enumerate(pixels))
+            (x1, x2), (y1, y2) = _rounded(x1, x2, digits), _rounded(y1, y2, digits)
+        except OverflowError:
+            raise ValueError("holds a box with a number that is too large") from None
         return [x1, y1, x2, y2]
 
     def solution(self, solution: Any, image_size: Size) -> Any:
@@ -137,7 +141,7 @@ class Coordinates:
 class ModelSpace:
     """One run's problems as its model is asked and taught, and rewards as its answers are scored.
 
-    Neither the model nor an image is looked at before a problem is of a coordinate task or its text holds a box.
+    Neither the model nor an image is looked at before a text or a solution holds boxes, or a reward is about them.
     """
 
     def __init__(self, config: RunConfig, store: ImageStore) -> None:
@@ -145,31 +149,45 @@ class ModelSpace:
         self._store = store
 
     def of(self, problem: Problem, rewards: tuple[RewardSpec, ...] = ()) -> tuple[Problem, tuple[RewardSpec, ...]]:
-        """The problem with its boxes as the model says them, and the rewards with what the reward server must know.
+        """The problem with the boxes in its text as the model says them, and the rewards with what scoring must know.
 
-        Params that a reward has already go before those that are made here.
+        The solution stays as the dataset has it. Params that a reward has already go before those that are made here.
 
         Raises:
-            ConfigurationError: as `Coordinates.of` does, or this problem's image or solution is at fault.
+            ConfigurationError: as `Coordinates.of` does, or this problem's image or text is at fault.
         """
-        teaches = problem.task in COORDINATE_TASKS
-        asks = _BOX_IN_TEXT.search(problem.problem) is not None
         scores = any(spec.task in COORDINATE_TASKS for spec in rewards)
-        if not problem.images or not (teaches or asks or scores):  # without an image there is nothing to convert by
+        if not problem.images or not (scores or holds_box(problem.problem)):  # no image: nothing to convert by
             return problem, rewards
         size = self._size(problem)
-        try:
-            params = self._coordinates.params(size)
-            text = self._coordinates.text(problem.problem, size)
-            solution = self._coordinates.solution(problem.solution, size) if teaches else problem.solution
-        except ValueError as error:
-            where = f"problem {problem.position} ({problem.task}, image {problem.images[0]})"
-            raise ConfigurationError(f"{where}: its solution or its image {error}") from None
+        params = self._of_problem(problem, "text", lambda: self._coordinates.params(size))
+        text = self._of_problem(problem, "text", lambda: self._coordinates.text(problem.problem, size))
         told = tuple(
             replace(spec, params={**params, **spec.params}) if spec.task in COORDINATE_TASKS else spec
             for spec in rewards
         )
-        return replace(problem, problem=text, solution=solution), told
+        return replace(problem, problem=text), told
+
+    def taught(self, problem: Problem) -> Problem:
+        """The same, and the solution of a coordinate task is as the model is to say it.
+
+        Raises:
+            ConfigurationError: as `of`, or this problem's solution is at fault.
+        """
+        asked, _ = self.of(problem)
+        if not problem.images or problem.task not in COORDINATE_TASKS:
+            return asked
+        size = self._size(problem)
+        said = self._of_problem(problem, "solution", lambda: self._coordinates.solution(problem.solution, size))
+        return replace(asked, solution=said)
+
+    @staticmethod
+    def _of_problem(problem: Problem, part: str, step: Callable[[], _T]) -> _T:
+        try:
+            return step()
+        except ValueError as error:
+            where = f"problem {problem.position} ({problem.task}, image {problem.images[0]})"
+            raise ConfigurationError(f"{where}: its {part} or its image {error}") from None
 
     @cached_property
     def _coordinates(self) -> Coordinates:
@@ -178,12 +196,44 @@ class ModelSpace:
     def _size(self, problem: Problem) -> Size:
         try:
             return self._store.size(problem.images[0])
+        except UnreachableImageError:
+            raise  # a restart may mend it
         except ImageError as error:
             raise ConfigurationError(f"{error}; restore it, and the same command goes on") from None
 
 
-def check_coordinates(config: RunConfig, tasks: Iterable[str]) -> None:
-    """Whether boxes can be asked for and scored, if one of the problems' tasks or a reward is about them.
+def holds_box(text: str) -> bool:
+    """Whether a problem's text has a box that is converted."""
+    return _BOX_IN_TEXT.search(text) is not None
+
+
+def wrong_boxes(
+    text: str, solution: Any, task: str, keys: tuple[str, str], tasks: Collection[str] = COORDINATE_TASKS
+) -> str | None:
+    """What is wrong with the boxes of a row, by its key; None: nothing. Opens no image.
+
+    Args:
+        keys: of the problem's text, and of the solution.
+        tasks: those whose solutions have to be boxes.
+    """
+    form, size = Coordinates("normalized_1"), (1, 1)  # whether it can be converted, not into what
+    key = keys[0]
+    try:
+        form.text(text, size)
+        key = keys[1]
+        if task in tasks:
+            form.solution(solution, size)
+    except ValueError as error:
+        of = f" (of a row of task {task!r})" if key == keys[1] else ""
+        return f"key {key!r}{of} {error}; repair or remove the row"
+    return None
+
+
+def check_coordinates(config: RunConfig, tasks: Iterable[str], *, asks: bool = False) -> None:
+    """Whether boxes can be asked for and scored, if one of the problems' tasks, a reward or a text is about them.
+
+    Args:
+        asks: a problem's text holds a box.
 
     Raises:
         ConfigurationError: as `Coordinates.of`.
@@ -192,21 +242,8 @@ def check_coordinates(config: RunConfig, tasks: Iterable[str]) -> None:
         model_folder(config.model)
     except ConfigurationError:  # on the hub, and not here yet
         return
-    if COORDINATE_TASKS & {*tasks, *(spec.task for spec in config.reward_specs)}:
+    if asks or COORDINATE_TASKS & {*tasks, *(spec.task for spec in config.reward_specs)}:
         Coordinates.of(config)
-
-
-def coordinate_params(config: RunConfig, task: str, image_size: Size) -> dict[str, Any]:
-    """The params with which a response of the run's model is scored by `task`; none where no coordinates are compared.
-
-    Args:
-        image_size: width and height of the original image, as ImageStore gives them.
-
-    Raises:
-        ConfigurationError: as `Coordinates.of`.
-        ValueError: the model's processor refuses an image of that size.
-    """
-    return Coordinates.of(config).params(image_size) if task in COORDINATE_TASKS else {}
 
 
 def _model_type(folder: Path) -> str:
@@ -219,10 +256,13 @@ def _model_type(folder: Path) -> str:
 
 
 def _is_box(value: Any) -> bool:
-    return (
-        isinstance(value, list | tuple)
-        and len(value) == 4
-        and all(isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in value)
+    return isinstance(value, list | tuple) and len(value) == 4 and all(_is_number(number) for number in value)
+
+
+def _is_number(value: Any) -> bool:
+    """Of any size: an integer may be larger than a float can be."""
+    return (isinstance(value, int) and not isinstance(value, bool)) or (
+        isinstance(value, float) and math.isfinite(value)
     )
 
 
@@ -235,4 +275,12 @@ def _rounded(low: float, high: float, digits: int) -> tuple[float, float]:
     return (near[0] / unit, near[1] / unit) if digits else near
 
 
-__all__ = ["COORDINATE_TASKS", "Coordinates", "ModelSpace", "Space", "check_coordinates", "coordinate_params"]
+__all__ = [
+    "COORDINATE_TASKS",
+    "Coordinates",
+    "ModelSpace",
+    "Space",
+    "check_coordinates",
+    "holds_box",
+    "wrong_boxes",
+]

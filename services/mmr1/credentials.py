@@ -25,6 +25,7 @@ REWARD_KEY_VARIABLE = "MMR1_REWARD_API_KEY"  # the reward server reads the same 
 SECRET_VARIABLES = frozenset({TOKEN_VARIABLE, PASSWORD_VARIABLE, "MMR1_REDIS_URL"})
 
 _MIN_TOKEN_CHARS = 16
+_CONTAINER_FIRST = ("abfs://", "abfss://", "az://", "wasb://", "wasbs://")
 
 log = structlog.get_logger()
 
@@ -93,6 +94,20 @@ def shown_redis_url(redis_url: str) -> str:
     """
     plain = re.fullmatch(r"(rediss?://)(?:[^/?#]*@)?([^:@/?#]+(?::\d+)?(?:/\d*)?)|(unix://[^@?#]*)", redis_url)
     return "".join(part or "" for part in plain.groups()) if plain else "(a URL that is not shown)"
+
+
+def holds_login(url: str) -> bool:
+    """Whether a URL of files holds a user or a password. In doubt it does; Azure's have their container there."""
+    return holds_password(url) or (not url.startswith(_CONTAINER_FIRST) and re.search(r"://[^/?#]*@", url) is not None)
+
+
+def without_secrets(text: str) -> str:
+    """What somebody else says, a server or a dataset: of its URLs no user, password, query and fragment.
+
+    Of a URL with an @ nothing before that is shown: unescaped characters in a password move the borders between parts.
+    """
+    without_login = re.sub(r"([\w+.-]{2}:/{1,2})\S*@", r"\1...@", text)
+    return re.sub(r"""([\w+.-]{2}:/{1,2}[^\s'"<>?#]*)[?#][^\s'"<>]*""", r"\1?...", without_login)
 
 
 def make_token(path: Path) -> None:

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 
 from mmr1.data_order import DataOrder, Order, WeightedOrder
 from mmr1.errors import ConfigurationError
-from mmr1.images import ImageError, ImageStore
+from mmr1.images import ImageError, ImageStore, UnreachableImageError
 from mmr1.reading.embedded import EmbeddedImages
 from mmr1.reading.files import DataFile, data_files, dataset_folder
 from mmr1.reading.problem_rows import BadRow, Keys, Row, read_rows
-from mmr1.reading.problems import Problems, indices_by_task
+from mmr1.reading.problems import Problems, indices_by_task, tasks_of
 from mmr1.reading.row_store import RowStore
 from mmr1.records import Problem
 from mmr1.remote_images import RemoteRoot
@@ -60,6 +60,7 @@ def load_problems(
 
     Raises:
         ConfigurationError: one line that names file, line or row, key and remedy, and how many other rows are wrong.
+        UnreachableImageError: where images are kept does not answer.
     """
     keys = Keys(problem_key, answer_key, image_key, task)
     changed = tuple((s.st_ino, s.st_mtime_ns, s.st_size) for s in (file.path.stat() for file in data_files(path)))
@@ -75,7 +76,7 @@ def load_problems(
     )
     if check_images:
         indices = problems.spread(image_checks)
-        _stop_at_first(path, bad_images(problems, indices, root=root, image_key=image_key))
+        stop_at_first(path, bad_images(problems, indices, root=root, image_key=image_key))
     return problems
 
 
@@ -92,7 +93,7 @@ def _opened(
 ) -> Problems:
     store, files = RowStore(), list[DataFile]()
     rows = read_rows(path, root=root, keys=keys, folder=folder)
-    _stop_at_first(path, _set_down(rows, store, files, root, keys))
+    stop_at_first(path, _set_down(rows, store, files, root, keys))
     if not len(store):
         raise ConfigurationError(f"{path} holds no problem; give a file or folder with rows")
     store.seal()
@@ -124,7 +125,8 @@ def _set_down(
         store.append(content, task=row.task, file=len(files) - 1, number=row.number)
 
 
-def _stop_at_first(path: Path, bad_rows: Iterable[BadRow]) -> None:
+def stop_at_first(path: Path, bad_rows: Iterable[BadRow]) -> None:
+    """Raises ConfigurationError for the first, if there is one, with the number of the others."""
     first: BadRow | None = None
     others = -1
     for bad in bad_rows:
@@ -177,9 +179,15 @@ def with_steps(config: RunConfig) -> RunConfig:
     """
     if config.num_epochs is None:
         return config
-    problems = train_problems(config, check_images=False)
-    num_steps = math.ceil(config.num_epochs * len(problems) / config.prompts_per_step)
+    num_problems = num_to_train(train_problems(config, check_images=False), config)
+    num_steps = math.ceil(config.num_epochs * num_problems / config.prompts_per_step)
     return config.model_copy(update={"num_steps": num_steps, "num_epochs": None})
+
+
+def num_to_train(problems: Sequence[Problem], config: RunConfig) -> int:
+    """How many of them the run's order ever takes: none of a task whose weight is 0."""
+    weights = config.task_weights
+    return sum(count for task, count in tasks_of(problems).items() if not weights or weights.get(task))
 
 
 def order_of(problems: Sequence[Problem], config: RunConfig) -> Order:
@@ -199,6 +207,8 @@ def bad_images(
     def reason(image: str) -> str | None:
         try:
             store.check(image)
+        except UnreachableImageError:
+            raise  # the row may be good
         except ImageError as error:
             return str(error)
         return None
@@ -222,7 +232,9 @@ __all__ = [
     "bad_images",
     "eval_problems",
     "load_problems",
+    "num_to_train",
     "order_of",
+    "stop_at_first",
     "train_problems",
     "with_steps",
 ]

@@ -9,6 +9,11 @@ class ConfigurationError(Exception):
     """Something the user must change. One line that names the thing and the remedy; the process exits with code 2."""
 
 
+class AwayError(Exception):
+    """Something does not answer, and may do so later. One line; the process exits with code 1: whoever watches over it
+    starts it again."""
+
+
 class StaleWriterError(Exception):
     """This learner has been superseded: a newer incarnation exists, so it may write nothing."""
 

@@ -1,8 +1,8 @@
 """Copies of remote images on this machine's disk: found by the hash of their bytes, or by name and state of the remote.
 
-Any number of processes may share one folder. A copy appears whole or not at all, under its hash, and under its name as
-a second link to the same bytes. What was not read for longest goes when the bound is passed. This file knows nothing of
-where the bytes came from, and trusts none that it is asked for by hash: a damaged copy is as good as none.
+Any number of processes may share one folder. A copy appears whole or not at all, under its hash; a name is a small file
+that holds the hash. What was not read for longest goes when the bound is passed. This file knows nothing of where the
+bytes came from, and trusts none on the disk: a damaged copy is as good as none, whichever way it is asked for.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import hashlib
 import os
 import tempfile
 import time
-from collections import defaultdict
 from pathlib import Path
 
 _LOOK_AGAIN = 1 / 16  # of the bound, written by this process, until it counts what there is anew
 _WRITING, _ABANDONED_SECONDS = ".writing-", 3600.0  # after which nobody is writing it any more
+_HASH_CHARS = 64  # of SHA-256, in hex
 _FULL = 0.9  # of the bound: what is left after copies have gone, so that not every new one makes another go
 
 
@@ -40,7 +40,8 @@ class ImageCache:
 
     def by_name(self, name: str) -> bytes | None:
         """What was put under a name, which says where the bytes are from and in which state of theirs; or None."""
-        return _read(_place(self._names, _digest(name)))
+        sha256 = _hash_in(_place(self._names, _digest(name)))
+        return None if sha256 is None else self.by_hash(sha256)
 
     def put(self, content: bytes, name: str | None) -> None:
         """Keep bytes under their hash, and under `name` too.
@@ -48,34 +49,32 @@ class ImageCache:
         Raises:
             OSError: the disk is full, or the folder cannot be written.
         """
-        path = _place(self._contents, hashlib.sha256(content).hexdigest())
+        sha256 = hashlib.sha256(content).hexdigest()
+        path = _place(self._contents, sha256)
         if not path.exists():
             _write(path, content)
             self._unseen += len(content)
         if name is not None:
-            _link(path, _place(self._names, _digest(name)), content)
+            _write(_place(self._names, _digest(name)), sha256.encode())
         if self._unseen > self._max_bytes * _LOOK_AGAIN:
             self._unseen = 0
             self._make_room()
 
     def _make_room(self) -> None:
-        """Remove the copies that were not read for longest, with all their names."""
-        paths: defaultdict[int, list[str]] = defaultdict(list)
-        copies: dict[int, tuple[int, int, int]] = {}  # inode -> (last read in ns, bytes, inode)
-        for folder in (self._contents, self._names):
-            for path, status in _files(folder):
-                paths[status.st_ino].append(path)
-                copies[status.st_ino] = (status.st_mtime_ns, status.st_size, status.st_ino)
-        total = sum(num_bytes for _, num_bytes, _ in copies.values())
+        """Remove the copies that were not read for longest, and the names that none is left of."""
+        copies = sorted((status.st_mtime_ns, status.st_size, path) for path, status in _files(self._contents))
+        total = sum(num_bytes for _, num_bytes, _ in copies)
         if total <= self._max_bytes:
             return
-        for _, num_bytes, inode in sorted(copies.values()):
+        for _, num_bytes, path in copies:
             if total <= self._max_bytes * _FULL:
-                return
-            for path in paths[inode]:
-                with contextlib.suppress(FileNotFoundError):  # another process is at it too
-                    os.unlink(path)
+                break
+            _remove(path)
             total -= num_bytes
+        for path, _ in _files(self._names):
+            sha256 = None if os.path.basename(path).startswith(_WRITING) else _hash_in(Path(path))
+            if sha256 is None or not _place(self._contents, sha256.hex()).exists():
+                _remove(path)
 
 
 def _place(folder: Path, digest: str) -> Path:
@@ -96,6 +95,21 @@ def _read(path: Path) -> bytes | None:
     return content
 
 
+def _hash_in(name: Path) -> bytes | None:
+    """The hash that a name's file holds; None where there is no file, or something else in it."""
+    try:
+        with name.open("rb") as file:
+            found = file.read(_HASH_CHARS + 1)
+        return bytes.fromhex(found.decode("ascii")) if len(found) == _HASH_CHARS else None
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _remove(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):  # another process is at it too
+        os.unlink(path)
+
+
 def _write(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=_WRITING, dir=path.parent)  # private to this user
@@ -106,17 +120,6 @@ def _write(path: Path, content: bytes) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
-
-
-def _link(path: Path, name: Path, content: bytes) -> None:
-    """The same file under a second name; a second copy where the file system has no links."""
-    name.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(path, name)
-    except FileExistsError:
-        return
-    except OSError:
-        _write(name, content)
 
 
 def _files(folder: Path) -> list[tuple[str, os.stat_result]]:

@@ -12,6 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
+from mmr1.credentials import without_secrets
+from mmr1.errors import AwayError
+
 MAX_FILE_BYTES = 2**28
 # A path that has become a link or a pipe meanwhile is neither followed nor waited for.
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -23,7 +26,7 @@ class ImageError(Exception):
     """An image that cannot be used. One line: the path as it was given, and the reason."""
 
     def __init__(self, path: str, reason: str) -> None:
-        super().__init__(f"image {path}: {reason}")
+        super().__init__(f"image {without_secrets(path)}: {reason}")
         self.path = path
         self.reason = reason
 
@@ -33,6 +36,10 @@ class MissingImageError(ImageError):
 
     def __init__(self, path: str, root: object) -> None:
         super().__init__(path, f"does not exist below {root}")
+
+
+class UnreachableImageError(ImageError, AwayError):
+    """Where it is kept does not answer now. It may do so later: nothing is said of the image itself."""
 
 
 class LocalImages:
@@ -49,6 +56,8 @@ class LocalImages:
         """
         if "\0" in str(path):
             raise ImageError(str(path).replace("\0", "\\0"), "is not a path (NUL byte)")
+        if "://" in str(path):
+            raise not_below(str(path), self.root)
         joined = os.path.normpath(self.root / path)
         if not Path(joined).is_relative_to(self.root):
             # An absolute path may reach the root through a link; then its real location decides.
@@ -103,6 +112,11 @@ class LocalImages:
             raise ImageError(path.replace("\0", "\\0"), f"is not a path ({error})") from None
 
 
+def not_below(path: str, root: object) -> ImageError:
+    """What is wrong with a URL where a path is wanted."""
+    return ImageError(path, f"is not a path below the image root {root}; write it relative to that")
+
+
 def require_size(path: str, num_bytes: int) -> None:
     """Raises ImageError for a file above the bound."""
     if num_bytes > MAX_FILE_BYTES:
@@ -114,4 +128,12 @@ def _require_regular(path: str, status: os.stat_result) -> None:
         raise ImageError(path, "is not a file")
 
 
-__all__ = ["MAX_FILE_BYTES", "ImageError", "LocalImages", "MissingImageError", "require_size"]
+__all__ = [
+    "MAX_FILE_BYTES",
+    "ImageError",
+    "LocalImages",
+    "MissingImageError",
+    "UnreachableImageError",
+    "not_below",
+    "require_size",
+]

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from mmr1.image_files import ImageError, LocalImages
+from mmr1.image_files import ImageError, LocalImages, UnreachableImageError
 from mmr1.records import ImageRef
 from mmr1.remote_images import RemoteImages, RemoteRoot, local_or_remote
 
@@ -161,4 +161,4 @@ def _deep_gray(image: Image.Image) -> Image.Image:
     return Image.fromarray(((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8))
 
 
-__all__ = ["FORMATS", "MAX_PIXELS", "ImageError", "ImageStore"]
+__all__ = ["FORMATS", "MAX_PIXELS", "ImageError", "ImageStore", "UnreachableImageError"]

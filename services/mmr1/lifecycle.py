@@ -12,16 +12,19 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from mmr1.errors import CONFIGURATION_ERROR, ConfigurationError
+from mmr1.errors import CONFIGURATION_ERROR, AwayError, ConfigurationError
 
 
 def run_command(command: Callable[[], int]) -> int:
-    """Run an entry point; a ConfigurationError becomes one line on stderr and exit code 2."""
+    """Run an entry point; a ConfigurationError becomes one line on stderr and exit code 2, an AwayError one and 1."""
     try:
         return command()
     except ConfigurationError as error:
         print(f"mmr1: error: {error}", file=sys.stderr, flush=True)
         return CONFIGURATION_ERROR
+    except AwayError as error:
+        print(f"mmr1: error: {error}; when it is back, the same command goes on", file=sys.stderr, flush=True)
+        return 1
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
 

@@ -9,15 +9,17 @@ from __future__ import annotations
 import difflib
 import shutil
 import ssl
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from functools import cache, partial
 from pathlib import Path
 
 import httpx
 from redis.exceptions import RedisError
 
 from mmr1.config import RunConfig
-from mmr1.coordinates import check_coordinates
-from mmr1.dataset import eval_problems, train_problems
+from mmr1.config.sft_options import SftConfig
+from mmr1.coordinates import COORDINATE_TASKS, check_coordinates, holds_box, wrong_boxes
+from mmr1.dataset import BadRow, eval_problems, stop_at_first, train_problems
 from mmr1.deepspeed_file import read_deepspeed_file
 from mmr1.errors import ConfigurationError
 from mmr1.local.ports import ports_of, require_free
@@ -84,7 +86,39 @@ def check_data(config: RunConfig) -> Problems:
     held_out = eval_problems(config)
     _check_task_weights(config, problems.tasks)
     check_coordinates(config, [*problems.tasks, *held_out.tasks])
+    _check_boxes(config, config.train_file, problems, _tasks_with_boxes(config))
+    if config.eval_file is not None:
+        _check_boxes(config, config.eval_file, held_out, COORDINATE_TASKS)  # each is scored by its own task
     return problems
+
+
+def _tasks_with_boxes(config: RunConfig) -> Collection[str]:
+    """The tasks of training problems whose solutions are converted, or scored, as boxes.
+
+    Another reward may take another form.
+    """
+    if isinstance(config, SftConfig):
+        return COORDINATE_TASKS
+    return {
+        task
+        for task in COORDINATE_TASKS
+        if any(spec.task in COORDINATE_TASKS for spec in config.reward_specs_for(task))
+    }
+
+
+def _check_boxes(config: RunConfig, path: Path, problems: Problems, tasks: Collection[str]) -> None:
+    """In one pass: boxes in texts, and the solutions of `tasks`. Later a bad one would end the run at its place."""
+    check_asking = cache(partial(check_coordinates, config, (), asks=True))
+
+    def bad_rows() -> Iterator[BadRow]:
+        for index, problem in enumerate(problems):
+            if holds_box(problem.problem):
+                check_asking()
+            keys = (config.problem_key, config.answer_key)
+            if reason := wrong_boxes(problem.problem, problem.solution, problem.task, keys, tasks):
+                yield problems.bad_row(index, reason)
+
+    stop_at_first(path, bad_rows())
 
 
 def _check_task_weights(config: RunConfig, tasks: Collection[str]) -> None:

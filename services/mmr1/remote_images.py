@@ -17,9 +17,17 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
+from mmr1.credentials import holds_login, without_secrets
 from mmr1.errors import ConfigurationError
 from mmr1.image_cache import ImageCache
-from mmr1.image_files import MAX_FILE_BYTES, ImageError, MissingImageError, require_size
+from mmr1.image_files import (
+    MAX_FILE_BYTES,
+    ImageError,
+    MissingImageError,
+    UnreachableImageError,
+    not_below,
+    require_size,
+)
 
 # What a file system may say of a file that changes when its content does. Names and times of access are not among it.
 _STATE = (
@@ -31,6 +39,9 @@ _CHUNK_BYTES = 2**20
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
 # What another try cannot change. NotImplementedError: the file system cannot read so.
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotImplementedError, ValueError)
+
+_GONE = (404, 410)  # of a web server's answers
+_LATER = (408, 425, 429)  # and all from 500: it may answer otherwise soon
 
 _T = TypeVar("_T")
 
@@ -49,15 +60,15 @@ class RemoteRoot:
     cache_bytes: int = 10 * 2**30
 
     def __post_init__(self) -> None:
-        """Raises ConfigurationError for a URL that is no root, or that holds a password."""
-        parts = urlsplit(self.url)
-        if "::" in self.url or parts.query or parts.fragment:
-            raise ConfigurationError(f"image_root {self.url}: give one plain URL, without '::', '?' and '#'")
-        if parts.password is not None:
+        """Raises ConfigurationError for a URL that is no root, or that holds a user or a password; it shows neither."""
+        shown = f"image_root {self.url.partition('://')[0]}://..."
+        if holds_login(self.url):
             raise ConfigurationError(
-                f"image_root {parts.scheme}://...: a password in it would be written into the run's files; give it in "
-                "fsspec's configuration or the environment"
+                f"{shown}: a user or a password in it would be written into the run's files; give it in fsspec's "
+                "configuration or the environment"
             )
+        if any(mark in self.url for mark in ("::", "?", "#")):
+            raise ConfigurationError(f"{shown}: give one plain URL, without '::', '?' and '#'")
 
     def __str__(self) -> str:
         return self.url
@@ -83,9 +94,19 @@ class RemoteRoot:
 
 
 def local_or_remote(root: Path | str | RemoteRoot) -> Path | RemoteRoot:
-    """What an image root stands for. A file:// URL is the folder that it names."""
+    """What an image root stands for. A file:// URL is the folder that it names.
+
+    Raises:
+        ConfigurationError: it names another machine, or as RemoteRoot.
+    """
     if isinstance(root, str) and root.startswith("file://"):
-        return Path(unquote(urlsplit(root).path))
+        parts = urlsplit(root)
+        if parts.netloc not in ("", "localhost"):
+            raise ConfigurationError(
+                "image_root file://...: a host stands after file://; a folder of this machine is file:///FOLDER, with "
+                "three slashes, or its path"
+            )
+        return Path(unquote(parts.path))
     if isinstance(root, str) and "://" in root:
         return RemoteRoot(root)
     return Path(root) if isinstance(root, str) else root
@@ -122,7 +143,7 @@ class RemoteImages:
         if "\0" in text:
             raise ImageError(text.replace("\0", "\\0"), "is not a path (NUL byte)")
         if "://" in text or "::" in text:
-            raise ImageError(text, f"is not a path below the image root {self.root}; write it relative to that")
+            raise not_below(text, self.root)
         normal = posixpath.normpath(text)
         if normal == ".." or normal.startswith(("/", "../")):
             raise ImageError(text, f"lies outside the image root {self.root}; move it below, or set image_root")
@@ -133,6 +154,7 @@ class RemoteImages:
 
         Raises:
             ImageError: it is missing, unreadable, too large, no file, or outside the root.
+            UnreachableImageError: the server does not answer, or says that it cannot now.
         """
         relative = self.relative(path)
         if sha256 is not None and (content := self._cached(path, lambda: self._cache.by_hash(sha256))) is not None:
@@ -184,21 +206,37 @@ class RemoteImages:
             try:
                 return step()
             except Exception as error:  # each file system has errors of its own beside OSError
+                if _is_missing(error, self._is_http):
+                    raise MissingImageError(path, self.root) from None
                 if wait is not None and not _is_final(error):
                     time.sleep(wait)
                     continue
-                if isinstance(error, FileNotFoundError) and _is_final(error):
-                    raise MissingImageError(path, self.root) from None
-                reason = " ".join(str(error.__cause__ or error).split())[:200] or type(error).__name__
-                raise ImageError(path, f"cannot be read from {self.root} ({reason})") from error
+                said = without_secrets(str(error.__cause__ or error))  # of a redirect's address, say
+                reason = " ".join(said.split())[:200] or type(error).__name__
+                kind = ImageError if _is_final(error) else UnreachableImageError
+                raise kind(path, f"cannot be read from {self.root} ({reason})") from None
         raise AssertionError("the last try returns or raises")
 
 
+def _status(error: Exception) -> int | None:
+    """What a web server has answered."""
+    status = getattr(error, "status", None) or getattr(error.__cause__, "status", None)
+    return status if isinstance(status, int) else None
+
+
+def _is_missing(error: Exception, is_http: bool) -> bool:
+    """fsspec says of any answer of a web server but 200, and of none at all, that the file does not exist."""
+    status = _status(error)
+    if is_http and (status is not None or error.__cause__ is not None):
+        return status in _GONE
+    return isinstance(error, FileNotFoundError)
+
+
 def _is_final(error: Exception) -> bool:
-    """fsspec says of any answer of a web server but 200 that the file does not exist; only a 404 says so itself."""
-    status = getattr(error.__cause__, "status", None)
-    if isinstance(error, FileNotFoundError) and error.__cause__ is not None:
-        return status is not None and 400 <= status < 500
+    if (status := _status(error)) is not None:
+        return status < 500 and status not in _LATER
+    if isinstance(error, FileNotFoundError):
+        return isinstance(error.__cause__, _FINAL)
     return isinstance(error, _FINAL)
 
 

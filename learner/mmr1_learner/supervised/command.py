@@ -18,7 +18,7 @@ from rich.console import Console
 from mmr1.config.loading import load_options, option_help, save_config
 from mmr1.config.sft_options import SftConfig
 from mmr1.errors import ConfigurationError
-from mmr1.images import ImageError
+from mmr1.images import ImageError, UnreachableImageError
 from mmr1.lifecycle import StopRequest, run_command
 from mmr1.local.guard import Guard
 from mmr1.local.plan import child_environment, has_cuda
@@ -100,6 +100,8 @@ def _train(config: SftConfig) -> int:
             f"{error}; change what made it (a lower learning_rate, another dtype), and the same command goes on from "
             "the newest checkpoint"
         ) from None
+    except UnreachableImageError:
+        raise
     except ImageError as error:
         raise ConfigurationError(f"{error}; restore it, and the same command goes on") from None
 

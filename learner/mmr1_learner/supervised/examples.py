@@ -102,7 +102,7 @@ def encode_answers(config: SftConfig, encoder: PromptEncoder, problems: Sequence
     length, longest = 0, ""
     for start in range(0, len(problems), _AT_ONCE):
         some = list(problems[start : start + _AT_ONCE])
-        texts = [render_answer(model_space.of(problem)[0], templates) for problem in some]
+        texts = [render_answer(model_space.taught(problem), templates) for problem in some]
         encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
         for problem, text, token_ids in zip(some, texts, encoded, strict=True):
             answers.append((*token_ids, end))

@@ -13,7 +13,7 @@ from typing import Any
 import structlog
 
 from mmr1.config.sft_options import SftConfig
-from mmr1.dataset import eval_problems, train_problems
+from mmr1.dataset import eval_problems, num_to_train, train_problems
 from mmr1.run_identity import identity_of, options_of, say_changed_options
 from mmr1_learner.checkpoint import Checkpoints, RunState
 from mmr1_learner.errors import NonFiniteLossError
@@ -53,7 +53,7 @@ class _Run:
             policy = policy.to(ranks.device)
         self._encoder = PromptEncoder(config.model, policy, config)
         problems = train_problems(config, check_images=False)  # the command has looked at them
-        self._config = config = config.for_problems(len(problems), ranks.world_size)
+        self._config = config = config.for_problems(num_to_train(problems, config), ranks.world_size)
         held_out = eval_problems(config, check_images=False)
         self._identity = identity_of(config, problems) if ranks.is_first else {}
         examples = Examples(config, self._encoder, problems)

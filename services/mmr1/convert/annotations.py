@@ -118,10 +118,12 @@ def member(row: Mapping[str, Any], name: str, key: str, kind: type | tuple[type,
 
 
 def text(row: Mapping[str, Any], name: str, key: str) -> str:
-    """A text that is not blank. Raises BadAnnotation."""
+    """A text that is not blank, and that can be written. Raises BadAnnotation."""
     value: str = member(row, name, key, str, "a text")
     if not value.strip():
         raise BadAnnotation(f"{key}.{name}", "is empty")
+    if not is_unicode(value):
+        raise BadAnnotation(f"{key}.{name}", "holds half a character (a lone surrogate)")
     return value
 
 
@@ -144,10 +146,21 @@ def box(row: Mapping[str, Any], name: str, key: str, size: Size, *, is_xywh: boo
         raise BadAnnotation(key, f"is {_shown(value)}, which as {form} has no area")
     if min(x1, y1) < -_OVERHANG or x2 > width + _OVERHANG or y2 > height + _OVERHANG:
         raise BadAnnotation(key, f"is {_shown(value)}, which reaches beyond its image of {width} x {height} pixels")
-    inside = [max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)]
+    # Rounded first: what is written is what has to have an area.
+    inside = [round(number, _DIGITS) for number in (max(x1, 0), max(y1, 0), min(x2, width), min(y2, height))]
     if not (inside[0] < inside[2] and inside[1] < inside[3]):
-        raise BadAnnotation(key, f"is {_shown(value)}, which lies beyond its image of {width} x {height} pixels")
-    return [round(number, _DIGITS) for number in inside]
+        reason = f"of which nothing is left in its image of {width} x {height} pixels, to {_DIGITS} digits"
+        raise BadAnnotation(key, f"is {_shown(value)}, {reason}")
+    return inside
+
+
+def is_unicode(value: str) -> bool:
+    """JSON can write half of a character, and names of files are bytes: neither can be written as UTF-8."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _refuse_pickle(path: Path) -> None:
@@ -179,7 +192,12 @@ def _parquet(path: Path) -> Iterator[Any]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond all floats
+        return False
 
 
 def _shown(value: Any) -> str:
@@ -192,6 +210,7 @@ __all__ = [
     "LeftOut",
     "Row",
     "box",
+    "is_unicode",
     "mapping",
     "member",
     "read_json",

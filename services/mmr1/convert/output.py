@@ -28,7 +28,7 @@ def write_rows(path: Path, rows: Iterable[Row], images: Path | None) -> tuple[in
 
     Raises:
         OSError: something cannot be written.
-        ConfigurationError: below `path` there is another image of the same name.
+        ConfigurationError: below `path` there is another image of the same name, or a row cannot be written as UTF-8.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
@@ -45,7 +45,7 @@ def write_rows(path: Path, rows: Iterable[Row], images: Path | None) -> tuple[in
                     row = {**row, "image": name}
                 else:
                     placed.add(row["image"])
-                file.write(f"{',' if num_rows else ''}\n  {json.dumps(row, ensure_ascii=False)}")
+                file.write(f"{',' if num_rows else ''}\n  {_as_json(row)}")
                 num_rows += 1
             file.write("\n]\n")
         os.chmod(temporary, 0o644)
@@ -54,6 +54,17 @@ def write_rows(path: Path, rows: Iterable[Row], images: Path | None) -> tuple[in
     finally:
         Path(temporary).unlink(missing_ok=True)
     return num_rows, len(placed)
+
+
+def _as_json(row: Row) -> str:
+    written = json.dumps(row, ensure_ascii=False)
+    try:
+        written.encode()
+    except UnicodeEncodeError:  # annotations hold none: it is in words of the command line
+        raise ConfigurationError(
+            f"a row cannot be written as UTF-8 ({ascii(row)[:200]}); change its question"
+        ) from None
+    return written
 
 
 def _place(source: Path, target: Path) -> None:

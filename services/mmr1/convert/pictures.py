@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmr1.convert.annotations import BadAnnotation, LeftOut, member
+from mmr1.convert.annotations import BadAnnotation, LeftOut, is_unicode, member
 from mmr1.errors import ConfigurationError
-from mmr1.image_files import ImageError, MissingImageError
+from mmr1.image_files import ImageError, MissingImageError, UnreachableImageError
 from mmr1.images import ImageStore
 from mmr1.remote_images import RemoteRoot
 from mmr1.resizing import Size
@@ -37,11 +37,14 @@ class Pictures:
         Raises:
             LeftOut: it is not there.
             BadAnnotation: it is not below the root, or no image.
+            UnreachableImageError: where images are kept does not answer.
         """
         try:
             return self._store.size(image)
         except MissingImageError:
             raise LeftOut(MISSING) from None
+        except UnreachableImageError:
+            raise  # a dataset that lacks what was away for a moment
         except ImageError as error:
             raise BadAnnotation(key, str(error)) from None
 
@@ -65,12 +68,14 @@ class Pictures:
 
         Raises:
             LeftOut: there is none.
-            BadAnnotation: its bytes are others than those that were annotated.
+            BadAnnotation: its bytes are others than those that were annotated, or no row can hold its name.
             ConfigurationError: the images are below a URL, which cannot be listed.
         """
         found = next((path for name in names if (path := self._index().get(name))), None)
         if found is None:
             raise LeftOut(MISSING)
+        if not is_unicode(found):
+            raise BadAnnotation(key, f"{found!r} has a name that is not UTF-8; rename it")
         if sha256 is not None:
             try:
                 really = self._store.ref(found).sha256.hex()

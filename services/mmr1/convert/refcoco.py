@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,12 @@ from mmr1.convert.annotations import (
 )
 from mmr1.convert.pictures import Pictures
 from mmr1.errors import ConfigurationError
+from mmr1.reading.json_rows import json_rows
 
 FORM = "refs as JSON, a COCO file with captions, or rows of an expression, an image and a box"
 INSTANCES = "the instances.json that is published beside the refs"
 QUESTION = "Find {expression} and give its box."
+_LINES_LOOKED_AT = 16
 # (the expression's key, the image's)
 _ROW_KEYS = (("expression", "img_path"), ("sent", "image"))
 
@@ -128,11 +131,20 @@ def _of_rows(path: Path, pictures: Pictures, choices: Choices, account: Account)
 
 
 def _is_captioned(path: Path) -> bool:
-    """One document with images in it, and not rows of their own; a file that is no JSON is said where it is read."""
+    """One document with images in it, and not rows; these are told by what lines hold, not by a name alone."""
     if path.suffix in (".jsonl", ".parquet"):
         return False
-    document = read_json(path, FORM)
+    try:
+        document = read_json(path, FORM)
+    except ConfigurationError:
+        if path.is_file() and any(_is_row(row) for _, row in islice(json_rows(path), _LINES_LOOKED_AT)):
+            return False
+        raise
     return isinstance(document, dict) and isinstance(document.get("images"), list)
+
+
+def _is_row(value: Any) -> bool:
+    return isinstance(value, dict) and not value.keys().isdisjoint({"sentences", *chain.from_iterable(_ROW_KEYS)})
 
 
 def _instances(path: Path) -> tuple[dict[Any, Any], dict[Any, Any]]:

@@ -23,13 +23,15 @@ def write_problems(
 ) -> None:
     """Write eval.json, train.json, their PNG files, scans.npz and manifest.json below `out`.
 
-    The two splits share no scan. Problem i of a split depends on the seed and on i alone. train.json comes last and
-    whole: where it is, all is.
+    The two splits share no scan. Problem i of a split depends on the seed and on i alone. train.json goes first and
+    comes last and whole: where it is, all is, and of these arguments.
 
     Raises:
         ConfigurationError: the canvas has a size that the task or a Qwen-VL processor cannot keep.
     """
     task.check_canvas(side)
+    for name in ("train", "eval", "manifest"):  # of an earlier call, whose images are about to go
+        (out / f"{name}.json").unlink(missing_ok=True)
     splits = {"eval": (num_eval, scans.held_out(), EVAL_STREAM), "train": (num_train, scans.training(), TRAIN_STREAM)}
     texts = {}
     for name, (count, allowed, stream) in splits.items():

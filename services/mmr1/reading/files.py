@@ -44,7 +44,7 @@ def data_files(path: Path) -> list[DataFile]:
     """The files that hold a dataset's rows, in order.
 
     Raises:
-        ConfigurationError: there is no such dataset, the split is not named, or a shard is missing.
+        ConfigurationError: no such dataset, the split is not named, or a shard is missing or of another revision.
     """
     if path.is_dir():
         return _of_folder(path)
@@ -101,16 +101,29 @@ def _splits(folder: Path) -> dict[str, list[DataFile]]:
 
 
 def _require_all_shards(split: str, paths: list[Path]) -> None:
-    shards = [shard for path in paths if (shard := _SHARD.fullmatch(path.stem))]
-    if shards:
-        there = {int(shard["number"]) for shard in shards}
-        total = int(shards[0]["total"])
-        lacking = [number for number in range(total) if number not in there]
-        if lacking:
+    """Each shard of one division, once. Files of two divisions, of two revisions say, hold rows twice."""
+    shards = {path: shard for path in paths if (shard := _SHARD.fullmatch(path.stem))}
+    if not shards:
+        return
+    first = next(iter(shards))
+    total = int(shards[first]["total"])
+    found: dict[int, Path] = {}
+    for path in paths:
+        shard = shards.get(path)
+        number = int(shard["number"]) if shard and int(shard["total"]) == total else None
+        if number is None or number in found:
+            other = first if number is None else found[number]
             raise ConfigurationError(
-                f"dataset {paths[0].parent}: split {split} has {total} files and {split}-{lacking[0]:05}-of-{total:05}"
-                f".parquet is not there ({len(lacking)} are missing); download them"
+                f"dataset {path.parent}: {other.name} and {path.name} are not of one revision of split {split}; remove "
+                "the files of one of them"
             )
+        found[number] = path
+    lacking = [number for number in range(total) if number not in found]
+    if lacking:
+        raise ConfigurationError(
+            f"dataset {paths[0].parent}: split {split} has {total} files and {split}-{lacking[0]:05}-of-{total:05}"
+            f".parquet is not there ({len(lacking)} are missing); download them"
+        )
 
 
 def _format(path: Path) -> Format:

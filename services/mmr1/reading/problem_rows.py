@@ -117,7 +117,8 @@ class _Names:
         """Raises ImageError: it lies outside the root by its own wording."""
         if self._prefix is not None and _PLAIN.fullmatch(image):  # the others cost a hundred times as much
             return self._prefix + image
-        return self._store.relative(self._start / image if self._start else image)
+        # A URL is for the store to refuse: joined to a folder it would be none.
+        return self._store.relative(self._start / image if self._start and "://" not in image else image)
 
 
 def _parts(row: Any, keys: Keys) -> tuple[str, Any, list[str | bytes], str]:

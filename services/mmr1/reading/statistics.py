@@ -55,9 +55,6 @@ class Range:
     def __init__(self) -> None:
         self._count, self._sum, self._low, self._high = 0, 0.0, math.inf, -math.inf
 
-    def __bool__(self) -> bool:
-        return self._count > 0
-
     def add(self, value: float) -> None:
         self._count += 1
         self._sum += value

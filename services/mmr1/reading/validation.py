@@ -13,7 +13,8 @@ from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
-from mmr1.images import ImageError, ImageStore
+from mmr1.coordinates import wrong_boxes
+from mmr1.images import ImageError, ImageStore, UnreachableImageError
 from mmr1.reading.problem_rows import BadRow, Keys, Row, read_rows
 from mmr1.reading.statistics import Statistics
 from mmr1.remote_images import RemoteRoot
@@ -34,8 +35,9 @@ def validate(
 
     Raises:
         ConfigurationError: a file itself cannot be read.
+        UnreachableImageError: where images are kept does not answer.
     """
-    rows = read_rows(path, root=root, keys=keys, folder=folder)
+    rows = (_with_boxes(row, keys) for row in read_rows(path, root=root, keys=keys, folder=folder))
     num_bad, statistics = 0, Statistics()
     for row, found in _looked_at(rows, ImageStore(root)):
         if isinstance(row, Row) and not isinstance(found, str):
@@ -48,6 +50,14 @@ def validate(
     return num_bad, statistics
 
 
+def _with_boxes(row: Row | BadRow, keys: Keys) -> Row | BadRow:
+    """A good row is a bad one if its boxes are wrong."""
+    if isinstance(row, BadRow):
+        return row
+    wrong = wrong_boxes(row.problem, row.solution, row.task, (keys.problem, keys.answer))
+    return BadRow(row.file, row.number, wrong) if wrong else row
+
+
 def _looked_at(rows: Iterator[Row | BadRow], store: ImageStore) -> Iterator[tuple[Row | BadRow, Sizes | str]]:
     """Each row with its images' sizes, or with what is wrong with one of them."""
 
@@ -55,6 +65,8 @@ def _looked_at(rows: Iterator[Row | BadRow], store: ImageStore) -> Iterator[tupl
     def look(path: str) -> tuple[int, int] | str:
         try:
             return store.check(path)
+        except UnreachableImageError:
+            raise  # the row may be good
         except ImageError as error:
             return f"{error}; fix the file or remove the row"
 
@@ -64,6 +76,8 @@ def _looked_at(rows: Iterator[Row | BadRow], store: ImageStore) -> Iterator[tupl
             size: tuple[int, int] | str
             try:
                 size = look(image) if isinstance(image, str) else store.check_content("(embedded)", image)
+            except UnreachableImageError:
+                raise
             except ImageError as error:
                 size = f"{error}; remove the row"
             if isinstance(size, str):

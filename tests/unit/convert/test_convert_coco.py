@@ -104,6 +104,15 @@ def test_only_some_categories_and_no_empty_images(file: Path, capsys: pytest.Cap
         ("annotations", 0, {"bbox": [1, 2, 3]}, "annotations[0].bbox: is [1, 2, 3], not a box of four numbers", 2),
         ("annotations", 0, {"bbox": [1, 2, 3, "4"]}, "annotations[0].bbox: is", 2),
         ("annotations", 0, {"bbox": [60, 2, 30, 5]}, "which reaches beyond its image of 64 x 48 pixels", 2),
+        (
+            "annotations",
+            0,
+            {"bbox": [3.001, 4, 0.003, 5]},
+            "of which nothing is left in its image of 64 x 48 pixels",
+            2,
+        ),
+        ("annotations", 0, {"bbox": [64.5, 4, 0.5, 5]}, "of which nothing is left in its image of 64 x 48 pixels", 2),
+        ("annotations", 0, {"bbox": [1.5, 2, 10**400, 5]}, "not a box of four numbers", 2),
         ("annotations", 0, {"bbox": None}, "annotations[0].bbox: is missing", 2),
         ("annotations", 0, {"category_id": 7}, "annotations[0].category_id: is 7, no category's", 2),
         ("annotations", 0, {"category_id": True}, "annotations[0].category_id: is true, not an id", 2),
@@ -202,7 +211,7 @@ def test_what_the_command_line_gets_wrong(file: Path, capsys: pytest.CaptureFixt
     assert "is another image than" in capsys.readouterr().err
 
 
-SIDE = st.floats(-3, 70, allow_nan=False).map(lambda value: round(value, 2))
+SIDE = st.floats(-3, 70, allow_nan=False).map(lambda value: round(value, 3))
 
 
 @settings(max_examples=300, deadline=None)

@@ -114,6 +114,50 @@ def test_rows_of_expression_image_and_box(folder: Path, keys: tuple[str, str]) -
     assert [row["solution"] for row in rows(folder / "out")] == [[10.4, 6.0, 30.5, 36.1], [0, 0, 10, 10]]
 
 
+@pytest.mark.parametrize("name", ["finetune_refcocog_val.json", "REC_refcoco_unc_val_", "val.json"])
+def test_json_lines_are_told_by_their_lines_and_not_by_their_name(
+    folder: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    row = {"img_path": "a.png", "expression": "lady", "bbox": [0, 0, 9, 9], "height": 48, "width": 64}
+    file = lines(folder / name, row, row | {"expression": "man"})
+    assert convert("refcoco", file, folder / "out") == 0
+    assert len(rows(folder / "out")) == 2
+    file.write_text("{\n" + file.read_text())
+    assert convert("refcoco", file, folder / "out") == 0
+    assert f"{file}: line 1: is not JSON" in capsys.readouterr().err
+    for content in ('{"images": [{"id": 1, "caption": "a"', '{\n "images": [\n  {"id": 1},\n  {"id": 2}', "no JSON"):
+        file.write_text(content)
+        assert convert("refcoco", file, folder / "out") == 2
+        assert f"{file} is not JSON" in capsys.readouterr().err
+    file.unlink()
+    assert convert("refcoco", file, folder / "out") == 2
+    assert f"{file}: No such file or directory; give refs as JSON" in capsys.readouterr().err
+
+
+def test_half_a_character_is_named_and_the_others_converted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"img_path": "a.png", "expression": "lady", "bbox": [0, 0, 9, 9], "height": 48, "width": 64}
+    file = lines(folder / "val.jsonl", row, row | {"expression": "\ud83d"}, row | {"img_path": "\ud83d.png"})
+    assert convert("refcoco", file, folder / "out") == 0
+    told = capsys.readouterr().err.splitlines()
+    assert [line.partition(": ")[2] for line in told] == [
+        "line 2.expression: holds half a character (a lone surrogate)",
+        "line 3.img_path: holds half a character (a lone surrogate)",
+    ]
+    assert len(rows(folder / "out")) == 1
+    assert convert("refcoco", file, folder / "other", "--question", "Find \udce4 {expression}") == 2
+    assert "a row cannot be written as UTF-8" in capsys.readouterr().err
+    assert not list((folder / "other").glob("*.json"))
+
+
+def test_a_picture_whose_name_is_no_text_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = pictures(folder / "images", one=(4, 4)) / "one.png"
+    sha256 = hashlib.sha256(image.read_bytes()).hexdigest()
+    image.rename(image.with_name(f"{sha256}.\udce4"))
+    row = {"image_url": "http://nowhere/x", "image_sha256": sha256, "label": "cups", "count": 2}
+    assert convert("pixmo-count", lines(folder / "train.jsonl", row), folder / "out") == 2
+    assert "has a name that is not UTF-8; rename it" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("protocol", [0, 2, 4])
 @pytest.mark.parametrize("name", ["refs(unc).p", "refs"])
 def test_a_pickle_is_named_with_the_remedy_and_not_opened(

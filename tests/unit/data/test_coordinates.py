@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mmr1.config import RunConfig
-from mmr1.coordinates import Coordinates, ModelSpace, Space, check_coordinates, coordinate_params
+from mmr1.coordinates import Coordinates, ModelSpace, Space, check_coordinates
 from mmr1.errors import ConfigurationError
 from mmr1.images import ImageStore
 from mmr1.records import Problem, RewardSpec
@@ -107,21 +107,22 @@ def test_each_family_is_asked_and_scored_its_own_way(
     chosen = config(folder, **options)
     size = (200, 120)
     assert Coordinates.of(chosen).box([10, 22.5, 100, 112.5], size) == box
-    for task in ("grounding", "detection"):
-        assert coordinate_params(chosen, task, size) == {"response_space": space, **params}
-    assert coordinate_params(chosen, "counting", size) == coordinate_params(chosen, "ocr", size) == {}
+    assert Coordinates.of(chosen).params(size) == {"response_space": space, **params}
 
 
 @pytest.mark.parametrize("model_type", ["llava", "internvl", "paligemma"])
 def test_a_family_whose_way_is_not_known_needs_a_choice(tmp_path: Path, model_type: str) -> None:
     folder = model(tmp_path / "model", model_type)
     with pytest.raises(ConfigurationError, match=f"how a {model_type} says boxes is not known.*set coordinates to"):
-        coordinate_params(config(folder), "grounding", (10, 10))
-    assert coordinate_params(config(folder), "counting", (10, 10)) == {}
+        Coordinates.of(config(folder))
     check_coordinates(config(folder), ["counting"])
-    for chosen, tasks in ((config(folder), ["counting", "grounding"]), (config(folder, rewards=["detection"]), [])):
+    for chosen, tasks, asks in (
+        (config(folder), ["counting", "grounding"], False),
+        (config(folder, rewards=["detection"]), [], False),
+        (config(folder), ["counting"], True),
+    ):
         with pytest.raises(ConfigurationError, match="set coordinates to"):
-            check_coordinates(chosen, tasks)
+            check_coordinates(chosen, tasks, asks=asks)
     check_coordinates(config(tmp_path / "not" / "here"), ["grounding"])  # a model that is still on the hub
 
 
@@ -152,18 +153,28 @@ def test_a_solution_that_is_no_box_is_named(tmp_path: Path, solution: Any) -> No
     folder = model(tmp_path / "model", "qwen2_vl")
     Image.new("L", (40, 30)).save(tmp_path / "a.png")
     space = ModelSpace(config(folder), ImageStore(tmp_path))
+    problem = Problem(4, "All?", solution, ("a.png",), "detection")
     with pytest.raises(
         ConfigurationError, match=r"problem 4 \(detection, image a\.png\): its solution or its image"
     ) as caught:
-        space.of(Problem(4, "All?", solution, ("a.png",), "detection"))
+        space.taught(problem)
     assert "\n" not in str(caught.value)
+    assert space.of(problem) == (problem, ()), "what is not taught is for the rewards to understand"
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_a_number_beyond_all_images_is_no_crash(space: Coordinates) -> None:
+    with pytest.raises(ValueError, match="holds a box with a number that is too large"):
+        space.solution([0, 0, 10**400, 4], (40, 30))
+    with pytest.raises(ValueError, match="holds a box with a number that is too large"):
+        space.text(f"<box>[0, 0, {'9' * 400}, 4]</box>", (40, 30))
 
 
 def test_an_image_that_the_processor_refuses_is_named(tmp_path: Path) -> None:
     folder = model(tmp_path / "model", "qwen2_5_vl")
     Image.new("L", (900, 4)).save(tmp_path / "a.png")
     with pytest.raises(ConfigurationError, match="has 900 x 4 pixels: one side is more than 200 times"):
-        ModelSpace(config(folder), ImageStore(tmp_path)).of(Problem(0, "?", [1, 1, 2, 2], ("a.png",), "grounding"))
+        ModelSpace(config(folder), ImageStore(tmp_path)).taught(Problem(0, "?", [1, 1, 2, 2], ("a.png",), "grounding"))
 
 
 def test_boxes_in_a_question_are_said_as_the_model_says_them(tmp_path: Path) -> None:
@@ -194,8 +205,11 @@ def test_what_is_not_about_boxes_opens_no_image_and_no_model(tmp_path: Path) -> 
     space = ModelSpace(config(tmp_path / "none"), ImageStore(tmp_path))
     problem = Problem(0, "How many?", 3, ("none.png",), "counting")
     assert space.of(problem, (RewardSpec("counting"),)) == (problem, (RewardSpec("counting"),))
-    with pytest.raises(ConfigurationError, match=r"image none\.png: does not exist"):
-        space.of(Problem(0, "Where?", [1, 1, 2, 2], ("none.png",), "grounding"))
+    boxes = Problem(0, "Where?", [1, 1, 2, 2], ("none.png",), "grounding")
+    assert space.of(boxes, (RewardSpec("format"),)) == (boxes, (RewardSpec("format"),)), "no reward is about its boxes"
+    for look in (lambda: space.of(boxes, (RewardSpec("grounding"),)), lambda: space.taught(boxes)):
+        with pytest.raises(ConfigurationError, match=r"image none\.png: does not exist"):
+            look()
     without = Problem(0, "Where?", [1, 1, 2, 2], (), "grounding")
     assert space.of(without, (RewardSpec("grounding"),)) == (without, (RewardSpec("grounding"),))
 

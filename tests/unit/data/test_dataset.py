@@ -157,12 +157,15 @@ def test_run_configuration(root: Path) -> None:
         ({"num_epochs": 0.5}, 2),
         ({"num_epochs": 2, "learner_processes": 3}, 2),
         ({"num_epochs": 2, "train_sample_size": 3}, 3),
+        ({"num_epochs": 2, "task_weights": {"counting": 1, "ocr": 3}}, 5),
+        ({"num_epochs": 2, "task_weights": {"counting": 1, "ocr": 0}}, 3),  # 2 x 3: ocr's two are never asked
+        ({"num_epochs": 2, "task_weights": {"counting": 0, "ocr": 0.5}}, 2),
         ({"num_steps": 7}, 7),
     ],
 )
 def test_epochs_are_steps_where_the_data_is_known(root: Path, options: dict[str, Any], num_steps: int) -> None:
     """What `mmr1 up` saves for its services holds the steps; the file that was given serves `mmr1 sft` too."""
-    train = write(root, json.dumps([row(solution=i) for i in range(5)]))
+    train = write(root, json.dumps([row(solution=i, task="ocr" if i > 2 else "counting") for i in range(5)]))
     document = {"model": "m", "train_file": str(train), "per_device_batch_size": 16, **options}
     (root / "run.yaml").write_text(yaml.safe_dump(document))
     assert load_options(SftConfig, root / "run.yaml").num_epochs == options.get("num_epochs")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -69,6 +71,21 @@ def test_the_same_seed_gives_the_same_files(folder: Path, tmp_path: Path, scans:
     for name in ("train.json", "eval.json", "manifest.json", "images/train/00007.png"):
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
     assert (tmp_path / "other" / "train.json").read_bytes() != (folder / "train.json").read_bytes()
+
+
+def test_a_call_that_does_not_end_leaves_no_rows_of_the_one_before(
+    tmp_path: Path, scans: Scans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows would be about images that are others by now."""
+    arguments: dict[str, Any] = {"num_train": 3, "num_eval": 2, "side": 112}
+    write_problems(tmp_path, TASKS["counting"], scans, seed=3, **arguments)
+    with monkeypatch.context() as patch:
+        patch.setattr("mmr1.digits.files.save_scans", Mock(side_effect=OSError(28, "No space left on device")))
+        with pytest.raises(OSError, match="No space left"):
+            write_problems(tmp_path, TASKS["counting"], scans, seed=4, **arguments)
+    assert list(tmp_path.glob("*.json")) == []
+    write_problems(tmp_path, TASKS["counting"], scans, seed=4, **arguments)
+    assert len(load_problems(tmp_path / "train.json", root=tmp_path)) == 3
 
 
 def test_scans_travel(folder: Path, tmp_path: Path, scans: Scans) -> None:

@@ -123,6 +123,12 @@ def lacks_a_shard(root: Path) -> Path:
     return root / "hub"
 
 
+def of_two_revisions(root: Path, other: str) -> Path:
+    """As a second download into the same folder leaves them."""
+    parquet(in_the_hubs_layout(root / "hub", ROWS[:10]) / "data" / other, ROWS[:5])
+    return root / "hub"
+
+
 def cut(path: Path, keep: float = 0.6) -> Path:
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * keep)])
@@ -154,6 +160,18 @@ WRONG_FILES = {
         r"column 'solution' is missing \(and image\); it has \['problem', 'x', 'y', 'task'\]; set answer_key",
     ),
     "lacking shard": (lacks_a_shard, r"train-00000-of-00002.parquet is not there \(1 are missing\); download them"),
+    **{
+        f"shard of another revision ({other})": (
+            lambda root, other=other: of_two_revisions(root, other),
+            r"hub/data: train\S+ and train\S+ are not of one revision of split train; remove the files of one of them",
+        )
+        for other in (
+            "train-00000-of-00003.parquet",
+            "train-00001-of-00001.parquet",
+            "train-00001-of-00002-a0c2db6f9e84d371.parquet",
+            "train.parquet",
+        )
+    },
     "no dataset": (lambda root: root, "neither a state.json nor parquet files"),
     "no rows": (lambda root: without_rows(root / "a.parquet"), "a.parquet holds no problem"),
 }

@@ -26,7 +26,7 @@ from mmr1.config.eval_options import EvalConfig
 from mmr1.config.loading import load_options
 from mmr1.config.sft_options import SftConfig
 from mmr1.convert import command as convert
-from mmr1.coordinates import coordinate_params
+from mmr1.coordinates import Coordinates
 from mmr1.dataset import train_problems
 from mmr1.deepspeed_file import read_deepspeed_file
 from mmr1.errors import ConfigurationError
@@ -205,7 +205,15 @@ def evaluation_without_problems() -> None:
 def coordinates_of_another_family() -> None:
     Path("models/llava").mkdir(parents=True)
     Path("models/llava/config.json").write_text('{"model_type": "llava"}')
-    coordinate_params(config(model="models/llava"), "grounding", (640, 480))
+    Coordinates.of(config(model="models/llava"))
+
+
+def boxes(problem: str, solution: object) -> None:
+    changed = {"problem": problem, "solution": solution, "image": "a.png", "task": "grounding"}
+    Path("data/train.json").write_text(json.dumps(changed | {"solution": [0, 0, 9, 9], "problem": "Where?"}))
+    with Path("data/train.json").open("a") as file:
+        file.write("\n" + json.dumps(changed))
+    check_data(config(rewards=["task"]))
 
 
 def root_without_its_package() -> None:
@@ -291,6 +299,8 @@ CASES: dict[str, Callable[[], object]] = {
     "no weights": model_without_weights,
     "cut weights": model_that_was_cut,
     "coordinates": coordinates_of_another_family,
+    "solution without a box": lambda: boxes("Where?", "the cup"),
+    "box beyond all images": lambda: boxes(f"What is in <box>[0, 0, {'9' * 400}, 4]</box>?", [0, 0, 9, 9]),
     "root of another kind": lambda: ImageStore(config(image_root="swift://photos").resolved_image_root),
     "root without its package": root_without_its_package,
     "root with a password": lambda: config(image_root="ftp://me:word@host/photos"),

@@ -12,6 +12,7 @@ import time
 import tomllib
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ from mmr1.report import main as report
 from mmr1_learner import replay
 from mmr1_learner.checkpoint import Checkpoints
 from mmr1_learner.model import PromptEncoder, load_policy
-from mmr1_learner.supervised import command
+from mmr1_learner.supervised import command, loop
 from mmr1_learner.supervised.examples import Examples
 from mmr1_learner.supervised.tuner import answer_loss
 from tests.conftest import REPOSITORY, free_port
@@ -274,3 +275,18 @@ def test_epochs_and_batches(small_model: Path, data: Path, tmp_path: Path) -> No
     assert config.for_problems(100, 1).num_steps == 50 and config.for_problems(100, 2).num_steps == 25
     assert config.for_problems(4, 1).num_steps == 2
     assert config.folder == tmp_path / "sft"
+
+
+def test_rows_that_task_weights_leave_out_are_no_part_of_an_epoch(
+    small_model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = json.loads((data / "train.json").read_text())
+    rows += [row | {"task": "ocr", "solution": str(row["solution"])} for row in rows]
+    (data / "mixed.json").write_text(json.dumps(rows))
+    weights = {"train_file": str(data / "mixed.json"), "task_weights": {"counting": 1, "ocr": 0}}
+    path = write_config(tmp_path, small_model, data, num_epochs=3, per_device_batch_size=1, **weights)
+    for name in ("Tuner", "RunFiles", "Checkpoints", "Trackers", "Examples", "check_prompt_lengths", "PromptEncoder"):
+        monkeypatch.setattr(loop, name, Mock())
+    monkeypatch.setattr(loop, "load_policy", Mock())
+    run = loop._Run(load_options(SftConfig, path), Mock(world_size=1, is_first=False))
+    assert run._config.num_steps == 3 * len(rows) // 2
