@@ -23,6 +23,8 @@ from mmr1.redis_access import RedisAccess
 from mmr1.rollout_client import RolloutClient
 from mmr1.run_identity import identity_of, options_of, say_changed_options
 from mmr1.streams import Patience, RunQueue
+from mmr1.telemetry import following
+from mmr1.tracing import now, record_span
 from mmr1_learner import metrics as outputs
 from mmr1_learner.checkpoint import Checkpoints, RunState
 from mmr1_learner.completion_details import CompletionDetails
@@ -135,6 +137,7 @@ class Leader:
         """Collect the groups of one step; a plan that says stop when we were told to."""
         assert self._source is not None
         self.files.status("training", f"step {step + 1} of {self._config.num_steps}")
+        following(step=step + 1, version=self.version)
         try:
             self._tick()
             self._collected = self._source.collect(self.version, self._while_waiting)
@@ -160,6 +163,8 @@ class Leader:
     ) -> None:
         """Send the new version, and write down what the step was; `gaps` are of the tokens to be kept."""
         started = time.monotonic()
+        for group in plan.groups:
+            record_span("step", group.prompt.id, now() - seconds, step=plan.step + 1)
         if self._config.proof:  # before any checkpoint can contain the step
             groups = [str(group.prompt.id) for group in plan.groups]
             self.files.append("proof", [{"step": plan.step + 1, "groups": groups}], durable=True)
