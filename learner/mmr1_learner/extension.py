@@ -44,7 +44,8 @@ def load_extension() -> None:
     builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
     if builder is None:
         return
-    if installed_ops.get(builder.NAME):  # compiled with DeepSpeed, as in an image: there is nothing to wait for or write
+    # Compiled with DeepSpeed, as in an image, there is nothing to wait for or to write.
+    if installed_ops.get(builder.NAME):
         build_shm_op()
     else:
         load_alone(root / builder.NAME, build_shm_op)

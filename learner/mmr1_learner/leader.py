@@ -23,6 +23,8 @@ from mmr1.redis_access import RedisAccess
 from mmr1.rollout_client import RolloutClient
 from mmr1.run_identity import identity_of, options_of, say_changed_options
 from mmr1.streams import Patience, RunQueue
+from mmr1.telemetry import following
+from mmr1.tracing import now, record_span
 from mmr1_learner import metrics as outputs
 from mmr1_learner.checkpoint import Checkpoints, RunState
 from mmr1_learner.completion_details import CompletionDetails
@@ -71,6 +73,7 @@ class Leader:
         self._scorer = Scorer(config, policy, encoder, ranks.device)
         self._details = CompletionDetails(encoder.processor.tokenizer, ImageStore(config.resolved_image_root))
         self._bounds: dict[str, float] = {}  # of each server, by address: the gate may find a narrower one
+        self._of_bound: dict[str, float] = {}  # how much of it each server's last probe in this update has used
         patience = Patience(self._tick, self._redis_pauses, self._redis_is_back)
         self.queue = RunQueue(connect(RedisAccess.from_config(config)), config.run, patience)
         self._sender = WeightSender(config, self.queue, policy, config.reachable_host, ranks.device)
@@ -90,6 +93,8 @@ class Leader:
     def prepare(self, state: RunState | None) -> None:
         """Become the run's one learner, bring queue and servers to `state`, and prove that both engines agree."""
         self.take_over(state)
+        outputs.MAX_OFF_POLICY_STEPS.set(self._config.max_off_policy_steps)
+        outputs.export_accounts(self.queue.accounts())  # before anybody looks: a gauge that was never set is 0
         outputs.serve_metrics(self._config.host, self._config.learner_metrics_port)
         self.files.status("loading", "waiting for rollout servers")
         self._sender.wait_for_servers(self._config.rollout_replicas, self._tick)
@@ -132,6 +137,7 @@ class Leader:
         """Collect the groups of one step; a plan that says stop when we were told to."""
         assert self._source is not None
         self.files.status("training", f"step {step + 1} of {self._config.num_steps}")
+        following(step=step + 1, version=self.version)
         try:
             self._tick()
             self._collected = self._source.collect(self.version, self._while_waiting)
@@ -157,6 +163,8 @@ class Leader:
     ) -> None:
         """Send the new version, and write down what the step was; `gaps` are of the tokens to be kept."""
         started = time.monotonic()
+        for group in plan.groups:
+            record_span("step", group.prompt.id, now() - seconds, step=plan.step + 1)
         if self._config.proof:  # before any checkpoint can contain the step
             groups = [str(group.prompt.id) for group in plan.groups]
             self.files.append("proof", [{"step": plan.step + 1, "groups": groups}], durable=True)
@@ -241,7 +249,11 @@ class Leader:
         self._trackers.close(exit_code)
 
     def _send(self, probe: Any) -> UpdateResult:
-        result = self._sender.update(self.version, probe, self._tick, self._probe)
+        self._of_bound = {}
+        try:
+            result = self._sender.update(self.version, probe, self._tick, self._probe)
+        finally:
+            outputs.export_probes(self._of_bound.values())
         self._state = replace(self._state, num_weight_updates=self._state.num_weight_updates + 1)
         self.files.write("weight_updates", {"count": self._state.num_weight_updates})
         outputs.WEIGHT_UPDATES.inc()
@@ -253,6 +265,7 @@ class Leader:
         self._scorer.compare_preprocessing(status.server_id, status.preprocessing)
         groups = self._sample(client, self._config.parity_prompts)
         report, self._bounds[client.address] = gate_of(self._config, self._scorer, self._policy, groups)
+        self._of_bound[client.address] = report.mean_abs_dlogp / self._bounds[client.address]
         self._record_parity(report, client)
         return report.max_abs_dlogp
 
@@ -267,6 +280,8 @@ class Leader:
         report = self._scorer.compare(self._sample(client, 1))
         widest = max(self._bounds.values(), default=self._config.bound(self._config.dtype))
         bound = self._bounds.get(client.address, widest)
+        # Planted adapters, which must be seen, come before the update's own probe: the last one counts.
+        self._of_bound[client.address] = report.mean_abs_dlogp / bound
         if not report.mean_abs_dlogp <= bound:
             raise WeightUpdateError(
                 f"{client.address} received version {self.version}, but its log-probabilities are "
@@ -336,7 +351,7 @@ class Leader:
 
     def _redis_pauses(self, reason: str) -> None:
         log.warning("the run pauses", reason=reason)
-        self.files.write("status", {"phase": "paused", "detail": f"paused: {reason}"})
+        self.files.paused(reason)
 
     def _redis_is_back(self) -> None:
         log.info("the run goes on")

@@ -34,6 +34,12 @@ GAUGES = {
         "probe_max_abs_dlogp": "largest |delta log p| of the last weight update's probe",
     }.items()
 }
+PHASE = Gauge("mmr1_learner_phase", "1 for what the learner is doing, as in status.json", ["phase"])
+MAX_OFF_POLICY_STEPS = Gauge("mmr1_learner_max_off_policy_steps", "the run's bound on policy lag, in updates")
+PROBE_BOUND_RATIO = Gauge(
+    "mmr1_learner_probe_bound_ratio",
+    "mean |delta log p| of the last weight update's probes over its bound, the worst server's; above 1 is refused",
+)
 LEDGER = Gauge("mmr1_ledger_groups", "groups by state", ["state"])
 LEDGER_REASONS = Gauge("mmr1_ledger_reasons", "groups that were dropped or are dead, by reason", ["state", "reason"])
 LEDGER_PENDING = Gauge("mmr1_ledger_pending", "pending groups by station: prompts, ready, applied", ["station"])
@@ -92,7 +98,16 @@ class RunFiles:
 
     def repeat_status(self) -> None:
         """Something else stood there for a while."""
-        self.write("status", self._status)
+        self._show(self._status)
+
+    def paused(self, reason: str) -> None:
+        """Redis refuses for now; `repeat_status` when it does no more."""
+        self._show({"phase": "paused", "detail": f"paused: {reason}"})
+
+    def _show(self, status: dict[str, str]) -> None:
+        self.write("status", status)
+        PHASE.clear()
+        PHASE.labels(status["phase"]).set(1)
 
 
 def serve_metrics(host: str, port: int) -> None:
@@ -104,6 +119,11 @@ def export(metrics: dict[str, Any]) -> None:
     for name, gauge in GAUGES.items():
         if metrics.get(name) is not None:
             gauge.set(metrics[name])
+
+
+def export_probes(shares: Iterable[float]) -> None:
+    """How much of its bound each server has used. NaN passes no bound, so it counts as above all."""
+    PROBE_BOUND_RATIO.set(max((math.inf if math.isnan(share) else share for share in shares), default=0.0))
 
 
 def export_accounts(accounts: Accounts) -> None:

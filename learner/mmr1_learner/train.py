@@ -27,7 +27,8 @@ from mmr1.redis_access import RedisAccess
 from mmr1.reward_names import check_reward_names
 from mmr1.rollout_access import RolloutAccess
 from mmr1.run_identity import check_same_run
-from mmr1.telemetry import configure_logging
+from mmr1.telemetry import configure_logging, works_for
+from mmr1.tracing import start_tracing, stop_tracing
 from mmr1.wire import SchemaVersionError
 from mmr1_learner.errors import NonFiniteLossError, StopRequestedError
 
@@ -149,9 +150,11 @@ def main(argv: list[str] | None = None) -> int:
     set_environment(config)
     rank = os.environ.get("RANK", "0")
     configure_logging(f"learner-{rank}")
+    works_for(config.run)
     if rank == "0":  # the others wait for it to join them, and their launcher ends them when it does not
         check(config)
         _keep(config, arguments.config)
+        start_tracing("mmr1-learner", f"learner-{rank}")
     try:
         finished = train(config)
     except StaleWriterError as error:
@@ -172,6 +175,8 @@ def main(argv: list[str] | None = None) -> int:
     except StopRequestedError:
         log.info("stopped while waiting; the newest checkpoint is where the run goes on")
         return 128 + signal.SIGTERM
+    finally:
+        stop_tracing()
     if arguments.report and finished and rank == "0":
         from mmr1.report import build  # it draws: nothing that a learner need carry through the run
 

@@ -29,6 +29,7 @@ from .plugins import build_registry
 from .registry import BadItem, Registry
 from .scoring import Overloaded, Scored, Scoring
 from .settings import Settings, SettingsError
+from .tracing import Traced, flush, make_provider
 from .worker_process import WorkerOptions
 from .workers import WorkerPool
 
@@ -64,12 +65,15 @@ def create_app(settings: Settings, registry: Registry | None = None, scoring: Sc
         registry = build_registry(settings.reward)
         scoring = _workers(settings, metrics)
     metrics.watch(scoring)
+    traces = make_provider()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await scoring.start()
         yield
         await scoring.close()
+        if traces is not None:
+            flush(traces)
 
     # The interactive pages load scripts from elsewhere, so they are off; /openapi.json is complete.
     app = FastAPI(
@@ -98,6 +102,8 @@ def create_app(settings: Settings, registry: Registry | None = None, scoring: Sc
         app.add_middleware(RequireKey, keys=keys)
     app.add_middleware(CutShort)
     app.add_middleware(_Observed, metrics=metrics, access_log=settings.access_log)
+    if traces is not None:
+        app.add_middleware(Traced, provider=traces)
     _complete_document(app, with_keys=bool(keys))
     return app
 

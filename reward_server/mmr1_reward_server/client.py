@@ -18,6 +18,7 @@ from pydantic_core import PydanticSerializationError
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential, wait_random
 
 from .api import ErrorBody, Item, Outcome, Result, ScoreRequest, ScoreResponse, TaskInfo, TaskList, first_problem
+from .traceparent import trace_headers
 
 # Overload, and what a proxy says while the server behind it restarts.
 _RETRIED_STATUSES = frozenset({429, 502, 503, 504})
@@ -183,7 +184,9 @@ class RewardClient:
         raise RewardServerError(f"{self._base_url} did not answer within {self._deadline:g} s", Outcome.TIMEOUT)
 
     async def _try(self, method: str, path: str, body: str | None) -> bytes:
-        headers = {"Content-Type": "application/json"} if body is not None else None
+        headers = trace_headers()
+        if body is not None:
+            headers["Content-Type"] = "application/json"
         try:
             response = await self._http.request(method, path, content=body, headers=headers)
         except httpx.TransportError as error:

@@ -10,7 +10,8 @@ import sys
 
 from mmr1.config import load_config
 from mmr1.lifecycle import run_command
-from mmr1.telemetry import configure_logging
+from mmr1.telemetry import configure_logging, works_for
+from mmr1.tracing import start_tracing, stop_tracing
 from mmr1_rollout_server import environment, preflight
 
 
@@ -34,6 +35,8 @@ def main(argv: list[str] | None = None) -> int:
     config = load_config(arguments.config)
     port = config.rollout_port if arguments.port is None else arguments.port
     metrics_port = config.learner_metrics_port + 1 if arguments.metrics_port is None else arguments.metrics_port
+    works_for(config.run)
+    start_tracing("mmr1-rollout-server", arguments.server_id)
     preflight.check(config, arguments.server_id, port, metrics_port)
     environment.apply(config)
 
@@ -49,6 +52,7 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     exit_code = run_command(main)
+    stop_tracing()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(exit_code)  # a thread that still loads the engine would keep the interpreter from ending

@@ -70,6 +70,7 @@ class Server:
     def __post_init__(self) -> None:
         self.images = ImageStore(self.config.resolved_image_root)
         self.policy = Policy(self.config.run, on_change=self._on_change, on_stuck=_exit_stuck)
+        self.metrics.running.set_function(lambda: self.policy.admission.num_running)
         self.breaker = Breaker(on_change=self._on_reward_change)
         self.servicer = RolloutServicer(
             self.policy, self.images, self.metrics, self.config, self.server_id, self.breaker

@@ -22,6 +22,8 @@ from mmr1.records import Group, Prompt
 from mmr1.redis_access import RedisAccess
 from mmr1.streams import Delivery, PromptConsumer
 from mmr1.streams.patience import obstacle
+from mmr1.telemetry import following
+from mmr1.tracing import span
 from mmr1.wire import SchemaVersionError
 from mmr1_rollout_server.errors import EngineDiedError, NotServingError, PromptError
 from mmr1_rollout_server.metrics import Metrics
@@ -199,6 +201,7 @@ class PromptWorker:
 
     async def _carry(self, delivery: Delivery) -> None:
         """One prompt to its end. Every way out but the engine's death says so to Redis."""
+        following(prompt=delivery.prompt.id)
         try:
             group = await self._sample_and_score(delivery.prompt)
             published = await self._insist(lambda: self._consumer.publish(delivery, group))
@@ -238,9 +241,12 @@ class PromptWorker:
     async def _sample_and_score(self, prompt: Prompt) -> Group:
         images = await asyncio.to_thread(self._open_images, prompt)
         with self._policy.sampling() as version:
-            group = await self._engine.generate(prompt, images, version)
+            following(version=version)
+            with span("generate", prompt.id, policy_version=str(version)):
+                group = await self._engine.generate(prompt, images, version)
         self._metrics.count_tokens(group)
-        scored = await self._scorer.score(group, images[0].size if images else None)
+        with span("score", prompt.id):
+            scored = await self._scorer.score(group, images[0].size if images else None)
         self._metrics.score_seconds.observe(scored.score_seconds)
         return scored
 

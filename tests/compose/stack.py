@@ -59,7 +59,7 @@ class Stack:
         return done.stdout
 
     def down(self, *arguments: str) -> None:
-        """podman-compose forgets replicas beyond the first, so they are stopped by name before it takes the rest down."""
+        """podman-compose forgets replicas beyond the first, so they are stopped by name first."""
         for name in self.containers():
             if not name.endswith("_1"):
                 run("podman", "stop", "--time", "90", name)

@@ -87,7 +87,11 @@ def test_a_run_whose_learner_is_killed_trains_every_group_once_and_passes_the_ga
     )
     with (tmp_path / "up.log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "mmr1.cli", "up", str(config)], stdout=log, stderr=subprocess.STDOUT, cwd=REPOSITORY
+            [sys.executable, "-m", "mmr1.cli", "up", str(config)],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=REPOSITORY,
+            env={**os.environ, "MMR1_LOG_JSON": "1"},
         )
     try:
         while len(lines(run_dir / "metrics.jsonl")) < 3:
@@ -133,6 +137,19 @@ def test_a_run_whose_learner_is_killed_trains_every_group_once_and_passes_the_ga
     for name in ("result.json", "reward.png", "report.html"):
         assert (run_dir / name).stat().st_size > 0
     check_model(str(run_dir / "model"))
+    check_logs(run_dir / "logs", run_dir.name)
+
+
+def check_logs(folder: Path, run: str) -> None:
+    """Each service's own lines are JSON and name it; other libraries write as they do."""
+    for service in ("reward", "rollout-0", "rollout-1", "learner-0"):
+        records = [
+            json.loads(line)
+            for path in folder.glob("*.log")
+            for line in path.read_text().splitlines()
+            if line.startswith("{") and f'"service": "{service}"' in line
+        ]
+        assert records and {record.get("run") for record in records} == {None if service == "reward" else run}, service
 
 
 @pytest.mark.chaos

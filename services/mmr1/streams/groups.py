@@ -22,6 +22,7 @@ from mmr1.streams.accounts import Accounts, accounts_from
 from mmr1.streams.ledger import Ledger, ledger_from_accounts
 from mmr1.streams.patience import Patience, WriterCalls
 from mmr1.streams.scripts import Scripts
+from mmr1.tracing import begin_trace, now, record_span
 from mmr1.wire import decode_group, encode_prompt
 
 _FED_AT_ONCE = 500
@@ -90,7 +91,11 @@ class RunQueue:
 
         `force` feeds a place again that Redis has forgotten; one that is trained, dropped or dead it knows.
         """
-        return bool(self._write("feed", int(force), *_as_fed(prompt)))
+        began = now()
+        fed = bool(self._write("feed", int(force), *_as_fed(prompt)))
+        if fed:
+            begin_trace(prompt.id, "feed", began)
+        return fed
 
     def feed_again(self, prompts: Iterable[Prompt]) -> int:
         """Queue those of these places that Redis has forgotten, many in one exchange. Returns how many those are."""
@@ -106,6 +111,7 @@ class RunQueue:
             SchemaVersionError: one was written by a build that is too old or too new. All stay pending, for a learner
                 that understands them.
         """
+        began = now()
         groups: list[Group] = []
         while self._replayed is not None and len(groups) < count:
             entries = self._write("read_groups", count - len(groups), self._replayed)
@@ -113,6 +119,8 @@ class RunQueue:
             groups += self._new(entries)
         if len(groups) < count:
             groups += self._new(self._write("read_groups", count - len(groups), ">"))
+        for group in groups:
+            record_span("read", group.prompt.id, began, policy_version=str(group.oldest_version))
         return groups
 
     def _new(self, entries: Sequence[tuple[bytes, bytes, bytes]]) -> list[Group]:
@@ -131,8 +139,11 @@ class RunQueue:
 
     def acknowledge(self, ids: Sequence[PromptId]) -> int:
         """A durable checkpoint contains these groups. Returns how many were still pending."""
+        began = now()
         count = int(self._write("finish", *map(str, ids))) if ids else 0
         self._held.difference_update(ids)
+        for id_ in ids:
+            record_span("acknowledge", id_, began)
         return count
 
     def prune(self) -> None:
@@ -142,8 +153,12 @@ class RunQueue:
     def drop(self, id_: PromptId, reason: str, next_prompt: Prompt | None = None) -> bool:
         """Drop a group for `reason` and, in the same step, feed its place's next attempt. False: not pending."""
         following = (str(next_prompt.id), encode_prompt(next_prompt)) if next_prompt else ("", b"")
+        began = now()
         dropped = bool(self._write("drop", str(id_), reason, *following))
         self._held.discard(id_)
+        record_span("drop", id_, began, reason=reason)
+        if next_prompt is not None and dropped:
+            begin_trace(next_prompt.id, "feed", began)
         return dropped
 
     def commit_version(self, version: PolicyVersion) -> None:

@@ -15,6 +15,7 @@ from redis.exceptions import ResponseError
 
 from mmr1.records import SCHEMA_VERSION, Group, PolicyVersion, Prompt
 from mmr1.streams.scripts import Scripts
+from mmr1.tracing import now, record_span, span
 from mmr1.wire import SchemaVersionError, decode_prompt, encode_group, schema_refusal
 
 
@@ -67,6 +68,7 @@ class PromptConsumer:
             SchemaVersionError: the learner would not understand this build's groups, or this build not its prompts.
                 Whatever was taken has been given back.
         """
+        began = now()
         reply = await self._scripts.call(
             "take",
             self._name,
@@ -84,7 +86,7 @@ class PromptConsumer:
         if reply[0] != b"ok":
             return []
         try:
-            return [
+            taken = [
                 Delivery(entry_id.decode(), decode_prompt(payload), num_deliveries)
                 for entry_id, payload, num_deliveries in reply[1]
             ]
@@ -92,19 +94,23 @@ class PromptConsumer:
             for entry_id, _, _ in reply[1]:  # those too that could be read: nobody has died
                 await self._scripts.call("give_back", self._name, entry_id)
             raise
+        for delivery in taken:
+            record_span("take", delivery.prompt.id, began, num_deliveries=delivery.num_deliveries)
+        return taken
 
     async def publish(self, delivery: Delivery, group: Group) -> bool:
         """Hand the scored group to the learner. False: another server holds the prompt now; discard the group."""
-        return bool(
-            await self._scripts.call(
-                "publish",
-                self._name,
-                delivery.entry_id,
-                str(group.prompt.id),
-                encode_group(group),
-                str(group.oldest_version),
+        with span("publish", group.prompt.id):
+            return bool(
+                await self._scripts.call(
+                    "publish",
+                    self._name,
+                    delivery.entry_id,
+                    str(group.prompt.id),
+                    encode_group(group),
+                    str(group.oldest_version),
+                )
             )
-        )
 
     async def give_back(self, delivery: Delivery) -> bool:
         """Put the prompt back, uncounted. False: it was not ours any more."""

@@ -1,0 +1,86 @@
+"""A collector of traces for tests: takes OTLP over HTTP, as a real one does, and keeps every span that arrives."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
+
+
+@dataclass(frozen=True)
+class Span:
+    service: str
+    name: str
+    trace: str
+    id: str
+    parent: str
+    began: int
+    ended: int
+    attributes: dict[str, Any]
+
+
+@dataclass
+class Collector:
+    url: str
+    spans: list[Span] = field(default_factory=list)
+
+    def wait_for(self, *names: str, seconds: float = 20.0) -> dict[str, Span]:
+        """One span of each name, as soon as all have come."""
+        deadline = time.monotonic() + seconds
+        while not set(names) <= {span.name for span in self.spans}:
+            assert time.monotonic() < deadline, f"of {names} only {sorted({span.name for span in self.spans})} came"
+            time.sleep(0.05)
+        return {span.name: span for span in self.spans if span.name in names}
+
+
+@contextlib.contextmanager
+def collecting() -> Iterator[Collector]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            assert self.path == "/v1/traces"
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            if self.headers.get("Content-Encoding") == "gzip":
+                body = gzip.decompress(body)
+            collector.spans.extend(_spans(ExportTraceServiceRequest.FromString(body)))
+            answer = ExportTraceServiceResponse().SerializeToString()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/x-protobuf")
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_: object) -> None:
+            """Nobody wants them."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    collector = Collector(f"http://127.0.0.1:{server.server_address[1]}")
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield collector
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def _spans(request: ExportTraceServiceRequest) -> Iterator[Span]:
+    for resource in request.resource_spans:
+        service = _values(resource.resource.attributes)["service.name"]
+        for scope in resource.scope_spans:
+            for one in scope.spans:
+                ids = one.trace_id.hex(), one.span_id.hex(), one.parent_span_id.hex()
+                times = one.start_time_unix_nano, one.end_time_unix_nano
+                yield Span(service, one.name, *ids, *times, _values(one.attributes))
+
+
+def _values(attributes: Any) -> dict[str, Any]:
+    return {one.key: getattr(one.value, one.value.WhichOneof("value")) for one in attributes}

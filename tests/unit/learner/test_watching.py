@@ -1,0 +1,131 @@
+"""What the learner tells Prometheus beside a step's numbers: its phase, its probes, accounts from the start."""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from prometheus_client import REGISTRY
+
+from mmr1.errors import WeightUpdateError
+from mmr1_learner import metrics as outputs
+from mmr1_learner.checkpoint import RunState
+from mmr1_learner.leader import Leader
+from mmr1_learner.metrics import RunFiles
+from mmr1_learner.parity import ParityReport
+from tests.unit.learner.run_of_a_test import Run
+
+
+def phases() -> list[str]:
+    (family,) = [family for family in REGISTRY.collect() if family.name == "mmr1_learner_phase"]
+    assert {sample.value for sample in family.samples} <= {1.0}
+    return [sample.labels["phase"] for sample in family.samples]
+
+
+def test_the_phase_is_that_of_the_status_file(tmp_path: Path) -> None:
+    files = RunFiles(tmp_path)
+    for change, phase in [
+        (lambda: files.status("training", "step 3 of 9"), "training"),
+        (lambda: files.paused("Redis is full"), "paused"),
+        (files.repeat_status, "training"),
+    ]:
+        change()
+        assert phases() == [phase] == [files.read("status", {})["phase"]]
+
+
+class Client:
+    """A rollout server whose log-probabilities are so far from the learner's."""
+
+    def __init__(self, address: str, distance: float) -> None:
+        self.address, self.distance = address, distance
+
+
+class Updates:
+    """Stands where WeightSender does: asks the probe of every client, as an update does."""
+
+    def __init__(self, *clients: Client) -> None:
+        self.clients = clients
+
+    def update(self, version: object, probe: Any, *_: object) -> None:
+        for client in self.clients:
+            probe(client)
+
+
+@pytest.fixture
+def leader(tmp_path: Path) -> Any:
+    class Compared:
+        @staticmethod
+        def compare(distance: float) -> ParityReport:
+            return ParityReport(distance, distance, 1, 0.0)
+
+    class Bounded:
+        dtype = "float32"
+
+        @staticmethod
+        def bound(_: str) -> float:
+            return 0.001
+
+    leader: Any = object.__new__(Leader)
+    leader.__dict__ |= {"_config": Bounded(), "_bounds": {"a": 0.0004}, "_scorer": Compared(), "version": "1.1"}
+    leader.__dict__ |= {"_state": RunState(0, 0, 0), "files": RunFiles(tmp_path)}
+    leader._sample = lambda client, count: client.distance
+    leader._tick = None
+    return leader
+
+
+@pytest.mark.parametrize(
+    ("distances", "share"),
+    [({"a": 0.0001, "b": 0.00002}, 0.25), ({"a": 0.0001, "b": 0.0003}, 0.75), ({"a": 0.0005}, 1.25)],
+)
+def test_the_probe_that_is_nearest_to_its_bound_is_shown(
+    leader: Any, distances: dict[str, float], share: float
+) -> None:
+    """`b` came after the gate and has the widest bound of those that were there, which is `a`'s."""
+    leader._sender = Updates(*(Client(address, distance) for address, distance in distances.items()))
+    with pytest.raises(WeightUpdateError) if share > 1 else nullcontext():
+        leader._send(leader._probe)
+    assert REGISTRY.get_sample_value("mmr1_learner_probe_bound_ratio") == pytest.approx(share)
+
+
+def test_planted_adapters_are_not_taken_for_a_fault(leader: Any) -> None:
+    class Planted(Updates):
+        def update(self, version: object, probe: Any, *_: object) -> None:
+            with pytest.raises(WeightUpdateError):
+                probe(Client("a", 0.01))
+            super().update(version, probe)
+
+    leader._sender = Planted(Client("a", 0.0001))
+    leader._send(leader._probe)
+    assert REGISTRY.get_sample_value("mmr1_learner_probe_bound_ratio") == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("shares", [[math.nan, 0.1], [0.1, math.nan]])
+def test_a_probe_that_is_no_number_is_above_every_bound(shares: list[float]) -> None:
+    outputs.export_probes(shares)
+    assert REGISTRY.get_sample_value("mmr1_learner_probe_bound_ratio") == math.inf
+
+
+def test_the_first_scrape_already_finds_balanced_accounts(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gauge that nobody has set yet is 0, and would say that the accounts do not balance."""
+    run = Run(redis_url, tmp_path)
+    leader = run.learner().leader
+    outputs.LEDGER_BALANCED.set(0)
+    seen: list[float | None] = []
+
+    class SeenError(Exception):
+        """Far enough."""
+
+    def scraped(*_: object) -> None:
+        seen.extend(map(REGISTRY.get_sample_value, ("mmr1_ledger_balanced", "mmr1_learner_max_off_policy_steps")))
+        raise SeenError
+
+    monkeypatch.setattr(leader, "take_over", lambda _: None)
+    monkeypatch.setattr(outputs, "serve_metrics", scraped)
+    with pytest.raises(SeenError):
+        leader.prepare(None)
+    assert seen == [1.0, cast(Any, run.config).max_off_policy_steps]
