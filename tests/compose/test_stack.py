@@ -150,4 +150,4 @@ def test_the_run_ends_and_is_reported(stack: Stack) -> None:
 
 def test_a_rollout_server_stops_when_told(stack: Stack) -> None:
     stack.strike("rollout-server", signal.SIGTERM)
-    until("it ends by itself", lambda: "event=stopped" in stack.logs("rollout-server"), stack, 90)
+    until("it ends by itself", lambda: '"event": "stopped"' in stack.logs("rollout-server"), stack, 90)
