@@ -132,6 +132,11 @@ def pod_of(overlay: str, component: str) -> Pod:
     return found
 
 
+def variables(pod: Pod) -> dict[str, Any]:
+    """Its environment: a text, or where one is taken from."""
+    return {each["name"]: each.get("value", each.get("valueFrom")) for each in pod.main.get("env", [])}
+
+
 def data_of(overlay: str, kind: str, name: str) -> dict[str, str]:
     """What a ConfigMap or Secret holds, by the name that the manifests in the repository give it (without its hash)."""
     (found,) = [
