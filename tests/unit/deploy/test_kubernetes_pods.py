@@ -7,6 +7,7 @@ pods expect is test_kubernetes_programs.py's.
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from mmr1 import __version__
 from tests.unit.deploy.kubernetes_overlays import (
     OVERLAYS,
+    ROOT,
     RUNS,
     Document,
     Pod,
@@ -91,6 +93,14 @@ class TestEveryPod:
         for container in pod.containers:
             paths = [mount["mountPath"] for mount in container["volumeMounts"]]
             assert "/tmp" in paths and len(set(paths)) == len(paths)
+
+    def test_no_volume_hides_what_its_image_holds(self, overlay: str, pod: Pod) -> None:
+        mounts = [Path(m["mountPath"]) for container in pod.containers for m in container["volumeMounts"]]
+        for dockerfile in ROOT.glob("*/Dockerfile"):
+            for line in re.findall(r"^COPY .*", dockerfile.read_text(), re.MULTILINE):
+                held = Path(line.split()[-1])
+                hidden = [mount for mount in mounts if held.is_relative_to(mount) or mount.is_relative_to(held)]
+                assert not hidden, f"{dockerfile.relative_to(ROOT)}: {line}"
 
     def test_what_it_refers_to_exists(self, overlay: str, pod: Pod) -> None:
         for volume in pod.spec["volumes"]:

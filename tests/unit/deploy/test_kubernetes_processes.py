@@ -138,7 +138,7 @@ class TestHowTheLearnerIsStarted:
 
     def test_it_is_what_the_pod_runs(self) -> None:
         pod = pod_of("cpu", "learner")
-        assert pod.main["command"] == ["sh", "/opt/mmr1/run-learner.sh"]
+        assert pod.main["command"] == ["sh", "/scripts/run-learner.sh"]
         assert data_of("cpu", "ConfigMap", "learner-start") == {"run-learner.sh": self.script.read_text()}
 
 
@@ -147,7 +147,7 @@ def test_the_example_client_gets_its_rewards(tmp_path: Path) -> None:
     script, key = tmp_path / "ask.py", tree() / "secrets" / "reward" / "reward.key"
     script.write_text(data_of("reward-only", "ConfigMap", "reward-client")["ask.py"])
     pod = pod_of("reward-only", "reward-client")
-    assert pod.main["command"] == ["python", "/opt/mmr1/ask.py"]
+    assert pod.main["command"] == ["python", "/scripts/ask.py"]
     assert variables(pod).keys() == {"MMR1_REWARD_URL", REWARD_KEY_VARIABLE}
     with running_server("--api-key-file", str(key)) as url:
         for given, code in ((key.read_text(), 0), ("another-key-of-nobody", 1)):
