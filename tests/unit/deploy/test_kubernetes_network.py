@@ -1,0 +1,165 @@
+"""Who can reach whom under the network policies: computed from them, and compared with the arrows of the design.
+
+A connection needs both ends: the policies of the caller let it out and those of the called let it in. Each end is
+compared by itself, so that neither is wider than the other. What a policy may say beyond what is read here is refused.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+
+import pytest
+
+from tests.unit.deploy.kubernetes_overlays import (
+    OVERLAYS,
+    ROOT,
+    RUNS,
+    Document,
+    matches,
+    objects,
+    pod_of,
+    pods,
+)
+
+COMPONENT = "app.kubernetes.io/component"
+HERE = {"kubernetes.io/metadata.name": "mmr1"}
+MEMBERS = ("learner", "rollout-server")
+PORTS = (53, 80, 443, 6379, 8000, 9390, 9400, 29390, 40000, 50051)
+
+Arrow = tuple[str, str, int]
+
+
+@dataclass(frozen=True)
+class Party:
+    name: str
+    labels: dict[str, str]
+    namespace: dict[str, str]
+
+
+STRANGERS = (
+    Party("stranger", {COMPONENT: "learner"}, {"kubernetes.io/metadata.name": "elsewhere"}),
+    Party("unlabelled", {}, HERE),
+    Party("monitoring", {}, {"kubernetes.io/metadata.name": "monitoring"}),
+    Party("keda", {}, {"kubernetes.io/metadata.name": "keda"}),
+    Party("dns", {"k8s-app": "kube-dns"}, {"kubernetes.io/metadata.name": "kube-system"}),
+    Party("trainer", {COMPONENT: "reward-client"}, {"kubernetes.io/metadata.name": "elsewhere"}),
+)
+
+
+def parties(overlay: str) -> list[Party]:
+    return [*(Party(pod.component, pod.labels, HERE) for pod in pods(overlay)), *STRANGERS]
+
+
+def is_peer(peer: Document, party: Party) -> bool:
+    assert peer.keys() <= {"podSelector", "namespaceSelector"}, peer  # an ipBlock lets in whom we do not see here
+    if "namespaceSelector" in peer:
+        if not matches(peer["namespaceSelector"], party.namespace):
+            return False
+    elif party.namespace != HERE:
+        return False
+    return matches(peer.get("podSelector", {}), party.labels)
+
+
+def lets(policies: list[Document], direction: str, party: Party, other: Party, port: int) -> bool:
+    """Whether `party`'s policies let it talk with `other` over TCP at `port`. Elsewhere than here there are none."""
+    if party.namespace != HERE:
+        return True
+    own = [p["spec"] for p in policies if matches(p["spec"]["podSelector"], party.labels)]
+    own = [spec for spec in own if direction.capitalize() in spec["policyTypes"]]
+    assert own, f"{party.name} is open to everybody"
+    for rule in (rule for spec in own for rule in spec.get(direction, [])):
+        assert rule.keys() == {"ports", "from" if direction == "ingress" else "to"}, rule
+        numbers = [range(p["port"], p.get("endPort", p["port"]) + 1) for p in rule["ports"] if p["protocol"] == "TCP"]
+        peers = rule["from" if direction == "ingress" else "to"]
+        assert peers, "no peers are all peers"
+        if any(port in each for each in numbers) and any(is_peer(peer, other) for peer in peers):
+            return True
+    return False
+
+
+def arrows(overlay: str, direction: str) -> set[Arrow]:
+    """(caller, called, port) that one end's policies let happen, where that end is here."""
+    policies, found = objects(overlay, "NetworkPolicy"), set()
+    for caller in parties(overlay):
+        for called in parties(overlay):
+            one, other = (called, caller) if direction == "ingress" else (caller, called)
+            if one.namespace == HERE:
+                allowed = [port for port in PORTS if lets(policies, direction, one, other, port)]
+                found |= {(caller.name, called.name, port) for port in allowed}
+    return found
+
+
+def of_the_design(overlay: str) -> set[Arrow]:
+    """One prompt's way round, weights and gradients, and who watches; name resolution apart."""
+    if overlay == "reward-only":
+        return {("reward-client", "reward-server", 8000), ("trainer", "reward-server", 8000)}
+    wanted = {
+        (member, service, port) for member in MEMBERS for service, port in (("redis", 6379), ("reward-server", 8000))
+    }
+    wanted |= {(one, other, port) for one in MEMBERS for other in MEMBERS for port in PORTS}
+    if overlay != "cpu":
+        wanted |= {("keda", "redis", 6379)}
+        wanted |= {
+            ("monitoring", name, port)
+            for name, port in (("reward-server", 8000), ("rollout-server", 9400), ("learner", 9390))
+        }
+    return wanted
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_pods_let_in_the_arrows_of_the_design_and_nobody_else(overlay: str) -> None:
+    assert arrows(overlay, "ingress") == of_the_design(overlay)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_pods_let_out_the_arrows_of_the_design_and_names(overlay: str) -> None:
+    here = {party.name for party in parties(overlay) if party.namespace == HERE}
+    wanted = {arrow for arrow in of_the_design(overlay) if arrow[0] in here}
+    assert arrows(overlay, "egress") == wanted | {(name, "dns", 53) for name in here}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_names_are_asked_for_over_udp_too(overlay: str) -> None:
+    (dns,) = [each for each in objects(overlay, "NetworkPolicy") if each["metadata"]["name"] == "dns"]
+    assert dns["spec"]["egress"][0]["ports"] == [{"port": 53, "protocol": p} for p in ("UDP", "TCP")]
+
+
+@pytest.mark.parametrize("overlay", RUNS)
+def test_every_connection_of_the_security_page_is_let_through(overlay: str) -> None:
+    """docs/security.md lists the connections of a run; a new one there needs an arrow here."""
+    names = {
+        "learner": "learner",
+        "rollout server": "rollout-server",
+        "Redis": "redis",
+        "reward server": "reward-server",
+    }
+    rows = re.findall(r"^\| ([^|]+) → ([^|(]+) \(?[^|]*\|", (ROOT / "docs" / "security.md").read_text(), re.MULTILINE)
+    pairs = {
+        (names[caller.strip()], names[called.strip()])
+        for row in rows
+        for caller in row[0].split(",")
+        for called in [row[1]]
+    }
+    assert len(pairs) == 5
+    ports = {"redis": 6379, "reward-server": 8000, "rollout-server": 50051}
+    wanted = {(caller, called, ports[called]) for caller, called in pairs}
+    assert wanted <= arrows(overlay, "ingress") & arrows(overlay, "egress")
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_each_pod_is_in_the_policies_by_its_component(overlay: str) -> None:
+    for pod in pods(overlay):
+        assert pod_of(overlay, pod.component) == pod
+
+
+def test_the_object_store_lies_outside_every_private_network() -> None:
+    import yaml
+
+    path = ROOT / "deploy" / "kubernetes" / "components" / "object-store" / "network.yaml"
+    ((peer,),) = [rule["to"] for rule in yaml.safe_load(path.read_text())["spec"]["egress"]]
+    refused = [ipaddress.ip_network(each) for each in peer["ipBlock"]["except"]]
+    for address in ("10.96.0.10", "172.20.1.1", "192.168.7.7", "169.254.169.254", "100.64.0.1"):
+        assert any(ipaddress.ip_address(address) in each for each in refused)
+    assert not any(ipaddress.ip_address("52.216.1.1") in each for each in refused)
