@@ -10,11 +10,13 @@ import asyncio
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mmr1.config import RunConfig, load_config
 from mmr1.lifecycle import CommandParser
 from mmr1.local.readiness import ACCEPTS_WEIGHTS, SERVES, Probe, grpc_serving, http_ready
-from mmr1.rollout_access import RolloutAccess
+
+if TYPE_CHECKING:  # half a second more, which a check that runs every few seconds need not take
+    from mmr1.rollout_access import RolloutAccess
 
 _NOT_READY = 1
 
@@ -46,10 +48,13 @@ def _probe(arguments: argparse.Namespace) -> Probe:
     if arguments.kind == "metrics":
         return http_ready(f"http://{arguments.address}/metrics")
     service = SERVES if arguments.kind == "serving" else ACCEPTS_WEIGHTS
-    access = _access(load_config(arguments.config)) if arguments.config else None
+    access = _access(arguments.config) if arguments.config else None
     return grpc_serving(arguments.address, service, access)
 
 
-def _access(config: RunConfig) -> RolloutAccess:
+def _access(path: Path) -> RolloutAccess:
     """TLS alone: whoever asks for health is not let in further, and need not read the token."""
-    return RolloutAccess.from_config(config.model_copy(update={"rollout_token_file": None}), {})
+    from mmr1.config import load_config
+    from mmr1.rollout_access import RolloutAccess
+
+    return RolloutAccess.from_config(load_config(path).model_copy(update={"rollout_token_file": None}), {})

@@ -128,7 +128,7 @@ def health_checks(stack: Stack) -> Iterator[None]:
     ended = threading.Event()
 
     def check() -> None:
-        while not ended.wait(1.0):
+        while not ended.wait(10.0):
             with contextlib.suppress(AssertionError, subprocess.TimeoutExpired):
                 for name in stack.containers():
                     details = stack.inspect(name)

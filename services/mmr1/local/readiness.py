@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
-import grpc
-import httpx
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
-
-from mmr1.rollout_access import RolloutAccess
+# Health checks of containers run this file every few seconds, so each question imports what it is asked with.
+if TYPE_CHECKING:
+    from mmr1.rollout_access import RolloutAccess
 
 PROBE_SECONDS = 1.0
 ACCEPTS_WEIGHTS = "mmr1.v1.RolloutService/weights"
@@ -26,6 +23,8 @@ Probe = Callable[[], Awaitable[bool]]
 
 def redis_answers(url: str) -> Probe:
     """PING is answered: the append-only file is loaded."""
+    from redis.asyncio import Redis
+    from redis.exceptions import RedisError
 
     async def probe() -> bool:
         try:
@@ -41,6 +40,7 @@ def redis_answers(url: str) -> Probe:
 
 def http_ready(url: str) -> Probe:
     """GET answers 200."""
+    import httpx
 
     async def probe() -> bool:
         try:
@@ -54,9 +54,11 @@ def http_ready(url: str) -> Probe:
 
 def grpc_serving(address: str, service: str = ACCEPTS_WEIGHTS, access: RolloutAccess | None = None) -> Probe:
     """The standard health service reports `service` as SERVING. Of `access` it needs TLS alone: health has no token."""
+    import grpc
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
 
     async def probe() -> bool:
-        async with (access or RolloutAccess()).open_channel(address) as channel:
+        async with access.open_channel(address) if access else grpc.aio.insecure_channel(address) as channel:
             try:
                 reply = await health_pb2_grpc.HealthStub(channel).Check(
                     health_pb2.HealthCheckRequest(service=service), timeout=PROBE_SECONDS
