@@ -21,16 +21,17 @@ DIGITS = Path("data/digits")  # below /work, where relative paths of the run's f
 
 
 def main() -> int:
-    """Returns the exit code."""
+    """Returns the exit code. Redis and the reward server wait for their files, so those come last."""
+    if code := _draw_problems():
+        return code
     passwords = {user: _secret(VOLUMES / user / "redis.password") for user in ("learner", "rollout")}
     digests = {user: hashlib.sha256(password.encode()).hexdigest() for user, password in passwords.items()}
-    # For Redis, which is another user: digests of what nobody could guess are no secret.
-    _write(VOLUMES / "redis" / "users.acl", _with_digests(RULES.read_text(), digests), mode=0o644)
-    # The learner makes nothing of its own: whoever holds the first copy gives the other the same.
     _shared("rollout.token", "rollout", "learner")
     key = _shared("reward.key", "learner", "rollout")
     _write(VOLUMES / "reward" / "api.keys", key + "\n")
-    return _draw_problems()
+    # For Redis, which is another user: digests of what nobody could guess are no secret.
+    _write(VOLUMES / "redis" / "users.acl", _with_digests(RULES.read_text(), digests), mode=0o644)
+    return 0
 
 
 def _with_digests(rules: str, digests: dict[str, str]) -> str:

@@ -86,7 +86,7 @@ class TestOfARun:
             }
 
     def test_variables_are_options(self, overlay: str, tmp_path: Path) -> None:
-        known = {f"MMR1_{name.upper()}" for name in RunConfig.model_fields}
+        known = {f"MMR1_{name.upper()}" for name in RunConfig.model_fields} | {"MMR1_LOG_JSON"}
         for component in NAMES:
             own = variables(pod_of(overlay, component))
             assert own["MMR1_ADVERTISE_HOST"] == {"fieldRef": {"fieldPath": "status.podIP"}}
