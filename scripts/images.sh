@@ -13,6 +13,6 @@ arguments=(--build-arg "DEVICE=$device")
 format=()
 [ "$engine" != podman ] || format=(--format docker) # podman's own form has no health checks
 
-"$engine" build "${format[@]}" "${arguments[@]}" -f reward_server/Dockerfile -t mmr1-reward-server:0.1.0 .
-"$engine" build "${format[@]}" "${arguments[@]}" -f learner/Dockerfile -t "mmr1-learner:0.1.0-$device" .
-"$engine" build "${format[@]}" "${arguments[@]}" -f rollout_server/Dockerfile -t "mmr1-rollout-server:0.1.0-$device" .
+"$engine" build ${format[@]+"${format[@]}"} "${arguments[@]}" -f reward_server/Dockerfile -t mmr1-reward-server:0.1.0 .
+"$engine" build ${format[@]+"${format[@]}"} "${arguments[@]}" -f learner/Dockerfile -t "mmr1-learner:0.1.0-$device" .
+"$engine" build ${format[@]+"${format[@]}"} "${arguments[@]}" -f rollout_server/Dockerfile -t "mmr1-rollout-server:0.1.0-$device" .

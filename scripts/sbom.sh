@@ -4,10 +4,10 @@
 #   scripts/sbom.sh [podman|docker] [IMAGE ...]
 set -euo pipefail
 cd "$(dirname "$0")/.."
-engine=${1:-$(command -v podman >/dev/null && echo podman || echo docker)}
+engine=${1:-$(command -v docker >/dev/null && echo docker || echo podman)}
 shift || true
 images=("$@")
-[ ${#images[@]} -gt 0 ] || images=(mmr1-reward-server:0.1.0 mmr1-rollout-server:0.1.0-cpu mmr1-learner:0.1.0-cpu)
+[ ${#images[@]} -gt 0 ] || images=(mmr1-reward-server:0.1.0 "mmr1-rollout-server:0.1.0-${DEVICE:-cpu}" "mmr1-learner:0.1.0-${DEVICE:-cpu}")
 tool=.venv-sbom
 
 for image in "${images[@]}"; do

@@ -17,11 +17,14 @@ import yaml
 VOLUMES = Path("/volumes")
 RULES = Path(__file__).with_name("users.acl")
 CONFIG = Path("/etc/mmr1/run.yaml")
-DIGITS = Path("data/digits")  # below /work, where relative paths of the run's file begin
+DATA = Path("data")  # below /work, where relative paths of the run's file begin
+DIGITS = DATA / "digits"
 
 
 def main() -> int:
-    """Returns the exit code. Redis and the reward server wait for their files, so those come last."""
+    """Returns the exit code. What others wait for comes last: Redis and the reward server for their files, the learner
+    and rollout servers for the mark that says for which run's file the problems are there.
+    """
     if code := _draw_problems():
         return code
     passwords = {user: _secret(VOLUMES / user / "redis.password") for user in ("learner", "rollout")}
@@ -31,6 +34,7 @@ def main() -> int:
     _write(VOLUMES / "reward" / "api.keys", key + "\n")
     # For Redis, which is another user: digests of what nobody could guess are no secret.
     _write(VOLUMES / "redis" / "users.acl", _with_digests(RULES.read_text(), digests), mode=0o644)
+    _write(DATA / ".prepared", f"{hashlib.sha256(CONFIG.read_bytes()).hexdigest()}  -\n", mode=0o644)  # as sha256sum
     return 0
 
 
