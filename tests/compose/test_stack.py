@@ -5,15 +5,14 @@ One stack, and tests that follow each other: they tell one story, in the order o
 
 from __future__ import annotations
 
-import contextlib
 import json
 import signal
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 
@@ -87,10 +86,10 @@ def test_prometheus_finds_the_services(stack: Stack) -> None:
     stack.compose("--profile", "monitoring", "up", "-d", "--no-build", "--no-recreate", "prometheus")
 
     def asked(path: str) -> Any:
-        with contextlib.suppress(OSError):
-            with urllib.request.urlopen(f"http://127.0.0.1:9090/api/v1/{path}", timeout=10) as answer:
-                return json.load(answer)["data"]
-        return {}
+        try:
+            return httpx.get(f"http://127.0.0.1:9090/api/v1/{path}", timeout=10).json()["data"]
+        except httpx.TransportError:
+            return {}
 
     def up() -> set[str]:
         return {one["labels"]["job"] for one in asked("targets").get("activeTargets", []) if one["health"] == "up"}
