@@ -6,6 +6,7 @@ math-verify would have Python's `eval` read it. It knows no LaTeX, no letters an
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
 MAX_DEPTH = 32  # of brackets, signs and powers within one another
@@ -20,6 +21,26 @@ class Unreadable(Exception):
 def read_arithmetic(text: str) -> Any:
     """The expression that a text is, by Python's precedence; `^` is a power. Raises Unreadable. Takes SymPy."""
     return _Reader(text).read()
+
+
+@dataclass(frozen=True, slots=True)
+class _Chain:
+    """A sum or a product as it is written, which SymPy's parser makes one of when it stands in another of its kind."""
+
+    kind: Any  # SymPy's Add or Mul
+    parts: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, kind: Any, *values: Any) -> _Chain:
+        parts: list[Any] = []
+        for value in values:
+            parts += value.parts if isinstance(value, cls) and value.kind is kind else [value]
+        return cls(kind, tuple(parts))
+
+
+def _built(value: Any) -> Any:
+    """SymPy's object of a chain; anything else is one."""
+    return value.kind(*map(_built, value.parts), evaluate=False) if isinstance(value, _Chain) else value
 
 
 class _Reader:
@@ -41,7 +62,7 @@ class _Reader:
         value = self._sum()
         if self._place < len(self._tokens):
             raise Unreadable
-        return value
+        return _built(value)
 
     def _next(self, *wanted: str) -> str | None:
         """Takes the next token if it is one of these."""
@@ -58,8 +79,8 @@ class _Reader:
         while sign := self._next("+", "-"):
             term = self._product()
             if sign == "-":
-                term = Mul(Integer(-1), term, evaluate=False)
-            value = Add(value, term, evaluate=False)
+                term = _Chain(Mul, (Integer(-1), term))
+            value = _Chain.of(Add, value, term)
         return value
 
     def _product(self) -> Any:
@@ -69,8 +90,8 @@ class _Reader:
         while sign := self._next("*", "/"):
             factor = self._signed()
             if sign == "/":
-                factor = Pow(factor, Integer(-1), evaluate=False)
-            value = Mul(value, factor, evaluate=False)
+                factor = Pow(_built(factor), Integer(-1), evaluate=False)
+            value = _Chain.of(Mul, value, factor)
         return value
 
     def _signed(self) -> Any:
@@ -79,7 +100,7 @@ class _Reader:
         sign = self._next("+", "-")
         if sign is None:
             return self._power()
-        value = self._deeper(_Reader._signed)
+        value = _built(self._deeper(_Reader._signed))  # behind a sign it is a chain of its own
         if sign == "+":
             return value
         return -value if value.is_Number else Mul(Integer(-1), value, evaluate=False)
@@ -90,7 +111,7 @@ class _Reader:
         base = self._atom()
         if self._next("**", "^") is None:
             return base
-        return Pow(base, self._deeper(_Reader._signed), evaluate=False)
+        return Pow(_built(base), _built(self._deeper(_Reader._signed)), evaluate=False)
 
     def _atom(self) -> Any:
         from sympy import Float, Integer

@@ -156,3 +156,11 @@ def test_off_the_main_thread_nothing_is_ended() -> None:
     thread.start()
     thread.join()
     assert ends == ["done"]
+
+
+@pytest.mark.parametrize(
+    "text", ["1/2 -7 -7", "1 + 2 + 3", "2*(3*4)", "(1 + 2) + 3 - (4 - 5)", "1 + +(2 + 3)", "8/2/2*3"]
+)
+def test_sums_and_products_are_taken_together_as_sympy_takes_them(text: str) -> None:
+    sympy = pytest.importorskip("sympy")
+    assert sympy.srepr(read_arithmetic(text)) == sympy.srepr(sympy.parse_expr(text, evaluate=False))
