@@ -36,7 +36,7 @@ def main(url: str) -> int:
     key = os.environ.get("MMR1_REWARD_API_KEY")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     failed = False
-    with httpx.Client(base_url=url, headers=headers, timeout=30.0) as client:
+    with httpx.Client(base_url=url, headers=headers, timeout=30.0, trust_env=False) as client:
         for peer, path, body, field in REQUESTS:
             answer = client.post(path, json=body)
             print(f"{peer}: POST {path} {json.dumps(body)}\n  {answer.status_code} {answer.text}")
