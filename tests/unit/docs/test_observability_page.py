@@ -31,8 +31,8 @@ def test_ports_are_those_of_the_configuration() -> None:
     jobs = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())["scrape_configs"]
     found = [(job["job_name"], job["dns_sd_configs"][0]["port"]) for job in jobs if "dns_sd_configs" in job]
     assert found == [("reward-server", 8000), ("rollout-server", 9400)]
-    assert jobs[-1]["static_configs"] == [{"targets": ["learner:9401"]}]
-    for name, port in (*found, ("learner", 9401)):
+    assert jobs[-1]["static_configs"] == [{"targets": ["learner:9390"]}]
+    for name, port in (*found, ("learner", 9390)):
         assert f"`{name}`" in TEXT and str(port) in TEXT
 
 
