@@ -17,7 +17,7 @@ import yaml
 VOLUMES = Path("/volumes")
 RULES = Path(__file__).with_name("users.acl")
 CONFIG = Path("/etc/mmr1/run.yaml")
-DATA = Path("data")  # below /work, where relative paths of the run's file begin
+DATA = Path("data")  # below /srv/mmr1, where relative paths of the run's file begin
 DIGITS = DATA / "digits"
 
 

@@ -5,7 +5,7 @@
 # ends with 0, because an engine would start it again and again. The line that says why is the log's last.
 digest=$(sha256sum </etc/mmr1/run.yaml)
 trap 'exit 143' TERM INT
-until [ "$(cat /work/data/.prepared 2>/dev/null)" = "$digest" ]; do sleep 0.2; done
+until [ "$(cat /srv/mmr1/data/.prepared 2>/dev/null)" = "$digest" ]; do sleep 0.2; done
 
 [ "$1" = learner ] || { trap - TERM INT; exec python -m mmr1_rollout_server "$@"; }
 shift

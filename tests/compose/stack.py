@@ -29,7 +29,6 @@ IMAGES = {
     "PROMETHEUS_IMAGE": "localhost/mmr1-test-prometheus:2.42",
 }
 COMMAND_SECONDS = 900
-STEP_FILE = "/work/runs/demo-counting/metrics.jsonl"
 
 
 def run(*command: str, check: bool = True, seconds: float = COMMAND_SECONDS) -> str:

@@ -154,7 +154,7 @@ def run_start(folder: Path, learner: str, prepared: str | None = None) -> subpro
     (folder / "mmr1_learner" / "__init__.py").touch()
     (folder / "mmr1_learner" / "train.py").write_text(learner)
     script = (ROOT / "deploy" / "compose" / "start.sh").read_text()
-    script = script.replace("/etc/mmr1/run.yaml", "run.yaml").replace("/work/data/.prepared", ".prepared")
+    script = script.replace("/etc/mmr1/run.yaml", "run.yaml").replace("/srv/mmr1/data/.prepared", ".prepared")
     (folder / "start.sh").write_text(script)
     environment = {**os.environ, "PYTHONPATH": str(folder)}
     return subprocess.Popen(["sh", "start.sh", "learner"], cwd=folder, env=environment)
