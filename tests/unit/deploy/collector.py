@@ -34,11 +34,11 @@ class Collector:
     url: str
     spans: list[Span] = field(default_factory=list)
 
-    def wait_for(self, *names: str, seconds: float = 20.0) -> dict[str, Span]:
-        """One span of each name, as soon as all have come."""
+    def wait_for(self, *names: str, each: int = 1, seconds: float = 20.0) -> dict[str, Span]:
+        """One span of each name, as soon as `each` of all have come: processes send theirs in batches of their own."""
         deadline = time.monotonic() + seconds
-        while not set(names) <= {span.name for span in self.spans}:
-            assert time.monotonic() < deadline, f"of {names} only {sorted({span.name for span in self.spans})} came"
+        while missing := [name for name in names if sum(span.name == name for span in list(self.spans)) < each]:
+            assert time.monotonic() < deadline, f"not {each} came of {missing}: {[span.name for span in self.spans]}"
             time.sleep(0.05)
         return {span.name: span for span in self.spans if span.name in names}
 

@@ -45,7 +45,7 @@ async def test_from_the_feeder_over_the_reward_server_to_the_acknowledgement(
     bench.queue.acknowledge([group.prompt.id for group in groups])
     await bench.redis.aclose()
     tracing.stop_tracing()
-    collector.wait_for("POST /v1/score", "acknowledge")
+    collector.wait_for("POST /v1/score", "acknowledge", each=2)
 
     traces = {span.trace for span in collector.spans}
     assert len(traces) == 2, "one for each prompt"
@@ -74,7 +74,7 @@ def test_every_process_finds_the_same_trace(collector: Collector) -> None:
         for id_ in ids:
             tracing.record_span(process, id_, tracing.now())
         tracing.stop_tracing()
-        collector.wait_for(process)
+        collector.wait_for(process, each=len(ids))
         seen.append([span.trace for span in collector.spans if span.name == process])
     assert seen[0] == seen[1] and len(set(seen[0])) == len(ids)
 
@@ -84,7 +84,7 @@ def test_a_step_is_in_the_trace_of_each_of_its_groups(collector: Collector, redi
     tracing.start_tracing("mmr1-learner", "learner-0")
     run.learner().collect()
     tracing.stop_tracing()
-    collector.wait_for("step")
+    collector.wait_for("step", each=2)
     steps = [span for span in collector.spans if span.name == "step"]
     assert sorted(span.attributes["mmr1.prompt"] for span in steps) == ["0/0", "1/0"]
     assert {span.attributes["mmr1.step"] for span in steps} == {1}

@@ -43,7 +43,7 @@ def judge(*items: Item) -> list[Result]:
     problems = [Problem(40 + index, "", 3, (), item.task) for index, item in enumerate(items)]
 
     async def run() -> list[Result]:
-        app = create_app(Settings(), tasks, InProcessScoring(tasks, item_deadline_seconds=0.3))
+        app = create_app(Settings(), tasks, InProcessScoring(tasks, deadlines={"sleeps": 0.3, "slow_at_first": 0.3}))
         async with RewardClient("http://reward", 30.0, httpx.ASGITransport(app)) as client:
             return await Judge(client, Path("eval.json"), problems).verdicts(items)
 

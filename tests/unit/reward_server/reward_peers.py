@@ -96,7 +96,7 @@ def peers(
     `dialect` is one of the package's modules, or the package itself for all of them.
     """
     registry = registry or peer_tasks()
-    scoring = scoring or InProcessScoring(registry, item_deadline_seconds=0.5)
+    scoring = scoring or InProcessScoring(registry, deadlines={"hangs": 0.2})
     app = FastAPI()
     add_error_handlers(app)
     told = Defaults(**{"default_task": "counting", **defaults})

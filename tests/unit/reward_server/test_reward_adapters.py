@@ -31,7 +31,7 @@ RIGHT, WRONG, MUTE = "<answer>3</answer>", "<answer>4</answer>", "no idea"
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     tasks = peer_tasks()
-    scoring = InProcessScoring(tasks, item_deadline_seconds=1.0, max_pending_items=2000)
+    scoring = InProcessScoring(tasks, deadlines={"hangs": 0.2}, max_pending_items=2000)
     with live(create_app(Settings(), tasks, scoring)) as address:
         yield address
 
@@ -135,11 +135,8 @@ async def test_a_large_batch_is_sent_in_parts() -> None:
     completions = [RIGHT if place % 2 else WRONG for place in range(600)]
     asked = {"prompts": [""] * 600, "completions": completions, "solution": ["3"] * 600}
     expected = [float(place % 2) for place in range(600)]
-    tasks = peer_tasks()
-    # The other tests' server is impatient on purpose; of 600 items one may well be late on a busy machine.
-    with live(create_app(Settings(), tasks, InProcessScoring(tasks, item_deadline_seconds=60))) as patient:
-        assert await adapters.trl_reward_async(url=patient)(**asked) == expected
-        assert await asyncio.to_thread(lambda: adapters.trl_reward(url=patient)(**asked)) == expected
+    assert await adapters.trl_reward_async()(**asked) == expected
+    assert await asyncio.to_thread(lambda: adapters.trl_reward()(**asked)) == expected
 
 
 def test_failures_are_logged_since_trainers_have_no_place_for_them(caplog: pytest.LogCaptureFixture) -> None:
@@ -365,7 +362,7 @@ def test_threads_with_loops_of_their_own() -> None:
 async def test_the_key_is_the_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     tasks = peer_tasks()
     monkeypatch.setenv("MMR1_REWARD_API_KEY", "a-secret-key\n")  # the server takes it without its newline too
-    app = create_app(Settings(), tasks, InProcessScoring(tasks, item_deadline_seconds=60))
+    app = create_app(Settings(), tasks, InProcessScoring(tasks))
     asked: dict[str, Any] = {"solution_str": RIGHT, "ground_truth": "3"}
     with live(app) as locked:
         assert (await adapters.verl_reward_async(**asked, url=locked))["score"] == 1.0

@@ -338,6 +338,6 @@ async def test_a_default_task_that_lacks_math_verify_is_warned_of(
 
 async def test_tasks_and_scoring_can_be_given() -> None:
     registry = builtin_tasks()
-    app = create_app(Settings(), registry, InProcessScoring(registry, item_deadline_seconds=5))
+    app = create_app(Settings(), registry, InProcessScoring(registry))
     async with client_of(app) as client:
         assert (await client.post("/v1/score", content=body(item("counting")))).json()["results"][0]["reward"] == 1.0
