@@ -31,11 +31,13 @@ make_base() {
   local root mirror bundle=/etc/ssl/certs/ca-certificates.crt changes=()
   root=$(mktemp -d)
   trap 'rm -rf "$root"' RETURN
-  mirror=$(sed -nE 's/^URIs: *//p; s/^deb +(\[[^]]*\] +)?([^ ]+).*/\2/p' /etc/apt/sources.list /etc/apt/sources.list.d/* 2>/dev/null | head -1)
+  # A machine has one of the two forms, or both: a file that is missing is no failure.
+  mirror=$(find /etc/apt -name '*.sources' -o -name '*.list' | xargs -r sed -nE 's/^URIs: *//p; s/^deb +(\[[^]]*\] +)?([^ ]+).*/\2/p' | grep -m 1 debian || true)
+  [ -n "$mirror" ] || { echo "images: error: no mirror of Debian's in /etc/apt; add one to /etc/apt/sources.list" >&2; exit 2; }
   say "making $base"
-  debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv,python3-pip bookworm "$root" "$mirror" >"$root/debootstrap.out" 2>&1 ||
-    { tail -5 "$root/debootstrap.out" >&2; return 1; }
-  rm -rf "$root"/var/cache/apt/archives/*.deb "$root/debootstrap.out"
+  debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv,python3-pip bookworm "$root" "$mirror" >"$root.out" 2>&1 ||
+    { tail -5 "$root.out" >&2; return 1; }
+  rm -rf "$root"/var/cache/apt/archives/*.deb "$root.out"
   # It trusts whom this machine trusts, and finds packages where this machine does.
   [ ! -s "$bundle" ] || cp "$bundle" "$root$bundle"
   changes+=(--change "ENV SSL_CERT_FILE=$bundle PIP_CERT=$bundle REQUESTS_CA_BUNDLE=$bundle")
