@@ -16,6 +16,7 @@ from tests.unit.deploy.kubernetes_overlays import (
     OVERLAYS,
     ROOT,
     RUNS,
+    TRACED,
     Document,
     matches,
     objects,
@@ -26,7 +27,7 @@ from tests.unit.deploy.kubernetes_overlays import (
 COMPONENT = "app.kubernetes.io/component"
 HERE = {"kubernetes.io/metadata.name": "mmr1"}
 MEMBERS = ("learner", "rollout-server")
-PORTS = (53, 80, 443, 6379, 8000, 9390, 9400, 29390, 40000, 50051)
+PORTS = (53, 80, 443, 4317, 4318, 6379, 8000, 9390, 9400, 29390, 40000, 50051)
 
 Arrow = tuple[str, str, int]
 
@@ -42,6 +43,11 @@ STRANGERS = (
     Party("stranger", {COMPONENT: "learner"}, {"kubernetes.io/metadata.name": "elsewhere"}),
     Party("unlabelled", {}, HERE),
     Party("monitoring", {}, {"kubernetes.io/metadata.name": "monitoring"}),
+    Party(
+        "collector",
+        {"app.kubernetes.io/name": "opentelemetry-collector"},
+        {"kubernetes.io/metadata.name": "monitoring"},
+    ),
     Party("keda", {}, {"kubernetes.io/metadata.name": "keda"}),
     Party("dns", {"k8s-app": "kube-dns"}, {"kubernetes.io/metadata.name": "kube-system"}),
     Party("trainer", {COMPONENT: "reward-client"}, {"kubernetes.io/metadata.name": "elsewhere"}),
@@ -92,7 +98,8 @@ def arrows(overlay: str, direction: str) -> set[Arrow]:
 
 
 def of_the_design(overlay: str) -> set[Arrow]:
-    """One prompt's way round, weights and gradients, and who watches; name resolution apart."""
+    """One prompt's way round, weights and gradients, and who watches; name resolution and traces apart."""
+    overlay = overlay.removesuffix("+tracing")
     if overlay == "reward-only":
         return {("reward-client", "reward-server", 8000), ("trainer", "reward-server", 8000)}
     wanted = {
@@ -102,21 +109,24 @@ def of_the_design(overlay: str) -> set[Arrow]:
     if overlay != "cpu":
         wanted |= {("keda", "redis", 6379)}
         wanted |= {
-            ("monitoring", name, port)
+            (watcher, name, port)
+            for watcher in ("monitoring", "collector")  # two pods of one namespace
             for name, port in (("reward-server", 8000), ("rollout-server", 9400), ("learner", 9390))
         }
     return wanted
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("overlay", (*OVERLAYS, *TRACED))
 def test_pods_let_in_the_arrows_of_the_design_and_nobody_else(overlay: str) -> None:
     assert arrows(overlay, "ingress") == of_the_design(overlay)
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("overlay", (*OVERLAYS, *TRACED))
 def test_pods_let_out_the_arrows_of_the_design_and_names(overlay: str) -> None:
     here = {party.name for party in parties(overlay) if party.namespace == HERE}
     wanted = {arrow for arrow in of_the_design(overlay) if arrow[0] in here}
+    if overlay in TRACED:
+        wanted |= {(service, "collector", 4318) for service in (*MEMBERS, "reward-server") if service in here}
     assert arrows(overlay, "egress") == wanted | {(name, "dns", 53) for name in here}
 
 
