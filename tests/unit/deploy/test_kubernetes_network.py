@@ -37,6 +37,7 @@ class Party:
     name: str
     labels: dict[str, str]
     namespace: dict[str, str]
+    address: str = "10.244.0.7"  # pods have one of the cluster's; no policy may go by it
 
 
 STRANGERS = (
@@ -50,6 +51,10 @@ STRANGERS = (
     ),
     Party("keda", {}, {"kubernetes.io/metadata.name": "keda"}),
     Party("dns", {"k8s-app": "kube-dns"}, {"kubernetes.io/metadata.name": "kube-system"}),
+    Party("node's dns", {}, {}, "169.254.20.10"),
+    Party("its neighbour", {}, {}, "169.254.20.11"),
+    Party("metadata", {}, {}, "169.254.169.254"),  # a cloud's: whoever reaches it has the node's rights
+    Party("internet", {}, {}, "93.184.216.34"),
     Party("trainer", {COMPONENT: "reward-client"}, {"kubernetes.io/metadata.name": "elsewhere"}),
 )
 
@@ -59,7 +64,10 @@ def parties(overlay: str) -> list[Party]:
 
 
 def is_peer(peer: Document, party: Party) -> bool:
-    assert peer.keys() <= {"podSelector", "namespaceSelector"}, peer  # an ipBlock lets in whom we do not see here
+    if peer.keys() == {"ipBlock"}:
+        assert peer["ipBlock"].keys() == {"cidr"}, peer
+        return ipaddress.ip_address(party.address) in ipaddress.ip_network(peer["ipBlock"]["cidr"])
+    assert peer.keys() <= {"podSelector", "namespaceSelector"}, peer
     if "namespaceSelector" in peer:
         if not matches(peer["namespaceSelector"], party.namespace):
             return False
@@ -127,13 +135,14 @@ def test_pods_let_out_the_arrows_of_the_design_and_names(overlay: str) -> None:
     wanted = {arrow for arrow in of_the_design(overlay) if arrow[0] in here}
     if overlay in TRACED:
         wanted |= {(service, "collector", 4318) for service in (*MEMBERS, "reward-server") if service in here}
-    assert arrows(overlay, "egress") == wanted | {(name, "dns", 53) for name in here}
+    assert arrows(overlay, "egress") == wanted | {(name, dns, 53) for name in here for dns in ("dns", "node's dns")}
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_names_are_asked_for_over_udp_too(overlay: str) -> None:
     (dns,) = [each for each in objects(overlay, "NetworkPolicy") if each["metadata"]["name"] == "dns"]
-    assert dns["spec"]["egress"][0]["ports"] == [{"port": 53, "protocol": p} for p in ("UDP", "TCP")]
+    for rule in dns["spec"]["egress"]:
+        assert rule["ports"] == [{"port": 53, "protocol": p} for p in ("UDP", "TCP")]
 
 
 @pytest.mark.parametrize("overlay", RUNS)
