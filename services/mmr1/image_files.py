@@ -39,7 +39,7 @@ class MissingImageError(ImageError):
 
 
 class UnreachableImageError(ImageError, AwayError):
-    """Where it is kept does not answer now. It may do so later: nothing is said of the image itself."""
+    """Where it is kept, or its copy would be, cannot be used now. That may change: nothing is said of the image."""
 
 
 class LocalImages:

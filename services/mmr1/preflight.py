@@ -83,13 +83,28 @@ def check_data(config: RunConfig) -> Problems:
         The training problems.
     """
     problems = train_problems(config)
-    held_out = eval_problems(config)
     _check_task_weights(config, problems.tasks)
-    check_coordinates(config, [*problems.tasks, *held_out.tasks])
+    check_coordinates(config, problems.tasks)
     _check_boxes(config, config.train_file, problems, _tasks_with_boxes(config))
+    check_held_out(config)
+    return problems
+
+
+def check_held_out(config: RunConfig) -> Problems:
+    """The held-out file alone, by row and key, images and boxes. A run's rewards have no part in it.
+
+    Returns:
+        Its problems; none without an `eval_file`.
+
+    Raises:
+        ConfigurationError: at the first fault.
+    """
+    held_out = eval_problems(config)
+    if not COORDINATE_TASKS.isdisjoint(held_out.tasks):
+        check_coordinates(config, held_out.tasks)
     if config.eval_file is not None:
         _check_boxes(config, config.eval_file, held_out, COORDINATE_TASKS)  # each is scored by its own task
-    return problems
+    return held_out
 
 
 def _tasks_with_boxes(config: RunConfig) -> Collection[str]:
@@ -210,6 +225,7 @@ def _first_line(error: Exception) -> str:
 __all__ = [
     "check",
     "check_data",
+    "check_held_out",
     "check_kimikl_task",
     "check_model",
     "check_redis",

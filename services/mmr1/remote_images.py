@@ -7,6 +7,7 @@ own affair (AWS_* in the environment, fsspec's configuration). This file knows n
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import posixpath
@@ -39,6 +40,13 @@ _CHUNK_BYTES = 2**20
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
 # What another try cannot change. NotImplementedError: the file system cannot read so.
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotImplementedError, ValueError)
+
+# Of the cache: what no waiting mends, and what a person can do about the rest.
+_NO_FOLDER = (errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG)
+_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room there"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "let this user write there"),
+}
 
 _GONE = (404, 410)  # of a web server's answers
 _LATER = (408, 425, 429)  # and all from 500: it may answer otherwise soon
@@ -154,7 +162,8 @@ class RemoteImages:
 
         Raises:
             ImageError: it is missing, unreadable, too large, no file, or outside the root.
-            UnreachableImageError: the server does not answer, or says that it cannot now.
+            UnreachableImageError: the server does not answer, or says that it cannot now; or the cache takes nothing.
+            ConfigurationError: the cache is no folder.
         """
         relative = self.relative(path)
         if sha256 is not None and (content := self._cached(path, lambda: self._cache.by_hash(sha256))) is not None:
@@ -193,11 +202,18 @@ class RemoteImages:
         return b"".join(parts)
 
     def _cached(self, path: str, step: Callable[[], _T]) -> _T:
+        """A step in the cache. What fails there is this machine's fault and never the image's: most of it clears."""
         try:
             return step()
         except OSError as error:
-            raise ImageError(
-                path, f"cannot be kept below {self.root.cache} ({error.strerror}); set image_cache to another folder"
+            cache, why = self.root.cache, error.strerror or type(error).__name__
+            if error.errno in _NO_FOLDER:
+                raise ConfigurationError(
+                    f"image_cache {cache}: images cannot be kept there ({why}); set image_cache to another folder"
+                ) from None
+            remedy = _REMEDIES.get(error.errno or 0, "see to that disk")
+            raise UnreachableImageError(
+                path, f"cannot be kept below {cache} ({why}); {remedy}, or set image_cache to another folder"
             ) from None
 
     def _named(self, path: str, step: Callable[[], _T]) -> _T:

@@ -21,7 +21,6 @@ from rich.console import Console
 from mmr1.config.eval_options import EvalConfig
 from mmr1.config.loading import load_options, option_help, save_config
 from mmr1.credentials import TOKEN_VARIABLE, make_token
-from mmr1.dataset import eval_problems
 from mmr1.errors import ConfigurationError
 from mmr1.evaluation import Judge, measure
 from mmr1.evaluation.tables import print_results
@@ -35,7 +34,7 @@ from mmr1.local.run_lock import run_lock
 from mmr1.local.service import ServiceFailedError
 from mmr1.local.stack import TOKEN_NAME
 from mmr1.model_folder import check_folder_for, check_model
-from mmr1.preflight import check_reward_server
+from mmr1.preflight import check_held_out, check_reward_server
 from mmr1.records import Problem
 from mmr1.reward_access import reward_client, reward_tls
 from mmr1.rollout_access import RolloutAccess
@@ -95,7 +94,7 @@ def check(config: EvalConfig) -> list[Problem]:
     require_free(evaluation_ports(config, starts_rollouts=not config.rollout_servers))
     if config.reward_url is not None:
         check_reward_server(config.reward_url, reward_tls(config))
-    return list(eval_problems(config))  # asked in threads, and far fewer than a training set's
+    return list(check_held_out(config))  # asked in threads, and far fewer than a training set's
 
 
 def _evaluate(config: EvalConfig, problems: list[Problem], console: Console) -> int:

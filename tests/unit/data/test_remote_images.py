@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.util
 import io
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -14,6 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 from uuid import uuid4
 
 import fsspec
@@ -26,7 +29,7 @@ from mmr1.data_cli import main
 from mmr1.dataset import eval_problems, train_problems
 from mmr1.errors import ConfigurationError
 from mmr1.image_cache import ImageCache
-from mmr1.images import ImageError, ImageStore
+from mmr1.images import ImageError, ImageStore, UnreachableImageError
 from mmr1.records import ImageRef
 from mmr1.remote_images import RemoteRoot
 from mmr1_rollout_server.preflight import check as check_rollout_server
@@ -197,10 +200,29 @@ def test_a_cache_may_be_shared_and_written_by_many_at_once(memory: tuple[str, An
     assert not [path for path in tmp_path.rglob(".writing-*")]
 
 
-def test_a_cache_that_cannot_be_written_is_named(memory: tuple[str, Any], tmp_path: Path) -> None:
+def test_a_cache_that_is_no_folder_is_named(memory: tuple[str, Any], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(ImageError, match=r"cannot be kept below .*set image_cache to another folder"):
+    with pytest.raises(
+        ConfigurationError, match=r"image_cache .*/file: images cannot be kept there \(Not a directory\)"
+    ):
         remote(memory[0], tmp_path / "file").ref("red.png")
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [(errno.ENOSPC, "make room"), (errno.EDQUOT, "make room"), (errno.EROFS, "let this"), (errno.EIO, "see to that")],
+)
+@pytest.mark.parametrize("verb", ["put", "by_hash", "by_name"])
+def test_what_fails_in_the_cache_is_not_the_images_fault(
+    memory: tuple[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, remedy: str, verb: str
+) -> None:
+    store = remote(memory[0], tmp_path)
+    ref = remote(memory[0], tmp_path / "elsewhere").ref("red.png")
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageCache, verb, Mock(side_effect=OSError(number, os.strerror(number))))
+        with pytest.raises(UnreachableImageError, match=f"cannot be kept below .*{remedy}.*, or set image_cache to"):
+            store.open(ref) if verb == "by_hash" else store.ref("red.png")
+    assert store.open(ref).size == (8, 4)
 
 
 def test_a_run_reads_its_images_from_a_url(memory: tuple[str, Any], tmp_path: Path) -> None:

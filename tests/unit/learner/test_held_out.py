@@ -24,12 +24,14 @@ from PIL import Image
 from mmr1.config.eval_options import EvalConfig
 from mmr1.config.loading import load_config, load_options, save_config
 from mmr1.errors import ConfigurationError
+from mmr1.lifecycle import run_command
+from mmr1.preflight import check_held_out
 from mmr1.records import SCHEMA_VERSION, FinishReason, Group, PolicyVersion, Prompt, Rollout, VersionSpan
 from mmr1.wire import group_to_message, prompt_from_message
 from mmr1.wire.v1 import rollout_pb2 as pb
 from mmr1.wire.v1.rollout_pb2_grpc import RolloutServiceServicer, add_RolloutServiceServicer_to_server
 from mmr1_learner.held_out import command
-from mmr1_learner.held_out.command import main
+from mmr1_learner.held_out.command import check, main
 from tests.conftest import free_port
 
 SIDE = 28  # of the image, which the model's processor enlarges
@@ -275,6 +277,38 @@ def test_a_row_that_cannot_be_scored_is_named_before_a_question_is_asked(run: Pa
     ):
         evaluate(run, server)
     assert server.asked == []
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"solution": "the cup"}, "key 'solution' (of a row of task 'grounding') is a text, but not the JSON of a box"),
+        ({"problem": f"In <box>[0, 0, {'9' * 400}, 4]</box>?"}, "key 'problem' holds a box with a number that is too"),
+    ],
+)
+def test_boxes_that_no_model_could_say_are_named_before_anything_starts(
+    run: Path, change: dict[str, Any], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = run.parent / "eval.json"
+    file.write_text("[\n" + ",\n".join(json.dumps(row) for row in [ROWS[0], {**ROWS[8], **change}]) + "\n]\n")
+    assert run_command(lambda: main([str(run)])) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"mmr1: error: {file}:3: {reason}"), line
+    folder = run.parent / "run/eval"
+    assert not any((folder / name).exists() for name in ("config.yaml", "logs")), "something was started"
+    file.write_text(json.dumps([ROWS[0]]))
+    check(load_options(EvalConfig, run, []))
+
+
+def test_boxes_need_a_model_whose_way_of_saying_them_is_known(run: Path, tmp_path: Path) -> None:
+    """Where a held-out problem is about them: a run's rewards have no part in it."""
+    (tmp_path / "llava").mkdir()
+    (tmp_path / "llava/config.json").write_text('{"model_type": "llava"}')
+    config = load_options(EvalConfig, run, ["--model", str(tmp_path / "llava"), "--rewards", "grounding"])
+    with pytest.raises(ConfigurationError, match="how a llava says boxes is not known here; set coordinates"):
+        check_held_out(config)
+    (run.parent / "eval.json").write_text(json.dumps([ROWS[0]]))
+    assert len(check_held_out(config)) == 1
 
 
 def test_a_prompt_that_a_server_refuses_is_named_by_its_row(run: Path, server: Answering) -> None:
