@@ -22,11 +22,14 @@ DIGITS = DATA / "digits"
 
 
 def main() -> int:
-    """Returns the exit code. What others wait for comes last: Redis and the reward server for their files, the learner
-    and rollout servers for the mark that says for which run's file the problems are there.
+    """Returns the exit code. Each waits for no more than it needs: Redis and the reward server for their files, rollout
+    servers for a mark that their secrets and the folder of images are there, the learner for one that the problems are.
+    Both marks say for which run's file. An engine loads while problems are drawn.
     """
-    if code := _draw_problems():
-        return code
+    mark = f"{hashlib.sha256(CONFIG.read_bytes()).hexdigest()}  -\n"  # as sha256sum prints it
+    problems = _missing_problems()
+    if problems is not None:
+        problems.mkdir(parents=True, exist_ok=True)
     passwords = {user: _secret(VOLUMES / user / "redis.password") for user in ("learner", "rollout")}
     digests = {user: hashlib.sha256(password.encode()).hexdigest() for user, password in passwords.items()}
     _shared("rollout.token", "rollout", "learner")
@@ -34,7 +37,12 @@ def main() -> int:
     _write(VOLUMES / "reward" / "api.keys", key + "\n")
     # For Redis, which is another user: digests of what nobody could guess are no secret.
     _write(VOLUMES / "redis" / "users.acl", _with_digests(RULES.read_text(), digests), mode=0o644)
-    _write(DATA / ".prepared", f"{hashlib.sha256(CONFIG.read_bytes()).hexdigest()}  -\n", mode=0o644)  # as sha256sum
+    _write(VOLUMES / "rollout" / ".prepared", mark)
+    if problems is not None:
+        command = ["mmr1", "data", "digits", "--task", problems.name, "--out", str(problems)]
+        if code := subprocess.run(command, check=False).returncode:
+            return code
+    _write(DATA / ".prepared", mark, mode=0o644)
     return 0
 
 
@@ -65,13 +73,10 @@ def _write(path: Path, text: str, mode: int = 0o600) -> None:
     aside.replace(path)
 
 
-def _draw_problems() -> int:
-    """Those that the run's file names below data/digits/TASK, if they are not there. Others are the user's to bring."""
+def _missing_problems() -> Path | None:
+    """The folder data/digits/TASK that the run's file names, if nothing is there. Others are the user's to bring."""
     train_file = Path(str((yaml.safe_load(CONFIG.read_text()) or {}).get("train_file", "")))
-    if train_file.parent.parent != DIGITS or train_file.exists():
-        return 0
-    command = ["mmr1", "data", "digits", "--task", train_file.parent.name, "--out", str(train_file.parent)]
-    return subprocess.run(command, check=False).returncode
+    return train_file.parent if train_file.parent.parent == DIGITS and not train_file.exists() else None
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 #!/bin/sh
-# Starts a learner or a rollout server when `prepare` has done its part for this run's file: its problems are drawn.
+# Starts a learner or a rollout server when `prepare` has done its part for this run's file. A rollout server is asked for no
+# problem before the learner comes, so it waits for its secrets alone and loads its engine while problems are drawn.
 #
 # A learner's exit code 2 says that somebody must change something, or that another learner has taken the run over: here it
 # ends with 0, because an engine would start it again and again. The line that says why is the log's last.
 digest=$(sha256sum </etc/mmr1/run.yaml)
 trap 'exit 143' TERM INT
-until [ "$(cat /srv/mmr1/data/.prepared 2>/dev/null)" = "$digest" ]; do sleep 0.2; done
+[ "$1" = learner ] && mark=/srv/mmr1/data/.prepared || mark=/secrets/.prepared
+until [ "$(cat "$mark" 2>/dev/null)" = "$digest" ]; do sleep 0.2; done
 
 [ "$1" = learner ] || { trap - TERM INT; exec python -m mmr1_rollout_server "$@"; }
 shift

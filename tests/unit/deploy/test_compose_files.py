@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import ast
-import hashlib
-import os
 import re
-import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -116,48 +112,6 @@ def test_prometheus_asks_where_the_services_listen() -> None:
     learner = RunConfig.model_fields["learner_metrics_port"].default
     assert jobs["learner"]["static_configs"][0]["targets"] == [f"learner:{learner}"]
     assert f'"127.0.0.1:{learner}"' in (ROOT / "learner" / "Dockerfile").read_text()
-
-
-@pytest.mark.parametrize(("code", "expected"), [(0, 0), (1, 1), (2, 0)])
-def test_a_learner_that_must_not_be_started_again_ends_well(tmp_path: Path, code: int, expected: int) -> None:
-    assert run_start(tmp_path, f"import sys; sys.exit({code})").wait(60) == expected
-
-
-def test_a_learner_is_told_to_stop(tmp_path: Path) -> None:
-    program = (
-        "import pathlib, signal, sys, time\n"
-        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))\n"
-        "pathlib.Path('up').touch()\n"
-        "time.sleep(60)\n"
-    )
-    process = run_start(tmp_path, program)
-    while not (tmp_path / "up").exists():
-        time.sleep(0.05)
-    process.terminate()
-    assert process.wait(30) == 7
-
-
-def test_nothing_starts_before_its_problems_are_drawn(tmp_path: Path) -> None:
-    process = run_start(tmp_path, "open('up', 'w')", prepared="another file's")
-    time.sleep(1.0)
-    assert not (tmp_path / "up").exists() and process.poll() is None
-    process.terminate()
-    assert process.wait(30) == 143
-
-
-def run_start(folder: Path, learner: str, prepared: str | None = None) -> subprocess.Popen[bytes]:
-    """deploy/compose/start.sh with files of the test's, and a learner of this code."""
-    (folder / "run.yaml").write_text("num_steps: 1\n")
-    digest = hashlib.sha256((folder / "run.yaml").read_bytes()).hexdigest()
-    (folder / ".prepared").write_text(prepared or f"{digest}  -\n")
-    (folder / "mmr1_learner").mkdir()
-    (folder / "mmr1_learner" / "__init__.py").touch()
-    (folder / "mmr1_learner" / "train.py").write_text(learner)
-    script = (ROOT / "deploy" / "compose" / "start.sh").read_text()
-    script = script.replace("/etc/mmr1/run.yaml", "run.yaml").replace("/srv/mmr1/data/.prepared", ".prepared")
-    (folder / "start.sh").write_text(script)
-    environment = {**os.environ, "PYTHONPATH": str(folder)}
-    return subprocess.Popen(["sh", "start.sh", "learner"], cwd=folder, env=environment)
 
 
 def test_redis_lets_in_whom_the_security_page_says() -> None:

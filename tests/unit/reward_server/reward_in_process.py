@@ -14,7 +14,7 @@ _PATIENT_SECONDS = 60.0  # no scorer takes so long, however busy the machine is
 
 
 class InProcessScoring:
-    """`deadlines`: seconds for one item of tasks that are too slow on purpose. Of no other task is an item ever late."""
+    """`deadlines`: seconds for one item of tasks that are too slow on purpose. No other task's item is ever late."""
 
     def __init__(
         self,
