@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Makes deploy/kubernetes/secrets: random tokens and passwords, and the rules of Redis' users (those of docs/security.md).
-# The folder is not committed. Nothing is replaced: remove the folder first for new ones.
+# Makes deploy/kubernetes/secrets: random tokens and passwords, the rules of Redis' users (those of docs/security.md), and
+# certificates for the component `rollout-tls`. The folder is not committed. Nothing is replaced: remove the folder first for
+# new ones.
 set -euo pipefail
 umask 077
 here=$(cd "$(dirname "$0")" && pwd)
@@ -33,6 +34,22 @@ random >"$out.new/run/rollout.token"
     printf '%s\n' "${rule/SHA256/$hash}"
   done
 } >"$out.new/run/users.acl"
+
+# One certificate for all rollout servers, whatever their addresses, and one for the learner. The CA signs no others: its
+# key is not kept.
+tls=$out.new/tls days=3650
+new_key=(-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes)
+quietly() { local said; said=$("$@" 2>&1) || fail "$said"; }
+quietly openssl req -x509 "${new_key[@]}" -keyout "$tls/ca.key" -out "$tls/ca.crt" -subj "/CN=mmr1 CA" -days "$days"
+sign() { # FILES NAME
+  quietly openssl req "${new_key[@]}" -keyout "$tls/$1.key" -out "$tls/request" -subj "/CN=$2"
+  printf 'subjectAltName=DNS:%s' "$2" >"$tls/names"
+  quietly openssl x509 -req -in "$tls/request" -CA "$tls/ca.crt" -CAkey "$tls/ca.key" -CAcreateserial \
+    -CAserial "$tls/serial" -days "$days" -extfile "$tls/names" -out "$tls/$1.crt"
+}
+sign server rollout-server
+sign client learner
+rm "$tls"/{ca.key,request,names,serial}
 mv "$out.new" "$out"
 trap - EXIT
 echo "wrote $out"

@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import ipaddress
+import os
+import ssl
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmr1.lifecycle import CommandParser
-from mmr1.local.readiness import ACCEPTS_WEIGHTS, SERVES, Probe, grpc_serving, http_ready
+from mmr1.local.readiness import ACCEPTS_WEIGHTS, LIVES, SERVES, grpc_serving, http_ready
 
 if TYPE_CHECKING:  # half a second more, which a check that runs every few seconds need not take
+    from mmr1.config import RunConfig
     from mmr1.rollout_access import RolloutAccess
 
 _NOT_READY = 1
+_SERVICES = {"rollout": ACCEPTS_WEIGHTS, "serving": SERVES, "alive": LIVES}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -28,33 +33,83 @@ def main(argv: Sequence[str]) -> int:
     for kind, what in (
         ("rollout", "a rollout server that accepts weights"),
         ("serving", "a rollout server that holds the run's weights"),
+        ("alive", "a rollout server that answers, whatever it holds"),
         ("metrics", "a program that serves its metrics: the learner"),
     ):
         one = kinds.add_parser(kind, help=what)
         one.add_argument("address", metavar="HOST:PORT")
         if kind != "metrics":
-            one.add_argument("--config", type=Path, help="the run's YAML file, where rollout servers speak TLS")
+            one.add_argument("--config", type=Path, help="the run's YAML file, where rollout servers may speak TLS")
     arguments = parser.parse_args(argv)
-    ready = asyncio.run(_answer(_probe(arguments)))
-    print("ready" if ready else "not ready", file=sys.stdout if ready else sys.stderr)
-    return 0 if ready else _NOT_READY
+    fault = asyncio.run(_metrics(arguments.address)) if arguments.kind == "metrics" else _rollout(arguments)
+    if fault is None:
+        print("ready")
+        return 0
+    print("not ready" + (f": {fault}" if fault else ""), file=sys.stderr)
+    return _NOT_READY
 
 
-async def _answer(probe: Probe) -> bool:
-    return await probe()
+async def _metrics(address: str) -> str | None:
+    return None if await http_ready(f"http://{address}/metrics")() else ""
 
 
-def _probe(arguments: argparse.Namespace) -> Probe:
-    if arguments.kind == "metrics":
-        return http_ready(f"http://{arguments.address}/metrics")
-    service = SERVES if arguments.kind == "serving" else ACCEPTS_WEIGHTS
-    access = _access(arguments.config) if arguments.config else None
-    return grpc_serving(arguments.address, service, access)
+def _rollout(arguments: argparse.Namespace) -> str | None:
+    """None: it is ready. Else why not, as far as TLS is why."""
+    host, _, port = arguments.address.rpartition(":")
+    ways = _ways_in(arguments.config, host) if arguments.config and _may_speak_tls(arguments.config) else [None]
+
+    async def is_ready(access: RolloutAccess | None) -> bool:
+        return await grpc_serving(arguments.address, _SERVICES[arguments.kind], access)()
+
+    if any(asyncio.run(is_ready(access)) for access in ways):
+        return None
+    return _tls_fault(host, int(port), ways[0]) if port.isdigit() else ""
 
 
-def _access(path: Path) -> RolloutAccess:
-    """TLS alone: whoever asks for health is not let in further, and need not read the token."""
+def _may_speak_tls(path: Path) -> bool:
+    """False only when no option of it is set anywhere, which is known without reading the whole configuration."""
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError):
+        return True  # whoever reads it says what is wrong
+    return "rollout_tls" in text or any(name.upper().startswith("MMR1_ROLLOUT_TLS") for name in os.environ)
+
+
+def _ways_in(path: Path, host: str) -> list[RolloutAccess | None]:
+    """TLS alone: whoever asks for health is not let in further, and need not read the token.
+
+    A server that is asked on its own machine is known by its certificate. That may not hold the address it is asked at,
+    which others do not use.
+    """
     from mmr1.config import load_config
     from mmr1.rollout_access import RolloutAccess
 
-    return RolloutAccess.from_config(load_config(path).model_copy(update={"rollout_token_file": None}), {})
+    config = load_config(path)
+    if _is_own(config, host):
+        names = [config.rollout_tls_name] if config.rollout_tls_name else [config.reachable_host, host]
+        return [RolloutAccess.of_own_server(config, name) for name in dict.fromkeys(names)]
+    return [RolloutAccess.from_config(config.model_copy(update={"rollout_token_file": None}), {})]
+
+
+def _is_own(config: RunConfig, host: str) -> bool:
+    """A certificate that cannot be read is another machine's: the configuration may be of a caller."""
+    served = config.rollout_tls_cert
+    return served is not None and _is_loopback(host) and os.access(served, os.R_OK)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _tls_fault(host: str, port: int, access: RolloutAccess | None) -> str:
+    from mmr1.tls import speaks_tls, tls_fault
+
+    if access is None or access.tls is None:
+        secured = speaks_tls(host, port)
+        return "it speaks TLS and we do not; give --config the file that it was started with" if secured else ""
+    context = access.tls.context(("h2",))
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # as gRPC does: its own certificate may be what is trusted
+    return tls_fault(host, port, context, access.name) or ""

@@ -46,6 +46,21 @@ class RolloutAccess:
             tls.context()  # all of it is what it should be
         return cls(tokens[0] if tokens else None, tls, config.rollout_tls_name)
 
+    @classmethod
+    def of_own_server(cls, config: RunConfig, name: str) -> Self:
+        """A rollout server's health check of itself, from what the server itself reads: no file of its callers.
+
+        It trusts the server's own certificate, which holds `name`, and shows it where callers must show one.
+
+        Raises:
+            ConfigurationError: a certificate or key is missing or is none.
+        """
+        served = server_files(config)
+        shown = served if served.ca is not None else TlsFiles()
+        tls = TlsFiles(served.certificate, shown.certificate, shown.key)
+        tls.context()
+        return cls(None, tls, name)
+
     def channel(self, address: str, options: Sequence[tuple[str, Any]] = ()) -> grpc.Channel:
         """A channel that shows the token with each call."""
         if self.tls is None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 PROBE_SECONDS = 1.0
 ACCEPTS_WEIGHTS = "mmr1.v1.RolloutService/weights"
 SERVES = "mmr1.v1.RolloutService"
+LIVES = ""  # the process answers, whatever it holds
 
 Probe = Callable[[], Awaitable[bool]]
 

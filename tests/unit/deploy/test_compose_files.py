@@ -148,6 +148,19 @@ def test_dockerfiles(service: str) -> None:
     assert labels == {"title", "description", "version", "licenses"}
 
 
+def test_a_rollout_servers_health_is_asked_for_where_and_with_what_it_was_started() -> None:
+    """Its file says whether it speaks TLS. The compose file starts it as the image does, and leaves the check alone."""
+    text = (ROOT / "rollout_server" / "Dockerfile").read_text()
+    (check,) = re.findall(r"^HEALTHCHECK .*\n  CMD (\[.*\])$", text, re.MULTILINE)
+    (start,) = re.findall(r"^CMD (\[.*\])$", text, re.MULTILINE)
+    command = ast.literal_eval(start)
+    given = dict(zip(command[::2], command[1::2], strict=True))
+    address = f"127.0.0.1:{given['--port']}"
+    assert ast.literal_eval(check) == ["mmr1", "probe", "rollout", address, "--config", given["--config"]]
+    service = services("docker-compose.yml")["rollout-server"]
+    assert service["command"] == command and "healthcheck" not in service
+
+
 def test_learner_and_rollout_server_share_their_layers() -> None:
     shared = [
         (ROOT / service / "Dockerfile").read_text().split(MARK, 1)[1].split("# What differs.")[0]

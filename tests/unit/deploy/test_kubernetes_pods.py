@@ -17,6 +17,7 @@ from tests.unit.deploy.kubernetes_overlays import (
     OVERLAYS,
     ROOT,
     RUNS,
+    SECURED,
     Document,
     Pod,
     matches,
@@ -40,7 +41,7 @@ def amount(quantity: str) -> float:
 
 
 def every_pod() -> list[Any]:
-    return [pytest.param(o, pod, id=f"{o}-{pod.owner}") for o in OVERLAYS for pod in pods(o)]
+    return [pytest.param(o, pod, id=f"{o}-{pod.owner}") for o in (*OVERLAYS, *SECURED) for pod in pods(o)]
 
 
 @pytest.mark.parametrize(("overlay", "pod"), every_pod())

@@ -168,5 +168,9 @@ def test_secrets_are_made_once(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "security.md").read_text()
     for rule in rules[2:5]:
         assert re.sub(r"#[0-9a-f]{64}", "#SHA256", rule) in page
-    modes = {path.stat().st_mode & 0o077 for path in (tree() / "secrets").rglob("*.password")}
+    modes = {
+        path.stat().st_mode & 0o077
+        for path in (tree() / "secrets").rglob("*.*")
+        if path.suffix in (".password", ".key")
+    }
     assert modes == {0}

@@ -20,6 +20,7 @@ from jsonschema import Draft202012Validator, ValidationError
 from tests.unit.deploy.kubernetes_overlays import (
     OVERLAYS,
     ROOT,
+    SECURED,
     TRACED,
     Document,
     build,
@@ -50,7 +51,7 @@ def validate(document: Document, version: str) -> None:
 
 
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
-@pytest.mark.parametrize("overlay", (*OVERLAYS, *TRACED))
+@pytest.mark.parametrize("overlay", (*OVERLAYS, *TRACED, *SECURED))
 def test_every_object_is_of_its_kind(overlay: str, version: str) -> None:
     for document in rendered(overlay):
         try:
@@ -128,7 +129,7 @@ def test_no_secret_stands_in_the_repository() -> None:
             assert "kind: Secret\n" not in path.read_text(), path
     assert "/secrets/" in (ROOT / "deploy" / "kubernetes" / ".gitignore").read_text().splitlines()
     held = sorted(p.name for p in (ROOT / "deploy" / "kubernetes" / "secrets.example").rglob("*") if p.is_file())
-    assert held == ["kustomization.yaml"] * 2
+    assert held == ["kustomization.yaml"] * 3
     assert len(data_of("cpu", "Secret", "reward-key")["reward.key"]) > 60
 
 
