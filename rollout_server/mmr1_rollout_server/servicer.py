@@ -15,7 +15,7 @@ import structlog
 from grpc.aio import ServicerContext
 
 from mmr1.config import RunConfig
-from mmr1.errors import WeightUpdateError
+from mmr1.errors import ConfigurationError, WeightUpdateError
 from mmr1.images import ImageError, ImageStore, UnreachableImageError
 from mmr1.records import SCHEMA_VERSION, AdapterSpec, TensorSpec
 from mmr1.wire import (
@@ -55,6 +55,7 @@ STATUS_OF: dict[type[Exception], grpc.StatusCode] = {
     PromptError: grpc.StatusCode.INVALID_ARGUMENT,
     NotServingError: grpc.StatusCode.UNAVAILABLE,
     EngineDiedError: grpc.StatusCode.UNAVAILABLE,
+    ConfigurationError: grpc.StatusCode.FAILED_PRECONDITION,
 }
 _NAMED = tuple(STATUS_OF)
 STATE_MESSAGES = {state: f"SERVER_STATE_{state.name}" for state in State}

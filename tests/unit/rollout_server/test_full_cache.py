@@ -6,6 +6,7 @@ folder that is closed to everybody.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -17,6 +18,7 @@ import fsspec
 import pytest
 import structlog
 
+from mmr1.errors import ConfigurationError
 from mmr1.images import ImageStore
 from mmr1.records import Group
 from mmr1.remote_images import RemoteRoot
@@ -123,3 +125,12 @@ async def test_nor_does_one_that_is_closed_to_this_user(
     await comes_through(
         bench, monkeypatch, "Permission denied); let this user", lambda: (tmp_path / "disk").chmod(0o700)
     )
+
+
+async def test_one_that_is_no_folder_ends_the_server_and_not_the_prompts(bench: Bench, tmp_path: Path) -> None:
+    (tmp_path / "disk").write_text("in the way")
+    await bench.serve()
+    with pytest.raises(ConfigurationError, match=r"image_cache .*/disk: images cannot be kept there"):
+        await asyncio.wait_for(bench.work(), 15)
+    ledger = bench.queue.ledger()
+    assert ledger.dead == {} and ledger.pending == 3 and ledger.balanced

@@ -12,6 +12,7 @@ import grpc
 import pytest
 from PIL import Image
 
+from mmr1.errors import ConfigurationError
 from mmr1.image_files import MissingImageError
 from mmr1.images import ImageError, ImageStore, UnreachableImageError
 from mmr1.records import Group, ImageRef
@@ -82,6 +83,7 @@ async def test_it_is_not_asked_again_at_once(bench: Bench, monkeypatch: pytest.M
         (MissingImageError("a.png", "/data"), grpc.StatusCode.INVALID_ARGUMENT),
         (PromptError("too long"), grpc.StatusCode.INVALID_ARGUMENT),
         (NotServingError("paused"), grpc.StatusCode.UNAVAILABLE),
+        (ConfigurationError("image_cache x: is no folder"), grpc.StatusCode.FAILED_PRECONDITION),
     ],
 )
 def test_an_evaluation_asks_again_for_what_is_away(error: Exception, status: grpc.StatusCode) -> None:
