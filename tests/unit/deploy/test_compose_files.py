@@ -118,7 +118,7 @@ def test_prometheus_asks_where_the_services_listen() -> None:
     assert f'"127.0.0.1:{learner}"' in (ROOT / "learner" / "Dockerfile").read_text()
 
 
-@pytest.mark.parametrize(("code", "expected"), [(0, 0), (1, 1), (2, 0)])
+@pytest.mark.parametrize(("code", "expected"), [(0, 0), (1, 1), (2, 0), (143, 143)])
 def test_a_learner_that_must_not_be_started_again_ends_well(tmp_path: Path, code: int, expected: int) -> None:
     assert run_start(tmp_path, f"import sys; sys.exit({code})").wait(60) == expected
 
