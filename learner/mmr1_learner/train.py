@@ -40,6 +40,7 @@ if TYPE_CHECKING:  # they import torch
 
 log = structlog.get_logger()
 
+TOLD_TO_STOP = 128 + signal.SIGTERM  # whichever signal it was: the run is not done, and the same command goes on
 _GO_ON = b""  # rank 0 needs the others no more, for now
 
 
@@ -141,6 +142,7 @@ def _take_steps(
 
 
 def main(argv: list[str] | None = None) -> int:
+    """One rank. Returns 0 when the run is done, `TOLD_TO_STOP` when it was told to stop before."""
     parser = argparse.ArgumentParser(prog="mmr1-learner", description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="a run's YAML file")
     parser.add_argument("--report", action="store_true", help="at the end, do as `mmr1 report` does")
@@ -174,10 +176,12 @@ def main(argv: list[str] | None = None) -> int:
         ) from None
     except StopRequestedError:
         log.info("stopped while waiting; the newest checkpoint is where the run goes on")
-        return 128 + signal.SIGTERM
+        return TOLD_TO_STOP
     finally:
         stop_tracing()
-    if arguments.report and finished and rank == "0":
+    if not finished:
+        return TOLD_TO_STOP
+    if arguments.report and rank == "0":
         from mmr1.report import build  # it draws: nothing that a learner need carry through the run
 
         build(config.run_dir)

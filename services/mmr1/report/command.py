@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigurationError as error:
         print(f"mmr1: error: {error}", file=sys.stderr)
         return CONFIGURATION_ERROR
-    print(f"{arguments.run_dir / 'report.html'}")
+    print(f"{run.folder / 'report.html'}")
     return 0
 
 

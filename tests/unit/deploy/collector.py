@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
 )
+
+from tests.unit.deploy.small_http import answering
 
 
 @dataclass(frozen=True)
@@ -45,31 +45,16 @@ class Collector:
 
 @contextlib.contextmanager
 def collecting() -> Iterator[Collector]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            assert self.path == "/v1/traces"
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            if self.headers.get("Content-Encoding") == "gzip":
-                body = gzip.decompress(body)
-            collector.spans.extend(_spans(ExportTraceServiceRequest.FromString(body)))
-            answer = ExportTraceServiceResponse().SerializeToString()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/x-protobuf")
-            self.send_header("Content-Length", str(len(answer)))
-            self.end_headers()
-            self.wfile.write(answer)
+    spans: list[Span] = []
 
-        def log_message(self, *_: object) -> None:
-            """Nobody wants them."""
+    def take(path: str, headers: Mapping[str, str], body: bytes) -> tuple[str, bytes]:
+        assert path == "/v1/traces"
+        sent = gzip.decompress(body) if headers.get("Content-Encoding") == "gzip" else body
+        spans.extend(_spans(ExportTraceServiceRequest.FromString(sent)))
+        return "application/x-protobuf", ExportTraceServiceResponse().SerializeToString()
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    collector = Collector(f"http://127.0.0.1:{server.server_address[1]}")
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield collector
-    finally:
-        server.shutdown()
-        server.server_close()
+    with answering(take) as address:
+        yield Collector(f"http://{address}", spans)
 
 
 def _spans(request: ExportTraceServiceRequest) -> Iterator[Span]:

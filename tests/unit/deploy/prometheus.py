@@ -7,10 +7,8 @@ import json
 import os
 import shutil
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -21,6 +19,7 @@ import pytest
 import yaml
 
 from tests.conftest import free_port
+from tests.unit.deploy.small_http import answering
 
 START_SECONDS = 30.0
 NUM_SCRAPES = 3  # a rate needs two
@@ -55,7 +54,7 @@ class Prometheus:
 def running_prometheus(texts: dict[str, bytes], folder: Path) -> Iterator[Prometheus]:
     """It has scraped each job of `texts` several times."""
     binary = program("prometheus")
-    with _serving(texts) as target:
+    with answering(lambda path, *_: ("text/plain; version=0.0.4", texts[path.strip("/")])) as target:
         jobs = [
             {"job_name": job, "metrics_path": f"/{job}", "static_configs": [{"targets": [target]}]} for job in texts
         ]
@@ -78,30 +77,6 @@ def running_prometheus(texts: dict[str, bytes], folder: Path) -> Iterator[Promet
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait(10)
-
-
-@contextlib.contextmanager
-def _serving(texts: dict[str, bytes]) -> Iterator[str]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = texts[self.path.strip("/")]
-            self.send_response(200)
-            self.send_header("Content-Type", "text/plain; version=0.0.4")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            """Nobody wants them."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def _wait(server: Prometheus, process: subprocess.Popen[bytes], num_jobs: int, log: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 
 
-@pytest.mark.parametrize(("code", "expected"), [(0, 0), (1, 1), (2, 0)])
+@pytest.mark.parametrize(("code", "expected"), [(0, 0), (1, 1), (2, 0), (143, 143)])
 def test_a_learner_that_must_not_be_started_again_ends_well(tmp_path: Path, code: int, expected: int) -> None:
     assert run_start(tmp_path, f"import sys; sys.exit({code})").wait(60) == expected
 

@@ -22,6 +22,7 @@ import redis
 
 from mmr1.credentials import REWARD_KEY_VARIABLE
 from mmr1.streams import PromptConsumer, RunQueue
+from mmr1_learner.train import TOLD_TO_STOP
 from tests.conftest import free_port, make_prompt
 from tests.own_redis import SYSTEM_REDIS
 from tests.peers.running_server import running_server
@@ -115,15 +116,15 @@ class TestHowTheLearnerIsStarted:
     def test_an_end_of_its_own_is_passed_on(self, code: int) -> None:
         assert subprocess.run(["sh", self.script, "sh", "-c", f"exit {code}"]).returncode == code
 
-    @pytest.mark.parametrize(("own", "seen"), [(0, 128 + signal.SIGTERM), (143, 143), (2, 2)])
-    def test_a_run_that_was_told_to_stop_is_not_done(self, tmp_path: Path, own: int, seen: int) -> None:
-        """And the learner is waited for, however long its checkpoint takes."""
+    @pytest.mark.parametrize("code", [TOLD_TO_STOP, 0, 2])
+    def test_one_that_is_told_to_stop_is_waited_for(self, tmp_path: Path, code: int) -> None:
+        """However long its checkpoint takes. 0 then says that the run was done just before."""
         program = (
             "import pathlib, signal, sys, time\n"
             "def stop(*_):\n"
             "    time.sleep(1)\n"
             f"    pathlib.Path({str(tmp_path / 'saved')!r}).touch()\n"
-            f"    sys.exit({own})\n"
+            f"    sys.exit({code})\n"
             "signal.signal(signal.SIGTERM, stop)\n"
             f"pathlib.Path({str(tmp_path / 'up')!r}).touch()\n"
             "time.sleep(60)\n"
@@ -134,7 +135,17 @@ class TestHowTheLearnerIsStarted:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == seen and (tmp_path / "saved").exists()
+        assert process.wait(20) == code and (tmp_path / "saved").exists()
+
+    def test_one_that_does_not_listen_yet_ends_at_once(self, tmp_path: Path) -> None:
+        program = f"import pathlib, time; pathlib.Path({str(tmp_path / 'up')!r}).touch(); time.sleep(60)"
+        process = subprocess.Popen(["sh", self.script, sys.executable, "-c", program])
+        deadline = time.monotonic() + 20
+        while not (tmp_path / "up").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == TOLD_TO_STOP
 
     def test_it_is_what_the_pod_runs(self) -> None:
         pod = pod_of("cpu", "learner")

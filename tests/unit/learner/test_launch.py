@@ -17,6 +17,7 @@ import yaml
 
 from mmr1.config import RunConfig
 from mmr1.errors import ConfigurationError
+from mmr1_learner.errors import StopRequestedError
 from mmr1_learner.plan import StepPlan
 from mmr1_learner.train import main
 from tests.conftest import free_port
@@ -157,10 +158,30 @@ def test_deepspeeds_launcher_may_name_the_rank_on_the_command_line(tmp_path: Pat
     assert ended.returncode == 2 and "per_device_batch_size does not divide" in ended.stderr
 
 
+@pytest.mark.parametrize(("ended", "code"), [(True, 0), (False, 143), (StopRequestedError(), 143)])
+def test_only_a_run_that_is_done_ends_with_0(
+    ended: bool | Exception, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And only that is reported on."""
+
+    def train(config: RunConfig) -> bool:
+        if isinstance(ended, Exception):
+            raise ended
+        return ended
+
+    reported: list[Path] = []
+    monkeypatch.setattr("mmr1_learner.train.train", train)
+    monkeypatch.setattr("mmr1_learner.train.check", lambda config: None)
+    monkeypatch.setattr("mmr1.report.build", reported.append)
+    file = run_file(tmp_path, per_device_batch_size=8, num_generations=8, run_dir=str(tmp_path / "run"))
+    assert main(["--config", str(file), "--report"]) == code
+    assert reported == ([tmp_path / "run"] if code == 0 else [])
+
+
 def test_the_number_of_ranks_is_what_the_launcher_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever `learner_processes` says, and before the batch is held against it."""
     started: list[RunConfig] = []
-    monkeypatch.setattr("mmr1_learner.train.train", started.append)
+    monkeypatch.setattr("mmr1_learner.train.train", lambda config: started.append(config) or True)
     monkeypatch.setattr("mmr1_learner.train.check", lambda config: None)
     file = run_file(tmp_path, per_device_batch_size=4, num_generations=8, learner_processes=1)
     arguments = ["--config", str(file)]

@@ -276,6 +276,14 @@ def test_command_prints_the_table(run: Path, capsys: pytest.CaptureFixture[str])
         assert shown in printed
 
 
+def test_the_runs_own_file_names_its_folder(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = {"model": "none", "train_file": "none.json", "num_steps": 1, "per_device_batch_size": 8}
+    config = tmp_path / "mine.yaml"
+    config.write_text(json.dumps({**given, "run_dir": str(run)}))  # JSON is YAML
+    assert main(["--config", str(config)]) == 0
+    assert str(run / "report.html") in capsys.readouterr().out.splitlines()
+
+
 def test_an_unbalanced_ledger_is_said_loudly(tmp_path: Path) -> None:
     run = write_run(tmp_path, num_steps=1)
     (run / "ledger.json").write_text(json.dumps({"fed": 9, "trained": 4, "dropped": {}, "dead": {}, "pending": 4}))
