@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from fsspec.registry import _registry
 from PIL import Image
 
 from mmr1 import ledger_cli, rewards_cli, templates_cli
@@ -220,6 +221,7 @@ def root_without_its_package() -> None:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("s3fs", "aiobotocore", "botocore"):
             patch.setitem(sys.modules, name, None)
+        patch.delitem(_registry, "s3", raising=False)  # another test may have opened a bucket
         ImageStore(config(image_root="s3://photos").resolved_image_root)
 
 
