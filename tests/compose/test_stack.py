@@ -20,6 +20,7 @@ from tests.compose.stack import IMAGES, PROJECT, ROOT, Stack, health_checks, run
 
 pytestmark = [pytest.mark.compose, pytest.mark.timeout(1200)]
 
+CHECKPOINT_EVERY = 5
 MORE_STEPS = 12  # of the run's second half, after `down` and `up`
 FIRST_STEP_SECONDS = 90  # from `up` to the first optimizer step, images built, on two cores
 BACK_SECONDS = 300
@@ -44,7 +45,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 def write_config(path: Path, num_steps: int) -> None:
     """The shipped example, of another length and with fewer held-out problems."""
     config = yaml.safe_load((ROOT / "examples" / "counting.yaml").read_text())
-    config |= {"num_steps": num_steps, "eval_sample_size": 128, "checkpoint_every": 5}
+    config |= {"num_steps": num_steps, "eval_sample_size": 128, "checkpoint_every": CHECKPOINT_EVERY}
     path.write_text(yaml.safe_dump(config))
     for readable, mode in ((path, 0o644), (path.parent, 0o755)):
         readable.chmod(mode)
@@ -146,6 +147,16 @@ def test_what_is_killed_comes_back(stack: Stack, service: str) -> None:
     check_accounts(stack)
 
 
+def test_all_are_restarted(stack: Stack) -> None:
+    """As after a restart of the machine, when every program is told to end and started again, in no order."""
+    until("a checkpoint", lambda: len(stack.steps()) > CHECKPOINT_EVERY, stack, BACK_SECONDS)
+    steps = stack.steps()
+    stack.compose("restart")
+    until("a step after the restart", lambda: len(stack.steps()) > len(steps), stack, BACK_SECONDS)
+    assert stack.steps()[0] == steps[0], "it began anew"
+    check_accounts(stack)
+
+
 def test_down_and_up_goes_on(stack: Stack) -> None:
     stack.down()
     assert not stack.containers()
@@ -159,8 +170,14 @@ def test_down_and_up_goes_on(stack: Stack) -> None:
 
 
 def test_the_run_ends_and_is_reported(stack: Stack) -> None:
-    until("the learner ends", lambda: stack.state("learner").get("Status") == "exited", stack, 600)
-    assert stack.state("learner")["ExitCode"] == 0
+    states: list[dict[str, Any]] = []  # one look gives both: a learner that is started again would have neither
+
+    def ended() -> bool:
+        states.append(stack.state("learner"))
+        return states[-1].get("Status") == "exited"
+
+    until("the learner ends", ended, stack, 600)
+    assert states[-1]["ExitCode"] == 0, stack.logs("learner")[-3000:]
     folder = stack.volume("runs") / "demo-counting"
     found = {path.name for path in folder.iterdir()}
     assert {"report.html", "reward.png", "result.json", "model"} <= found, stack.logs("learner")[-3000:]
