@@ -129,23 +129,22 @@ class TestHowTheLearnerIsStarted:
             f"pathlib.Path({str(tmp_path / 'up')!r}).touch()\n"
             "time.sleep(60)\n"
         )
-        process = subprocess.Popen(["sh", self.script, sys.executable, "-c", program])
-        deadline = time.monotonic() + 20
-        while not (tmp_path / "up").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        process.send_signal(signal.SIGTERM)
+        process = self.told_to_stop_when_up(program, tmp_path)
         assert process.wait(20) == code and (tmp_path / "saved").exists()
 
     def test_one_that_does_not_listen_yet_ends_at_once(self, tmp_path: Path) -> None:
         program = f"import pathlib, time; pathlib.Path({str(tmp_path / 'up')!r}).touch(); time.sleep(60)"
+        process = self.told_to_stop_when_up(program, tmp_path)
+        assert process.wait(20) == TOLD_TO_STOP
+
+    def told_to_stop_when_up(self, program: str, folder: Path) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(["sh", self.script, sys.executable, "-c", program])
         deadline = time.monotonic() + 20
-        while not (tmp_path / "up").exists():
+        while not (folder / "up").exists():
             assert time.monotonic() < deadline
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == TOLD_TO_STOP
+        return process
 
     def test_it_is_what_the_pod_runs(self) -> None:
         pod = pod_of("cpu", "learner")
