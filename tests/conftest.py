@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import os
+import random
 import shutil
 import socket
 import subprocess
@@ -30,6 +33,7 @@ from mmr1.records import (
 )
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+LOWEST_PORT, SHARE = 12_000, 2_000  # the first port that tests use, and how many a worker of the suite has
 
 # `make test-reward` runs these, in an environment that has the reward server and nothing else of the project.
 collect_ignore = ["alone"]
@@ -44,22 +48,42 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    return free_ports(1)
 
 
 def free_ports(count: int) -> int:
-    """The first of `count` neighbouring ports that nobody listens on now."""
-    while True:
-        first = free_port()
+    """The first of `count` neighbouring ports that nobody listens on and nobody else is given.
+
+    None is of those that the kernel gives out by itself: vLLM asks for such a port now and then, and between our asking
+    and the program's listening, seconds later, the kernel may hand the same one out again.
+    """
+    for first in itertools.islice(_ports, 10_000):
+        if first % SHARE + count > SHARE:
+            continue  # it would reach into another worker's
         try:
             with contextlib.ExitStack() as held:
                 for port in range(first, first + count):
                     held.enter_context(socket.create_server(("127.0.0.1", port)))
-            return first
-        except (OSError, OverflowError):
+        except OSError:
             continue
+        for _ in range(count - 1):
+            next(_ports)
+        return first
+    raise AssertionError("no free port below the kernel's own")
+
+
+def _ports_of_this_worker() -> Iterator[int]:
+    """Each number of a share that no other worker of this suite has, round and round from a random place."""
+    lowest_of_kernel = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    shares = lowest_of_kernel // SHARE - LOWEST_PORT // SHARE
+    share = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % shares
+    begin, place = LOWEST_PORT + share * SHARE, random.SystemRandom().randrange(SHARE)
+    while True:
+        yield begin + place % SHARE
+        place += 1
+
+
+_ports = _ports_of_this_worker()
 
 
 @pytest.fixture(scope="session")

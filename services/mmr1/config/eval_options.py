@@ -58,7 +58,7 @@ class EvalConfig(RunConfig):
         for address in value:
             host, _, port = address.rpartition(":")
             if not host or not port.isdigit() or not 0 < int(port) < 2**16:
-                raise ValueError(f"{address!r} is no address; write HOST:PORT, as 127.0.0.1:50390")
+                raise ValueError(f"{address!r} is no address; write HOST:PORT, as 127.0.0.1:7390")
         return value
 
     @model_validator(mode="after")

@@ -177,7 +177,7 @@ class StackOptions(BaseModel):
         "MMR1_REWARD_API_KEY; default: `mmr1 up` starts its own",
     )
     reward_port: int = Field(8390, ge=1, le=65535, description="of the reward server that `mmr1 up` starts")
-    rollout_port: int = Field(50390, ge=1, le=65535, description="of the first rollout server; the others follow")
+    rollout_port: int = Field(7390, ge=1, le=65535, description="of the first rollout server; the others follow")
     learner_metrics_port: int = Field(
         9390, ge=1, le=65535, description="Prometheus; rollout servers follow from the next port on"
     )

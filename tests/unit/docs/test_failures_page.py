@@ -278,7 +278,7 @@ CASES: dict[str, Callable[[], object]] = {
     "steps of sft": lambda: load_options(SftConfig, None, SFT).for_problems(1, 1),
     "evaluation of nothing": evaluation_without_problems,
     "greedy samples": lambda: load_options(EvalConfig, None, [*SFT, "--eval_samples", "4"]),
-    "no address": lambda: load_options(EvalConfig, None, [*SFT, "--rollout_servers", "50390"]),
+    "no address": lambda: load_options(EvalConfig, None, [*SFT, "--rollout_servers", "7390"]),
     "another evaluation": lambda: check_same_evaluation(
         {"model": "files 0c1f"}, {"model": "files 9a2b"}, Path("runs/mine/eval")
     ),
