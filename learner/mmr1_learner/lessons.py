@@ -40,6 +40,13 @@ class Lesson(NamedTuple):
     def to(self, device: torch.device) -> Lesson:
         return Lesson(*(tensor.to(device) for tensor in self))
 
+    def first_tokens(self, number: int | None) -> Lesson:
+        """The same with IGNORED for all but the first tokens of each answer; all of it where no number is given."""
+        if number is None:
+            return self
+        ignored = torch.arange(self.answers.shape[1]) >= number
+        return self._replace(answers=self.answers.masked_fill(ignored, IGNORED))
+
 
 class Encoder:
     """Words to ids. All questions of a task must take the same number of tokens, as they do in our tokenizer."""

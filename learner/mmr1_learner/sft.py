@@ -119,9 +119,13 @@ class WarmStart:
         target_accuracy: float | None,
         warmup_steps: int = 200,
         sight_steps: int = 0,
+        answer_tokens: int | None = None,
     ) -> list[Progress]:
         """Train in place, on the model's device: `sight_steps` the vision tower alone, and then the whole until the
         least held-out greedy accuracy reaches the target, if there is one, or `num_steps` run out.
+
+        With `answer_tokens`, no more than so many tokens of an answer are trained on: a small model finds out which of
+        several digits is asked for when its box's first number is all there is to learn, and not among all its tokens.
 
         Returns:
             The measurements, one every 10 steps and at the end; at least one.
@@ -148,7 +152,8 @@ class WarmStart:
                 break
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * min(1.0, (step + 1) / warmup_steps)
-            loss = _step(model, optimizer, image_processor, [next(supply).to(model.device) for supply in lessons])
+            batches = [next(supply).first_tokens(answer_tokens).to(model.device) for supply in lessons]
+            loss = _step(model, optimizer, image_processor, batches)
         return history
 
     def _teach_sight(self, model: Any, image_processor: Any, num_steps: int, learning_rate: float) -> None:

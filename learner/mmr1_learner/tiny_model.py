@@ -30,6 +30,7 @@ from mmr1.templates import QUESTIONS
 from mmr1_learner.sft import WarmStart
 
 HIDDEN, LAYERS, HEADS, KEY_VALUE_HEADS, WIDENING = 128, 4, 4, 2, 3
+INITIALIZER_RANGE = 0.02  # of the large models'
 NUM_MERGED = 96  # tokens that byte pairs merge into: the words of the prompts fit with room to spare
 # What stands between the numbers of boxes and their labels, a token each: an answer is hardly more than its digits.
 BOX_MARKS = ('[{"bbox_2d": [', '], "label": "', '"}, {"bbox_2d": [', '"}]', ", ", "[", "]")
@@ -110,8 +111,13 @@ def _question_texts() -> list[str]:
     ]
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen2_5_VLForConditionalGeneration:
-    """The untrained model in float32, its weights drawn from `seed`; output and input embeddings are tied."""
+def build_model(
+    tokenizer: PreTrainedTokenizerFast, seed: int, initializer_range: float = INITIALIZER_RANGE
+) -> Qwen2_5_VLForConditionalGeneration:
+    """The untrained model in float32, its weights drawn from `seed`; output and input embeddings are tied.
+
+    `initializer_range` is their standard deviation.
+    """
 
     def token(text: str) -> int:
         return cast(int, tokenizer.convert_tokens_to_ids(text))
@@ -137,6 +143,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen2_5_VLForC
             "pad_token_id": pad,
             "bos_token_id": None,
             "tie_word_embeddings": True,
+            "initializer_range": initializer_range,
         },
         vision_config={
             "depth": LAYERS,
@@ -147,12 +154,14 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen2_5_VLForC
             # Windows would hide most digits from each other: with one full layer of four, counting is not learned.
             "fullatt_block_indexes": list(range(LAYERS)),
             "window_size": 112,
+            "initializer_range": initializer_range,
         },
         image_token_id=token("<|image_pad|>"),
         video_token_id=token("<|video_pad|>"),
         vision_start_token_id=token("<|vision_start|>"),
         vision_end_token_id=token("<|vision_end|>"),
         tie_word_embeddings=True,
+        initializer_range=initializer_range,
         dtype="float32",
     )
     torch.manual_seed(seed)
@@ -210,7 +219,7 @@ def _make(arguments: argparse.Namespace) -> int:
     earlier: list[dict[str, Any]] = []
     if arguments.start is None:
         tokenizer = tokenizer_for(tasks)
-        model = build_model(tokenizer, arguments.seed)
+        model = build_model(tokenizer, arguments.seed, arguments.initializer_range)
     else:
         tokenizer, model, earlier = _load(arguments.start)
     target = arguments.target_accuracy
@@ -227,6 +236,7 @@ def _make(arguments: argparse.Namespace) -> int:
         target_accuracy=target,
         warmup_steps=arguments.warmup_steps,
         sight_steps=arguments.sight_steps,
+        answer_tokens=arguments.answer_tokens,
     )
     measurements = [*earlier, *(progress.as_json() for progress in history)]
     save(arguments.out, model.cpu(), tokenizer, image_processor, measurements)
@@ -248,10 +258,24 @@ def _load(
     try:
         measurements = json.loads((folder / "warm_start.json").read_text())
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        for name in ("is_local", "local_files_only"):  # of this loading alone; they would be saved with it
+            tokenizer.init_kwargs.pop(name, None)
         return tokenizer, Qwen2_5_VLForConditionalGeneration.from_pretrained(folder), measurements
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigurationError(f"--start {folder}: {reason}; give a folder that this command has written") from None
+
+
+def _at_least_one(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: give 1 or more")
+    return number
+
+
+def _deviation(text: str) -> float:
+    if not 0 < (number := float(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: give a number above 0, at most 1")
+    return number
 
 
 class _Parser(argparse.ArgumentParser):
@@ -271,6 +295,9 @@ def _parser() -> argparse.ArgumentParser:
         help="from `mmr1 data digits`; several are learned together; default: data/digits/counting",
     )
     parser.add_argument("--sight-steps", type=int, default=0, metavar="N", help="of the vision tower alone, before")
+    parser.add_argument(
+        "--answer-tokens", type=_at_least_one, metavar="N", help="train on no more than the first N tokens of an answer"
+    )
     parser.add_argument("--steps", type=int, default=600, metavar="N", help="at most")
     parser.add_argument(
         "--target-accuracy",
@@ -281,6 +308,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=int, default=256, metavar="N")
     parser.add_argument("--learning-rate", type=float, default=1e-3, metavar="RATE")
     parser.add_argument("--warmup-steps", type=int, default=200, metavar="N", help="of the learning rate")
+    parser.add_argument(
+        "--initializer-range",
+        type=_deviation,
+        default=INITIALIZER_RANGE,
+        metavar="STD",
+        help="standard deviation of the first weights; 0.08 suits so small a model better than the large ones' 0.02",
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument(
         "--workers", type=int, default=None, metavar="N", help="processes that draw; default: by the cores"

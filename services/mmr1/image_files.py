@@ -6,6 +6,7 @@ when it becomes so between two looks. This file knows nothing of pixels, hashes 
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable
@@ -18,6 +19,10 @@ from mmr1.errors import AwayError
 MAX_FILE_BYTES = 2**28
 # A path that has become a link or a pipe meanwhile is neither followed nor waited for.
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+
+# What passes: at another moment, or on another server, the same file may be read.
+_OF_THE_MACHINE = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_OF_A_MOUNT = (errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOTCONN)
 
 _T = TypeVar("_T")
 
@@ -70,6 +75,7 @@ class LocalImages:
 
         Raises:
             ImageError: it is missing, unreadable, too large, no plain file, or outside the root.
+            UnreachableImageError: the machine or the folder's server could not read it this time.
         """
         with self.open(path) as file:
             content = self._named(path, lambda: file.read(MAX_FILE_BYTES + 1))
@@ -107,7 +113,8 @@ class LocalImages:
         except FileNotFoundError:
             raise MissingImageError(path, self.root) from None
         except OSError as error:
-            raise ImageError(path, f"cannot be read ({error.strerror})") from None
+            kind = UnreachableImageError if error.errno in (*_OF_THE_MACHINE, *_OF_A_MOUNT) else ImageError
+            raise kind(path, f"cannot be read ({error.strerror})") from None
         except ValueError as error:  # a NUL byte, from the network
             raise ImageError(path.replace("\0", "\\0"), f"is not a path ({error})") from None
 

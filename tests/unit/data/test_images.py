@@ -6,6 +6,8 @@ import os
 import resource
 import socket
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -304,3 +306,30 @@ def test_a_header_that_promises_too_much_is_refused_before_decoding(root: Path, 
     store = ImageStore(root, max_pixels=59_999)
     with pytest.raises(ImageError, match="300 x 200 pixels, above the bound of 59999"):
         store.check(f"large.{ending}")
+
+
+def test_a_machine_that_is_out_of_open_files_says_nothing_of_the_image(tmp_path: Path) -> None:
+    """What stopped the reading passes; an image that is said to be at fault would cost its prompt for good."""
+    Image.new("L", (28, 28)).save(tmp_path / "a.png")
+    script = """
+import os, resource, sys
+from mmr1.image_files import LocalImages, UnreachableImageError
+images = LocalImages(sys.argv[1])
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+held = []
+try:
+    while True:
+        held.append(os.open("/dev/null", os.O_RDONLY))
+except OSError:
+    pass
+try:
+    images.read("a.png")
+except UnreachableImageError as error:
+    print(error)
+os.close(held.pop()), os.close(held.pop())
+print(len(images.read("a.png")))
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
+    size = (tmp_path / "a.png").stat().st_size
+    assert done.stdout.splitlines() == ["image a.png: cannot be read (Too many open files)", str(size)]

@@ -220,17 +220,59 @@ def test_several_tasks_are_learned_together(tmp_path: Path) -> None:
     arguments[arguments.index("--sight-steps") + 1] = "0"
     assert main([*arguments, "--start", str(out), "--out", str(tmp_path / "more")]) == 0
     assert json.loads((tmp_path / "more" / "warm_start.json").read_text())[0] == first
+    assert "local" not in (tmp_path / "more" / "tokenizer_config.json").read_text()
     for name in ("model.safetensors", "tokenizer.json"):  # the target was reached before the first step
         assert (tmp_path / "more" / name).read_bytes() == (out / name).read_bytes()
 
 
+def test_no_more_than_the_first_tokens_of_an_answer_are_trained_on() -> None:
+    tokenizer = tokenizer_for([TASKS["grounding"]])
+    drawn = [TASKS["grounding"].draw(np.random.default_rng(i), load_scans(), 84) for i in range(8)]
+    lesson = Lesson(*map(torch.from_numpy, Encoder(tokenizer).arrays(drawn)))
+    first = lesson.first_tokens(4)
+    assert torch.equal(first.answers[:, :4], lesson.answers[:, :4]) and (first.answers[:, 4:] == IGNORED).all()
+    texts = [tokenizer.decode(row[:4]) for row in first.answers]
+    assert texts == [f"<answer>[{one.solution[0]}, "[: len(text)] for one, text in zip(drawn, texts, strict=True)]
+    assert lesson.first_tokens(None) is lesson
+    assert torch.equal(lesson.first_tokens(1000).answers, lesson.answers)
+
+
+def test_training_on_first_tokens_leaves_what_comes_later_unlearned(tmp_path: Path) -> None:
+    """With one token to learn its loss falls to nothing; that of whole answers stays where it was."""
+    folder = write(tmp_path / "grounding", "grounding")
+
+    def losses(answer_tokens: int | None) -> list[float]:
+        tokenizer = tokenizer_for([TASKS["grounding"]])
+        model = build_model(tokenizer, seed=0, initializer_range=0.08)
+        start = WarmStart([folder], batch_size=4, seed=0, workers=0)
+        options = {"num_steps": 20, "learning_rate": 1e-2, "target_accuracy": None, "warmup_steps": 1}
+        history = start.train(model, tokenizer, build_image_processor(), answer_tokens=answer_tokens, **options)
+        return [p.loss for p in history if p.loss is not None]
+
+    assert losses(1)[-1] < 0.01 < 0.5 < losses(None)[-1]
+
+
+def test_weights_are_drawn_with_the_deviation_that_is_asked_for(tmp_path: Path) -> None:
+    folder = write(tmp_path / "grounding", "grounding")
+    arguments = ["--data", str(folder), "--steps", "0", "--batch-size", "4", "--workers", "0", "--out"]
+    for name, more, deviation in (("usual", [], 0.02), ("wide", ["--initializer-range", "0.08"], 0.08)):
+        assert main([*arguments, str(tmp_path / name), *more]) == 0
+        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / name)
+        for weight in (
+            model.model.language_model.layers[1].self_attn.q_proj.weight,
+            model.model.visual.blocks[0].attn.qkv.weight,
+            model.get_input_embeddings().weight,
+        ):
+            assert weight.std().item() == pytest.approx(deviation, rel=0.05)
+
+
 def test_the_page_draws_as_many_held_out_problems_as_the_readers_shares_are_of() -> None:
     page = (REPOSITORY / "docs" / "demo.md").read_text()
-    (drawn,) = re.findall(r"mmr1 data digits --task \$task --num-eval (\d+) --out runs/lessons/\$task\n", page)
+    (drawn,) = re.findall(r"mmr1 data digits --task \$task --num-eval (\d+) --out data/digits/\$task\n", page)
     assert f"of {drawn} held-out problems a task" in page
     measured = json.loads((REPOSITORY / "examples" / "tiny_reader" / "warm_start.json").read_text())
     right = [int(drawn) * share["greedy"] for step in measured for share in step["accuracy"].values()]
-    assert max(right) > 0 and all(number == round(number) for number in right)
+    assert max(right) > 0 and all(number == pytest.approx(round(number)) for number in right)
 
 
 def test_wrong_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -243,6 +285,9 @@ def test_wrong_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = write(tmp_path / "ocr_again", "ocr")
     assert main(["--out", str(tmp_path / "out"), "--data", str(folder), "--data", str(other), "--steps", "0"]) == 2
     assert f"--data {folder} and --data {other} are both of the task ocr" in capsys.readouterr().err
+    for option, value in (("--answer-tokens", "0"), ("--initializer-range", "0"), ("--initializer-range", "nan")):
+        assert main(["--out", "x", option, value]) == 2
+        assert f"{option}: {value}: give" in capsys.readouterr().err
     if not torch.cuda.is_available():
         assert main(["--out", "x", "--device", "cuda"]) == 2
         assert "sees no GPU" in capsys.readouterr().err
