@@ -8,6 +8,7 @@ bytes came from, and trusts none on the disk: a damaged copy is as good as none,
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import tempfile
@@ -52,13 +53,22 @@ class ImageCache:
         sha256 = hashlib.sha256(content).hexdigest()
         path = _place(self._contents, sha256)
         if not path.exists():
-            _write(path, content)
+            self._write_copy(path, content)
             self._unseen += len(content)
         if name is not None:
             _write(_place(self._names, _digest(name)), sha256.encode())
         if self._unseen > self._max_bytes * _LOOK_AGAIN:
             self._unseen = 0
             self._make_room()
+
+    def _write_copy(self, path: Path, content: bytes) -> None:
+        try:
+            _write(path, content)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            self._make_room()  # of ours, as far as there is more than the bound, which may be smaller than it was
+            _write(path, content)
 
     def _make_room(self) -> None:
         """Remove the copies that were not read for longest, and the names that none is left of."""

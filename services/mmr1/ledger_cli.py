@@ -7,7 +7,8 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 
-from redis.exceptions import RedisError
+from redis import Redis
+from redis.exceptions import NoPermissionError, RedisError
 
 from mmr1.credentials import PASSWORD_VARIABLE, holds_password
 from mmr1.errors import ConfigurationError
@@ -45,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
         with access.client() as redis:
             accounts = read_accounts(redis, options.run)
             if not accounts.known:
-                raise ConfigurationError(_unknown(options.run, access.shown, run_names(redis)))
+                raise ConfigurationError(_unknown(options.run, access.shown, _names(redis)))
             dead = list(read_dead(redis, options.run)) if options.dead else []
     except RedisError as error:  # gone meanwhile, still loading its file, or without permission
         refusal = access.refusal(error)
@@ -117,6 +118,16 @@ def _dead_as_dict(prompt: DeadPrompt) -> dict[str, object]:
     return {"id": prompt.id, "reason": prompt.reason, "detail": prompt.detail, "time": prompt.time}
 
 
-def _unknown(run: str, shown: str, names: Sequence[str]) -> str:
+def _names(redis: Redis) -> list[str] | None:
+    """The runs that there are; None for a user who may not look for keys, as a run's own users may not."""
+    try:
+        return run_names(redis)
+    except NoPermissionError:
+        return None
+
+
+def _unknown(run: str, shown: str, names: Sequence[str] | None) -> str:
     there = f"it holds {', '.join(names)}" if names else "it holds none"
+    if names is None:
+        there = "this user may not ask which there are"
     return f"run {run!r} is not in the Redis at {shown}; {there}; give the run's name and --redis-url"

@@ -19,6 +19,7 @@ import pytest
 import structlog
 
 from mmr1.errors import ConfigurationError
+from mmr1.image_cache import ImageCache
 from mmr1.images import ImageStore
 from mmr1.records import Group
 from mmr1.remote_images import RemoteRoot
@@ -134,3 +135,18 @@ async def test_one_that_is_no_folder_ends_the_server_and_not_the_prompts(bench: 
         await asyncio.wait_for(bench.work(), 15)
     ledger = bench.queue.ledger()
     assert ledger.dead == {} and ledger.pending == 3 and ledger.balanced
+
+
+def test_a_smaller_bound_makes_room_on_a_disk_that_is_full(disk: Path) -> None:
+    """The remedy that people try first: without it the cache would have to write before it may remove anything."""
+    copies = [bytes([number]) * 4096 for number in range(32)]
+    large = ImageCache(disk, 2**30)
+    with pytest.raises(OSError, match="No space left"):
+        for copy in copies:
+            large.put(copy, None)
+    with pytest.raises(OSError, match="No space left"):
+        ImageCache(disk, 2**30).put(b"new", None)
+    small = ImageCache(disk, 8192)
+    small.put(b"new" * 1000, "name")
+    assert small.by_name("name") == b"new" * 1000
+    assert sum(path.stat().st_size for path in (disk / "contents").rglob("*") if path.is_file()) <= 8192

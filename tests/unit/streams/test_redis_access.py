@@ -259,6 +259,9 @@ def test_mmr1_ledger_takes_its_password_from_the_environment(
     assert "prompt_refused" in capsys.readouterr().out
     assert mmr1(["ledger", "nobody"]) == 2
     assert "it holds test" in capsys.readouterr().err
+    assert mmr1(["ledger", "nobody", "--redis-url", f"redis://mmr1-learner@127.0.0.1:{empty}/0"]) == 2
+    assert "run 'nobody' is not in the Redis at" in (error := capsys.readouterr().err)
+    assert "this user may not ask which there are; give the run's name" in error and error.count("\n") == 1
     assert mmr1(["ledger", "test", "--redis-url", f"redis://u:{PASSWORD}@127.0.0.1:{empty}/0"]) == 2
     assert PASSWORD not in capsys.readouterr().err
 
