@@ -75,7 +75,7 @@ def test_redis_takes_its_configuration_and_answers_the_probe(cluster_redis: int)
     assert pod.main["resources"]["limits"]["memory"] == f"{2 * limit}Gi"
 
 
-def test_the_lag_is_what_nobody_has_taken_and_its_reader_may_read_nothing_else(cluster_redis: int) -> None:
+def test_the_lag_is_what_nobody_has_taken_and_its_reader_may_read_no_prompt(cluster_redis: int) -> None:
     """The learner feeds, a rollout server takes and settles, each as its own user; the scaler asks as KEDA does."""
     metadata = objects("gpu", "ScaledObject")[0]["spec"]["triggers"][0]["metadata"]
     queue = RunQueue(client_of(cluster_redis, "learner"), "run")
@@ -99,12 +99,20 @@ def test_the_lag_is_what_nobody_has_taken_and_its_reader_may_read_nothing_else(c
     scaler = client_of(cluster_redis, "scaler")
 
     def lag() -> int:
+        """Of KEDA's redis_streams_scaler.go: INFO's version, XINFO GROUPS, and XLEN while the group is not there."""
+        information: Any = scaler.info()
+        assert int(information["redis_version"].partition(".")[0]) >= 7
         groups: Any = scaler.xinfo_groups(metadata["stream"])
-        (found,) = [each for each in groups if each["name"].decode() == metadata["consumerGroup"]]
-        return int(found["lag"])
+        for each in groups:
+            if each["name"].decode() == metadata["consumerGroup"]:
+                return int(each["lag"])
+        length: Any = scaler.xlen(metadata["stream"])
+        return int(length)
 
+    assert lag() == 7, "fed, and nobody has come yet"
     asyncio.run(serve())
-    for command in (("XLEN", metadata["stream"]), ("DEL", metadata["stream"]), ("XINFO", "STREAM", metadata["stream"])):
+    stream = metadata["stream"]
+    for command in (("XRANGE", stream, "-", "+"), ("DEL", stream), ("XINFO", "STREAM", stream), ("CONFIG", "GET", "*")):
         with pytest.raises(redis.exceptions.NoPermissionError):
             scaler.execute_command(*command)
 
@@ -175,6 +183,9 @@ def test_secrets_are_made_once(tmp_path: Path) -> None:
     assert [rule.split()[1] for rule in rules] == [
         *("default", "probe", "mmr1-learner", "mmr1-rollout", "mmr1-ledger", "mmr1-scaler")
     ]
+    # What redis_streams_scaler.go of KEDA sends, in its order; the length counts while the group is missing.
+    commands = [word for word in rules[5].split() if word.startswith(("+", "-"))]
+    assert commands == ["-@all", "+ping", "+info", "+xinfo|groups", "+xlen"]
     page = (ROOT / "docs" / "security.md").read_text()
     for rule in rules[2:5]:
         assert re.sub(r"#[0-9a-f]{64}", "#SHA256", rule) in page
