@@ -25,8 +25,8 @@ random >"$out.new/run/rollout.token"
   for name in learner rollout ledger scaler; do
     random >"$out.new/run/$name.password"
     hash=$(openssl dgst -sha256 -r <"$out.new/run/$name.password" | cut -d ' ' -f 1)
-    if [ "$name" = scaler ]; then # KEDA asks for the version, the groups, and the length
-      rule="user mmr1-scaler on #SHA256 resetkeys resetchannels -@all ~mmr1:* +ping +info +xinfo|groups +xlen"
+    if [ "$name" = scaler ]; then # KEDA asks for the length alone
+      rule="user mmr1-scaler on #SHA256 resetkeys resetchannels -@all ~mmr1:* +ping +xlen"
     else
       rule=$(sed -n "s/^ *\(user mmr1-$name on #SHA256 .*\)/\1/p" "$page")
     fi

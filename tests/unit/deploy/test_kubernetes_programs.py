@@ -5,6 +5,7 @@ Each is taken from the code, so that neither side can change alone. Nothing is s
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from pathlib import Path
@@ -156,7 +157,20 @@ class TestOfARun:
             assert trigger["type"] == "redis-streams"
             assert metadata["stream"] == Scripts(redis.Redis(), config.run).key("prompts")
             assert metadata["address"] == "redis.mmr1.svc.cluster.local:6379" and metadata["databaseIndex"] == "0"
-            assert int(metadata["lagCount"]) == 2 * config.max_concurrent_prompts
+            # KEDA reads the stream's length only where no consumer group is named.
+            assert metadata.keys() == {"address", "databaseIndex", "stream", "streamLength"}
+            assert int(metadata["streamLength"]) == config.max_concurrent_prompts
+
+    def test_what_scales_asks_for_all_the_servers_that_the_run_keeps_busy(self, overlay: str, tmp_path: Path) -> None:
+        """The horizontal autoscaler asks for length / streamLength, rounded up; the learner bounds the length."""
+        own = options(pod_of(overlay, "learner").main["args"])
+        ranks = int(own.get("nnodes", "1")) * int(own.get("nproc-per-node", "1"))
+        config = config_of(overlay, tmp_path, "--learner_processes", str(ranks))
+        longest = (config.max_off_policy_steps + 1) * config.prompts_per_step
+        for each in objects(overlay, "ScaledObject"):
+            target = int(each["spec"]["triggers"][0]["metadata"]["streamLength"])
+            most = math.ceil(longest / target)
+            assert each["spec"]["minReplicaCount"] < most == each["spec"]["maxReplicaCount"]
 
 
 def test_the_nodes_of_a_job_set_find_the_first_of_them(tmp_path: Path) -> None:
