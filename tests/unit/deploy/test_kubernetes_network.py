@@ -173,6 +173,15 @@ def test_each_pod_is_in_the_policies_by_its_component(overlay: str) -> None:
         assert pod_of(overlay, pod.component) == pod
 
 
+def test_the_policies_of_two_overlays_in_one_namespace_add_up() -> None:
+    """The last one applied would replace another of its name, and cut off what that one lets through."""
+    found: dict[str, Document] = {}
+    for overlay in (*OVERLAYS, *TRACED):
+        for policy in objects(overlay, "NetworkPolicy"):
+            name, spec = policy["metadata"]["name"], policy["spec"]
+            assert found.setdefault(name, spec) == spec, f"{overlay}: {name}"
+
+
 def test_the_object_store_lies_outside_every_private_network() -> None:
     import yaml
 
