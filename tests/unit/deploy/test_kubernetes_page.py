@@ -7,7 +7,18 @@ import subprocess
 
 import yaml
 
-from tests.unit.deploy.kubernetes_overlays import KUBECTL, OVERLAYS, ROOT, build, kubectl, pods, rendered, tree
+from tests.unit.deploy.kubernetes_overlays import (
+    KUBECTL,
+    OVERLAYS,
+    ROOT,
+    RUNS,
+    build,
+    kubectl,
+    pods,
+    pods_of,
+    rendered,
+    tree,
+)
 from tests.unit.deploy.test_kubernetes_pods import amount
 from tests.unit.deploy.test_kubernetes_schemas import CRDS, NEWEST, OLDEST
 
@@ -36,6 +47,21 @@ def test_what_is_applied_can_be_rendered() -> None:
         assert done.returncode == 0, done.stderr
         outside = [d["kind"] for d in yaml.safe_load_all(done.stdout) if d["metadata"].get("namespace") != "mmr1"]
         assert set(outside) <= {"Namespace"}
+
+
+def test_a_run_is_stopped_by_commands_that_wait_for_its_end() -> None:
+    """Of each kind that a learner is; `delete` alone returns while the learner still writes its checkpoint."""
+    stopped = re.findall(r"kubectl -n mmr1 delete (job|jobset) (\S+) (\S+)`", PAGE)
+    assert stopped == [(kind, "learner", "--cascade=foreground") for kind in ("job", "jobset")]
+    learners = {
+        document["kind"].lower(): document
+        for overlay in RUNS
+        for document in rendered(overlay)
+        if document["kind"] in ("Job", "JobSet")
+    }
+    assert {(kind, each["metadata"]["name"]) for kind, each in learners.items()} == {each[:2] for each in stopped}
+    seconds = {kind: next(pods_of(each)).spec["terminationGracePeriodSeconds"] for kind, each in learners.items()}
+    assert seconds == {"job": 600, "jobset": 60}, "the page says ten minutes, and a minute"
 
 
 def test_the_label_of_the_first_step_is_the_volume_alone() -> None:
