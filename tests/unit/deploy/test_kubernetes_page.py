@@ -39,6 +39,14 @@ def test_the_folders_are_those_that_are_there() -> None:
     assert components == {"components"} | {path.name for path in (HERE / "components").iterdir()}
 
 
+def test_what_scales_by_cpu_needs_what_measures_it() -> None:
+    needs = dict(re.findall(r"^\| `overlays/([\w-]+)` \|.*\| ([^|]+) \|$", PAGE, re.MULTILINE))
+    assert needs.keys() == set(OVERLAYS)
+    for overlay, text in needs.items():
+        by_cpu = any(each["kind"] == "HorizontalPodAutoscaler" for each in rendered(overlay))
+        assert ("metrics-server" in text.replace("what `gpu` needs", needs["gpu"])) == by_cpu, overlay
+
+
 def test_what_is_applied_can_be_rendered() -> None:
     folders = set(re.findall(r"kubectl (?:apply|delete) -k deploy/kubernetes/(\S+)", PAGE))
     assert folders == {"namespace", "loader", "overlays/cpu", "overlays/reward-only"}
