@@ -87,11 +87,12 @@ def test_versions_are_those_of_the_tools() -> None:
         assert f"\n{KUBECTL}==" in lines and "\nkubernetes-validate==" in lines
     assert f"schemas of Kubernetes {OLDEST} and {NEWEST}" in PAGE and f"Kubernetes {OLDEST} or newer" in PAGE
     words = re.sub(r"\s+", " ", PAGE)
-    assert "those of KEDA 2.16, JobSet v1alpha2 and the Prometheus operator 0.80" in words
+    assert "those of KEDA 2.16, JobSet v1alpha2 and the Prometheus operator 0.80 (its PrometheusRule: 0.82)" in words
     for kind, source in (
         ("ScaledObject", "KEDA 2.16"),
         ("JobSet", "JobSet v1alpha2"),
         ("ServiceMonitor", "prometheus-operator 0.80"),
+        ("PrometheusRule", "prometheus-operator 0.82"),
     ):
         assert source in (CRDS / f"{kind}.json").read_text()
 

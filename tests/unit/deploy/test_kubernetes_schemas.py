@@ -72,6 +72,7 @@ def test_the_newest_schemas_are_there() -> None:
         ("gpu", "ScaledObject", "rollout-server", "spec.triggers.0"),
         ("gpu", "TriggerAuthentication", "redis-scaler", "spec.secretTargetRef.0"),
         ("gpu", "ServiceMonitor", "learner", "spec.endpoints.0"),
+        ("gpu", "PrometheusRule", "mmr1", "spec.groups.0.rules.0"),
         ("multi-node", "JobSet", "learner", "spec.network"),
         ("multi-node", "JobSet", "learner", "spec.replicatedJobs.0"),
         ("multi-node", "JobSet", "learner", "spec.replicatedJobs.0.template.spec.template.spec.containers.0"),
