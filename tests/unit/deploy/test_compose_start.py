@@ -86,6 +86,8 @@ def test_engines_load_while_problems_are_drawn(tmp_path: Path, monkeypatch: pyte
     found = (tmp_path / "found").read_text().split()
     assert {".prepared", "rollout.token", "redis.password", "digits"} <= set(found) and found.count(".prepared") == 1
     assert not (tmp_path / "data" / ".prepared").exists()
+    rules = (ROOT / "deploy" / "compose" / "users.acl").read_bytes()
+    assert (volumes / "redis" / ".rules").read_text() == f"{hashlib.sha256(rules).hexdigest()}  -\n"
     first = (volumes / "rollout" / "rollout.token").read_text()
     shim.write_text("#!/bin/sh\ntouch data/digits/ocr/train.json\n")
     assert prepare.main() == 0
