@@ -22,10 +22,11 @@ DIGITS = DATA / "digits"
 
 
 def main() -> int:
-    """Returns the exit code. Each waits for no more than it needs: the reward server for its file, Redis for a mark
-    that its users are those of this checkout's rules, rollout servers for one that their secrets and the folder of images
-    are there, the learner for one that the problems are. The last two say for which run's file. An engine loads while
-    problems are drawn.
+    """Returns the exit code.
+
+    Each waits for no more than it needs: the reward server for its file, Redis for a mark that its users are those of
+    this checkout's rules, rollout servers for one that their secrets and the folder of images are there, the learner
+    for one that the problems are. The last two say for which run's file. An engine loads while problems are drawn.
     """
     mark = _digest_line(CONFIG)
     problems = _missing_problems()
