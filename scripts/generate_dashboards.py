@@ -106,7 +106,15 @@ def _panel(panel: Document, number: int, place: dict[str, int]) -> Document:
         },
         "options": _options(kind),
         "targets": [
-            {"refId": chr(ord("A") + index), "datasource": DATASOURCE, "expr": query, "legendFormat": legend}
+            {
+                "refId": chr(ord("A") + index),
+                "datasource": DATASOURCE,
+                "expr": query,
+                "legendFormat": legend,
+                # A range would bring back every series of the last hours: phases that are over, learners that are gone.
+                "instant": kind == "stat",
+                "range": kind != "stat",
+            }
             for index, (legend, query) in enumerate(panel["queries"].items())
         ],
     }
@@ -115,7 +123,7 @@ def _panel(panel: Document, number: int, place: dict[str, int]) -> Document:
 def _options(kind: str) -> Document:
     if kind == "stat":
         reduce = {"calcs": ["lastNotNull"], "fields": "", "values": False}
-        return {"reduceOptions": reduce, "textMode": "value_and_name", "colorMode": "value", "graphMode": "area"}
+        return {"reduceOptions": reduce, "textMode": "value_and_name", "colorMode": "value", "graphMode": "none"}
     return {
         "legend": {"displayMode": "list", "placement": "bottom", "showLegend": True},
         "tooltip": {"mode": "multi", "sort": "desc"},

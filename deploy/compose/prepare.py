@@ -22,11 +22,13 @@ DIGITS = DATA / "digits"
 
 
 def main() -> int:
-    """Returns the exit code. Each waits for no more than it needs: Redis and the reward server for their files, rollout
-    servers for a mark that their secrets and the folder of images are there, the learner for one that the problems are.
-    Both marks say for which run's file. An engine loads while problems are drawn.
+    """Returns the exit code.
+
+    Each waits for no more than it needs: the reward server for its file, Redis for a mark that its users are those of
+    this checkout's rules, rollout servers for one that their secrets and the folder of images are there, the learner
+    for one that the problems are. The last two say for which run's file. An engine loads while problems are drawn.
     """
-    mark = f"{hashlib.sha256(CONFIG.read_bytes()).hexdigest()}  -\n"  # as sha256sum prints it
+    mark = _digest_line(CONFIG)
     problems = _missing_problems()
     if problems is not None:
         problems.mkdir(parents=True, exist_ok=True)
@@ -37,6 +39,7 @@ def main() -> int:
     _write(VOLUMES / "reward" / "api.keys", key + "\n")
     # For Redis, which is another user: digests of what nobody could guess are no secret.
     _write(VOLUMES / "redis" / "users.acl", _with_digests(RULES.read_text(), digests), mode=0o644)
+    _write(VOLUMES / "redis" / ".rules", _digest_line(RULES), mode=0o644)
     _write(VOLUMES / "rollout" / ".prepared", mark)
     if problems is not None:
         command = ["mmr1", "data", "digits", "--task", problems.name, "--out", str(problems)]
@@ -44,6 +47,11 @@ def main() -> int:
             return code
     _write(DATA / ".prepared", mark, mode=0o644)
     return 0
+
+
+def _digest_line(path: Path) -> str:
+    """As sha256sum prints it."""
+    return f"{hashlib.sha256(path.read_bytes()).hexdigest()}  -\n"
 
 
 def _with_digests(rules: str, digests: dict[str, str]) -> str:

@@ -7,7 +7,13 @@
 digest=$(sha256sum </etc/mmr1/run.yaml)
 trap 'exit 143' TERM INT
 [ "$1" = learner ] && mark=/srv/mmr1/data/.prepared || mark=/secrets/.prepared
-until [ "$(cat "$mark" 2>/dev/null)" = "$digest" ]; do sleep 0.2; done
+tries=0
+until [ "$(cat "$mark" 2>/dev/null)" = "$digest" ]; do
+  tries=$((tries + 1))
+  [ "$tries" -ne 450 ] || echo "mmr1: still waiting for \`prepare\`, which has not done its part for this run's file: see its" \
+    "log, and whether RUN_CONFIG is what it was at \`docker compose up\` (a line in .env keeps it)" >&2
+  sleep 0.2
+done
 
 [ "$1" = learner ] || { trap - TERM INT; exec python -m mmr1_rollout_server "$@"; }
 shift

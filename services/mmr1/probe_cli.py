@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # half a second more, which a check that runs every few secon
     from mmr1.rollout_access import RolloutAccess
 
 _NOT_READY = 1
+_SECONDS = 8.0  # the checks of the images and manifests allow ten, and starting takes one
 _SERVICES = {"rollout": ACCEPTS_WEIGHTS, "serving": SERVES, "alive": LIVES}
 
 
@@ -38,10 +39,13 @@ def main(argv: Sequence[str]) -> int:
     ):
         one = kinds.add_parser(kind, help=what)
         one.add_argument("address", metavar="HOST:PORT")
+        one.add_argument(
+            "--timeout", type=_seconds, default=_SECONDS, help="seconds to answer in, all told; default: 8"
+        )
         if kind != "metrics":
             one.add_argument("--config", type=Path, help="the run's YAML file, where rollout servers may speak TLS")
     arguments = parser.parse_args(argv)
-    fault = asyncio.run(_metrics(arguments.address)) if arguments.kind == "metrics" else _rollout(arguments)
+    fault = asyncio.run(_metrics(arguments)) if arguments.kind == "metrics" else _rollout(arguments)
     if fault is None:
         print("ready")
         return 0
@@ -49,8 +53,14 @@ def main(argv: Sequence[str]) -> int:
     return _NOT_READY
 
 
-async def _metrics(address: str) -> str | None:
-    return None if await http_ready(f"http://{address}/metrics")() else ""
+def _seconds(text: str) -> float:
+    if not 0 < (seconds := float(text)) <= 3600:
+        raise argparse.ArgumentTypeError(f"{text}: give seconds, above 0 and at most 3600")
+    return seconds
+
+
+async def _metrics(arguments: argparse.Namespace) -> str | None:
+    return None if await http_ready(f"http://{arguments.address}/metrics", arguments.timeout)() else ""
 
 
 def _rollout(arguments: argparse.Namespace) -> str | None:
@@ -59,7 +69,8 @@ def _rollout(arguments: argparse.Namespace) -> str | None:
     ways = _ways_in(arguments.config, host) if arguments.config and _may_speak_tls(arguments.config) else [None]
 
     async def is_ready(access: RolloutAccess | None) -> bool:
-        return await grpc_serving(arguments.address, _SERVICES[arguments.kind], access)()
+        seconds = arguments.timeout / len(ways)
+        return await grpc_serving(arguments.address, _SERVICES[arguments.kind], access, seconds)()
 
     if any(asyncio.run(is_ready(access)) for access in ways):
         return None

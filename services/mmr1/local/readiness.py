@@ -1,4 +1,5 @@
-"""Is a service ready? One question per kind of service, each answered within a second, never by an exception.
+"""Is a service ready? One question per kind of service, each answered within a second unless more is given, never by an
+exception.
 
 `accepts weights`, not `serves`, is what a rollout server is asked for: it serves only after the learner's first update,
 and the learner would wait for it.
@@ -39,13 +40,13 @@ def redis_answers(url: str) -> Probe:
     return probe
 
 
-def http_ready(url: str) -> Probe:
+def http_ready(url: str, seconds: float = PROBE_SECONDS) -> Probe:
     """GET answers 200."""
     import httpx
 
     async def probe() -> bool:
         try:
-            async with httpx.AsyncClient(timeout=PROBE_SECONDS, trust_env=False) as client:
+            async with httpx.AsyncClient(timeout=seconds, trust_env=False) as client:
                 return (await client.get(url)).status_code == httpx.codes.OK
         except httpx.TransportError:
             return False
@@ -53,7 +54,12 @@ def http_ready(url: str) -> Probe:
     return probe
 
 
-def grpc_serving(address: str, service: str = ACCEPTS_WEIGHTS, access: RolloutAccess | None = None) -> Probe:
+def grpc_serving(
+    address: str,
+    service: str = ACCEPTS_WEIGHTS,
+    access: RolloutAccess | None = None,
+    seconds: float = PROBE_SECONDS,
+) -> Probe:
     """The standard health service reports `service` as SERVING. Of `access` it needs TLS alone: health has no token."""
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -62,7 +68,7 @@ def grpc_serving(address: str, service: str = ACCEPTS_WEIGHTS, access: RolloutAc
         async with access.open_channel(address) if access else grpc.aio.insecure_channel(address) as channel:
             try:
                 reply = await health_pb2_grpc.HealthStub(channel).Check(
-                    health_pb2.HealthCheckRequest(service=service), timeout=PROBE_SECONDS
+                    health_pb2.HealthCheckRequest(service=service), timeout=seconds
                 )
             except grpc.aio.AioRpcError:
                 return False

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from mmr1.config import RunConfig
+from mmr1_reward_server.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[3]
 FILES = ("docker-compose.yml", "compose.reward.yml")
@@ -96,7 +97,9 @@ def test_images_set_no_option_of_a_run() -> None:
 
 def test_gpus_change_images_and_limits_alone() -> None:
     for name, service in services("compose.gpu.yml").items():
-        assert service.keys() <= {"build", "image", "ulimits", "deploy"} and name in services("docker-compose.yml")
+        assert service.keys() <= {"build", "image", "ulimits", "deploy", "stop_grace_period"} and name in services(
+            "docker-compose.yml"
+        )
         assert service["image"].endswith(":0.1.0-cuda}")
     built = [name for name, service in services("compose.gpu.yml").items() if "build" in service]
     assert built == ["prepare", "rollout-server"], "two builders of one image are in each other's way"
@@ -137,6 +140,10 @@ def test_a_container_is_given_the_time_that_its_program_takes_to_stop() -> None:
         and any(isinstance(t, ast.Name) and t.id == "STOP_SECONDS" for t in node.targets)
     ]
     assert seconds["rollout-server"] >= stop and seconds["learner"] >= 30
+    assert services("compose.gpu.yml")["learner"]["stop_grace_period"] == "600s", "as on Kubernetes"
+    drain = Settings.model_fields["drain_seconds"].default
+    for file in ("docker-compose.yml", "compose.reward.yml"):
+        assert int(services(file)["reward-server"]["stop_grace_period"].removesuffix("s")) > drain
 
 
 @pytest.mark.parametrize("service", ["reward_server", "rollout_server", "learner"])

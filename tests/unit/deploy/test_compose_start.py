@@ -51,6 +51,17 @@ def test_a_rollout_server_waits_for_its_secrets_alone(tmp_path: Path) -> None:
     assert process.wait(30) == 0 and (tmp_path / "up").exists()
 
 
+def test_who_waits_for_another_runs_part_says_so_once(tmp_path: Path) -> None:
+    """As after `--scale` without the RUN_CONFIG that the stack was brought up with."""
+    process = run_start(tmp_path, "", prepared="another file's", tries=3)
+    time.sleep(3.0)
+    process.terminate()
+    assert process.stderr is not None
+    said = process.stderr.read().decode()
+    assert process.wait(30) == 143
+    assert said.count("mmr1: still waiting for `prepare`") == 1 and "RUN_CONFIG" in said and said.count("\n") == 1
+
+
 def test_engines_load_while_problems_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What stands where when `mmr1 data digits` is called, and after it; a drawing that fails leaves no mark of it."""
     volumes, config = tmp_path / "volumes", tmp_path / "run.yaml"
@@ -75,6 +86,8 @@ def test_engines_load_while_problems_are_drawn(tmp_path: Path, monkeypatch: pyte
     found = (tmp_path / "found").read_text().split()
     assert {".prepared", "rollout.token", "redis.password", "digits"} <= set(found) and found.count(".prepared") == 1
     assert not (tmp_path / "data" / ".prepared").exists()
+    rules = (ROOT / "deploy" / "compose" / "users.acl").read_bytes()
+    assert (volumes / "redis" / ".rules").read_text() == f"{hashlib.sha256(rules).hexdigest()}  -\n"
     first = (volumes / "rollout" / "rollout.token").read_text()
     shim.write_text("#!/bin/sh\ntouch data/digits/ocr/train.json\n")
     assert prepare.main() == 0
@@ -89,9 +102,12 @@ def digest_line(folder: Path) -> str:
 
 
 def run_start(
-    folder: Path, program: str, prepared: str | None = None, role: str = "learner"
+    folder: Path, program: str, prepared: str | None = None, role: str = "learner", tries: int = 450
 ) -> subprocess.Popen[bytes]:
-    """deploy/compose/start.sh with files of the test's, and a learner or rollout server of this code."""
+    """deploy/compose/start.sh with files of the test's, and a learner or rollout server of this code.
+
+    It says that it waits after so many `tries`, a fifth of a second each.
+    """
     (folder / "run.yaml").write_text("num_steps: 1\n")
     (folder / ".prepared").write_text(prepared or digest_line(folder))
     for package, module in (("mmr1_learner", "train"), ("mmr1_rollout_server", "__main__")):
@@ -103,9 +119,10 @@ def run_start(
         ("/etc/mmr1/run.yaml", "run.yaml"),
         ("/srv/mmr1/data/.prepared", ".prepared"),
         ("/secrets/.prepared", ".secrets-prepared"),
+        ("-ne 450 ", f"-ne {tries} "),
     ):
         assert ours in script
         script = script.replace(ours, tests)
     (folder / "start.sh").write_text(script)
     environment = {**os.environ, "PYTHONPATH": str(folder)}
-    return subprocess.Popen(["sh", "start.sh", *role.split()], cwd=folder, env=environment)
+    return subprocess.Popen(["sh", "start.sh", *role.split()], cwd=folder, env=environment, stderr=subprocess.PIPE)

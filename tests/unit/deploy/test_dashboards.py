@@ -57,6 +57,14 @@ def test_the_files_are_what_the_script_writes() -> None:
     assert checked.returncode == 0, checked.stderr
 
 
+def test_a_panel_of_figures_shows_what_is_and_not_what_was() -> None:
+    """A range would bring back the phases that are over and the learners that are gone."""
+    for dashboard in DASHBOARDS.values():
+        for panel in dashboard["panels"]:
+            for target in panel.get("targets", []):
+                assert (target["instant"], target["range"]) == (panel["type"] == "stat", panel["type"] != "stat")
+
+
 def test_every_name_is_exposed_by_a_service(texts: dict[str, bytes]) -> None:
     known = labels_by_metric(texts)
     wrong = {place: unknown_names(filled(target["expr"]), known) for place, target in targets()}

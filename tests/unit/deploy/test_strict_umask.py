@@ -20,6 +20,7 @@ from tests.unit.deploy.test_compose_files import FILES, ROOT, services
 
 NOBODY = 65534
 MOUNTED = {  # what a program reads of what is mounted; data, models and runs are the user's
+    "redis": {"deploy/compose/users.acl"},
     "prepare": {"deploy/compose/prepare.py", "deploy/compose/users.acl", "examples/counting.yaml"},
     "rollout-server": {"deploy/compose/start.sh", "examples/counting.yaml"},
     "learner": {"deploy/compose/start.sh", "examples/counting.yaml"},

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent import futures
 
@@ -65,3 +68,33 @@ def test_nobody_there_is_not_ready_and_a_wrong_call_is_two(capsys: pytest.Captur
     assert main(["probe", "rollout", "127.0.0.1:1", "--config", "nowhere.yaml"]) == 2
     assert main(["probe", "nothing", "127.0.0.1:1"]) == 2
     assert "nowhere.yaml" in capsys.readouterr().err
+
+
+def test_a_slow_answer_is_waited_for_as_long_as_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    """A busy machine takes more than a second to shake hands: its pod must not be ended for that."""
+
+    class Slow(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            time.sleep(1.5)
+            with contextlib.suppress(OSError):
+                self.send_response(200)
+                self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"127.0.0.1:{server.server_port}"
+        assert main(["probe", "metrics", address]) == 0
+        assert main(["probe", "metrics", address, "--timeout", "0.5"]) == 1
+        server.shutdown()
+    for wrong in ("0", "nan", "x"):
+        assert main(["probe", "metrics", address, "--timeout", wrong]) == 2
+    assert capsys.readouterr().err.count("mmr1: error: ") == 3
+
+
+def test_a_server_that_never_answers_is_given_up_within_the_time(loading: tuple[str, health.HealthServicer]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        began = time.monotonic()
+        assert main(["probe", "rollout", f"127.0.0.1:{silent.getsockname()[1]}", "--timeout", "1"]) == 1
+        assert 0.9 < time.monotonic() - began < 8, "and the question what else may speak there"
