@@ -80,7 +80,8 @@ def test_tls_1_2_is_spoken_with_authenticated_ciphers_only(pems: Path, url: str,
             with context.wrap_socket(plain, server_hostname=host) as connection:
                 assert connection.version() == "TLSv1.2"
         else:
-            with pytest.raises(ssl.SSLError, match=r"HANDSHAKE_FAILURE|EOF occurred"):
+            # Its refusal, or that it hung up: which of them is read first depends on how busy the machine is.
+            with pytest.raises((ssl.SSLError, ConnectionResetError), match=r"HANDSHAKE_FAILURE|EOF|reset by peer"):
                 context.wrap_socket(plain, server_hostname=host)
 
 
