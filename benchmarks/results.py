@@ -4,8 +4,8 @@
     python benchmarks/results.py --tasks ocr grounding         # of these tasks only
     python benchmarks/results.py --page                        # no run: the page from what is there
 
-It may be stopped at any time and called again: a run whose file is in docs/results/ is not made again, and one that was
-cut begins anew.
+It may be stopped at any time and called again: a run whose file is in docs/results/ is not made again, unless options
+or model have changed since, and one that was cut begins anew. Ends with 1 when a run failed or a task falls short.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from results_page import CONTROL, METRICS, SEEDS, keep, write_page
+from results_page import CONTROL, METRICS, SEEDS, Run, keep, write_page
+from results_recipe import differs, recipe_today
 
 from mmr1.errors import ConfigurationError
 
@@ -42,7 +43,15 @@ def command(task: str, name: str) -> list[str]:
 def missing(tasks: list[str], results: Path) -> list[tuple[str, str]]:
     """(task, run) of those that have no file yet; all of a seed come before the next, so that a cut leaves most."""
     runs = [(task, name) for name in (*SEEDS, CONTROL) for task in tasks]
-    return [(task, name) for task, name in runs if not (results / f"{task}-{name}.json").exists()]
+    return [(task, name) for task, name in runs if not _is_kept(results / f"{task}-{name}.json", task)]
+
+
+def _is_kept(path: Path, task: str) -> bool:
+    """Whether a file holds a run of today's options and model."""
+    try:
+        return not differs(Run.read(path).recipe, recipe_today(task, REPOSITORY))
+    except (OSError, ValueError):
+        return False
 
 
 def make(task: str, name: str) -> str:
@@ -51,7 +60,7 @@ def make(task: str, name: str) -> str:
     if code:
         return f"failed (exit code {code})"
     try:
-        keep(REPOSITORY / RUNS / f"{task}-{name}", RESULTS / f"{task}-{name}.json")
+        keep(REPOSITORY / RUNS / f"{task}-{name}", RESULTS / f"{task}-{name}.json", REPOSITORY)
     except (OSError, ValueError, ConfigurationError) as error:
         return f"its figures are not whole ({error})"
     return ""
@@ -61,19 +70,27 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", choices=list(METRICS), default=list(METRICS), metavar="TASK")
     parser.add_argument("--page", action="store_true", help="make no run; write the page from docs/results/")
+    parser.add_argument("--keep", action="store_true", help="make no run; keep figures of runs in runs/results/ anew")
     arguments = parser.parse_args()
     failed = []
+    if arguments.keep:
+        arguments.page = True
+        for folder in sorted((REPOSITORY / RUNS).glob("*-*")):
+            if (folder / "report.html").exists():  # the last that a run writes
+                keep(folder, RESULTS / f"{folder.name}.json", REPOSITORY)
     for task, name in [] if arguments.page else missing(arguments.tasks, RESULTS):
         print(f"{task}, {name}", flush=True)
         if why := make(task, name):
             failed.append(f"{task}-{name}")
             print(f"{task}, {name}: {why}; see {RUNS / f'{task}-{name}'}", file=sys.stderr, flush=True)
     try:
-        print(f"docs/results.md: {', '.join(write_page(RESULTS, REPOSITORY / 'docs'))}")
+        tasks = write_page(RESULTS, REPOSITORY / "docs")
     except ValueError as error:
         print(f"results: {error}", file=sys.stderr)
         return 1
-    return 1 if failed else 0
+    for task, lacking in tasks.items():
+        print(f"docs/results.md, {task}: {'not met: ' + ', '.join(lacking) if lacking else 'met'}")
+    return 1 if failed or any(tasks.values()) else 0
 
 
 if __name__ == "__main__":
