@@ -61,6 +61,7 @@ TEXT_3B = {
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
     "tie_word_embeddings": True,
 }
+SIDE = 896  # pixels of the image
 VISION_3B = {
     "depth": 32,
     "hidden_size": 1280,
@@ -185,7 +186,7 @@ def make_shape(folder: Path) -> None:
     torch.set_default_dtype(torch.float32)
     model.save_pretrained(folder)
     del model
-    AutoProcessor.from_pretrained(MODEL).save_pretrained(folder)
+    AutoProcessor.from_pretrained(MODEL, max_pixels=SIDE * SIDE).save_pretrained(folder)
 
 
 class Way(NamedTuple):
@@ -232,7 +233,7 @@ def shape_one(folder: Path, num_groups: int, repeats: int, way: Way) -> None:
     if way.padded:
         FAMILIES.clear()
         learner_model.batch_vision_attention = lambda _: None
-    groups = make_groups(folder, num_groups, side=896, length=lambda _: 64, model=model)
+    groups = make_groups(folder, num_groups, side=SIDE, length=lambda _: 64, model=model)
     config = make_config(
         folder,
         num_generations=NUM_GENERATIONS,
@@ -240,7 +241,6 @@ def shape_one(folder: Path, num_groups: int, repeats: int, way: Way) -> None:
         model=str(model),
         dtype="bfloat16",
         zero_stage=2,
-        max_pixels=None if way.padded else 896 * 896,
         gradient_checkpointing=way.checkpointing,
         fused_kernels=way.fused_kernels,
         per_device_batch_size=NUM_GENERATIONS * way.per_forward,
