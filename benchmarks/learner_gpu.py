@@ -18,6 +18,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from learner_rows import MODEL, NUM_GENERATIONS, make_config, spread
@@ -26,7 +27,9 @@ from safetensors.torch import load_file
 from transformers import AutoProcessor, AutoTokenizer, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from mmr1.config import RunConfig
+from mmr1.families import FAMILIES
 from mmr1.records import Group, PolicyVersion
+from mmr1_learner import model as learner_model
 from mmr1_learner.loss.token_stats import token_stats
 from mmr1_learner.model import PromptEncoder, load_policy
 from mmr1_learner.plan import StepPlan
@@ -58,6 +61,7 @@ TEXT_3B = {
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
     "tie_word_embeddings": True,
 }
+SIDE = 896  # pixels of the image
 VISION_3B = {
     "depth": 32,
     "hidden_size": 1280,
@@ -182,24 +186,54 @@ def make_shape(folder: Path) -> None:
     torch.set_default_dtype(torch.float32)
     model.save_pretrained(folder)
     del model
-    AutoProcessor.from_pretrained(MODEL).save_pretrained(folder)
+    AutoProcessor.from_pretrained(MODEL, max_pixels=SIDE * SIDE).save_pretrained(folder)
 
 
-def shape(num_groups: int, repeats: int) -> None:
+class Way(NamedTuple):
+    """How the 3B shape's step is taken: groups a forward, what is recomputed, and whose kernels."""
+
+    per_forward: int
+    checkpointing: bool | str
+    fused_kernels: str = "auto"
+    padded: bool = False  # a row for each completion and transformers' own attention: as if no family were known
+
+    def __str__(self) -> str:
+        rows = f"{self.per_forward} groups a forward" if not self.padded else "padded rows, transformers' attention"
+        return f"{rows}, checkpointing {self.checkpointing}, fused kernels {self.fused_kernels}"
+
+
+SHAPE_WAYS = (
+    Way(1, True, "off", padded=True),
+    Way(1, True, "off"),
+    Way(1, False, "off"),
+    Way(1, False),
+    Way(2, False),
+    Way(4, "vision"),
+    Way(8, "vision"),
+    Way(8, True),
+)
+
+
+def shape(num_groups: int, repeats: int, ways: list[int]) -> None:
     """A process for each way: DeepSpeed's engine does not let go of its tensors."""
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder, "model")
         make_shape(model)
         torch.cuda.empty_cache()
-        for per_forward, checkpointing in ((1, True), (1, False), (4, True)):
-            command = [sys.executable, __file__, "shape-one", "--out", folder, "--groups", str(num_groups)]
-            command += ["--repeats", str(repeats), "--per_forward", str(per_forward)]
-            subprocess.run([*command, *(["--checkpointing"] if checkpointing else [])], check=True, timeout=200)
+        for way in ways or range(len(SHAPE_WAYS)):
+            command = [sys.executable, __file__, "shape-one", "--out", folder, "--ways", str(way)]
+            few = SHAPE_WAYS[way].padded  # it takes long enough
+            command += ["--groups", str(2 if few else num_groups), "--repeats", str(2 if few else repeats)]
+            if subprocess.run(command, timeout=200).returncode:
+                print(f"{SHAPE_WAYS[way]}: failed; a card with less memory cannot take all of them", flush=True)
 
 
-def shape_one(folder: Path, num_groups: int, repeats: int, per_forward: int, checkpointing: bool) -> None:
+def shape_one(folder: Path, num_groups: int, repeats: int, way: Way) -> None:
     model = folder / "model"
-    groups = make_groups(folder, num_groups, side=896, length=lambda _: 64, model=model)
+    if way.padded:
+        FAMILIES.clear()
+        learner_model.batch_vision_attention = lambda _: None
+    groups = make_groups(folder, num_groups, side=SIDE, length=lambda _: 64, model=model)
     config = make_config(
         folder,
         num_generations=NUM_GENERATIONS,
@@ -207,11 +241,11 @@ def shape_one(folder: Path, num_groups: int, repeats: int, per_forward: int, che
         model=str(model),
         dtype="bfloat16",
         zero_stage=2,
-        max_pixels=896 * 896,
-        gradient_checkpointing=checkpointing,
-        per_device_batch_size=NUM_GENERATIONS * per_forward,
+        gradient_checkpointing=way.checkpointing,
+        fused_kernels=way.fused_kernels,
+        per_device_batch_size=NUM_GENERATIONS * way.per_forward,
     )
-    measure(make_trainer(model, config), groups, repeats, f"{per_forward} a forward, {checkpointing=}")
+    measure(make_trainer(model, config), groups, repeats, str(way))
 
 
 def measure(trainer: Trainer, groups: list[Group], repeats: int, title: str) -> None:
@@ -237,17 +271,17 @@ def main() -> None:
     parser.add_argument("what", choices=["agree", "memory", "shape", "one", "shape-one"])
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--per_forward", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--checkpointing", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--groups", type=int, default=4, help="shape: in a step")
+    parser.add_argument("--groups", type=int, default=16, help="shape: in a step")
     parser.add_argument("--repeats", type=int, default=5, help="shape: steps")
+    ways = "; ".join(f"{index}: {way}" for index, way in enumerate(SHAPE_WAYS))
+    parser.add_argument("--ways", type=int, nargs="+", default=[], help=f"shape: of these alone. {ways}")
     options = parser.parse_args()
     if options.what == "one":
         one_step(options.way, options.out)
     elif options.what == "shape-one":
-        shape_one(options.out, options.groups, options.repeats, options.per_forward, options.checkpointing)
+        shape_one(options.out, options.groups, options.repeats, SHAPE_WAYS[options.ways[0]])
     elif options.what == "shape":
-        shape(options.groups, options.repeats)
+        shape(options.groups, options.repeats, options.ways)
     else:
         {"agree": agree, "memory": memory}[options.what]()
 

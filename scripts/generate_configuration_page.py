@@ -86,7 +86,7 @@ def _type(annotation: Any) -> str:
     if origin is Literal:
         return " or ".join(f"`{value}`" for value in arguments)
     if origin in (Union, types.UnionType):
-        return _type(next(argument for argument in arguments if argument is not type(None)))
+        return " or ".join(_type(argument) for argument in arguments if argument is not type(None))
     if origin is list:
         return f"list of {_type(arguments[0])}"
     if origin is dict:

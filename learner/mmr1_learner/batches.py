@@ -1,11 +1,14 @@
 """From a plan's samples to what the model takes: prompts encoded once, completions laid out as rows of one forward.
 
-It opens images and knows shapes; it computes nothing with them.
+It opens images and knows shapes; it computes nothing with them. A step's batches are made in a thread beside the
+device's work: an image takes tens of milliseconds on the host, which a GPU would spend waiting.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 
 from mmr1.config import RunConfig
 from mmr1.errors import ConfigurationError
@@ -41,6 +44,30 @@ class Batcher:
                 raise ConfigurationError(f"{error}; restore it, and the same command goes on") from None
             prompts[index] = self._encoder.encode(prompt.text, images)
         return prompts
+
+    @contextmanager
+    def ahead(
+        self, plan: StepPlan, updates: Sequence[Sequence[Forward]], prepare: Callable[[RowBatch], RowBatch]
+    ) -> Iterator[list[list[Future[RowBatch]]]]:
+        """Inside, each update's batches are on their way; `prepare` is the last that happens to each in the thread.
+
+        Waiting for one raises what `encode` does. They come in the order in which a step asks for them: the later
+        updates' log-probabilities are taken before the first one moves the policy.
+        """
+        prompts: dict[int, EncodedPrompt] = {}
+
+        def make(forward: Forward) -> RowBatch:
+            missing = [sample for sample in forward if sample.group not in prompts]
+            prompts.update(self.encode(plan, [tuple(missing)]))
+            return prepare(self.pack(plan, forward, prompts))
+
+        with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
+            later = [[thread.submit(make, forward) for forward in update] for update in updates[1:]]
+            first = [[thread.submit(make, forward) for forward in update] for update in updates[:1]]
+            try:
+                yield first + later
+            finally:  # a step that failed waits for the one under way, and not for all
+                thread.shutdown(wait=False, cancel_futures=True)
 
     def pack(self, plan: StepPlan, forward: Forward, prompts: dict[int, EncodedPrompt]) -> RowBatch:
         """One forward's rows: for each group one, or several where completions are long, with what this rank holds."""

@@ -32,7 +32,7 @@ class ModelCall:
     def to(self, device: torch.device, dtype: torch.dtype) -> ModelCall:
         """Move to `device`; pixels, the only fractions among the inputs, become `dtype`."""
         images = {
-            name: tensor.to(device, dtype if tensor.is_floating_point() else None)
+            name: tensor.to(device, dtype if tensor.is_floating_point() else None, non_blocking=tensor.is_pinned())
             for name, tensor in self.images.items()
         }
         return replace(
@@ -44,6 +44,10 @@ class ModelCall:
             images=images,
             token_types={name: tensor.to(device) for name, tensor in self.token_types.items()},
         )
+
+    def pinned(self) -> ModelCall:
+        """With its pixels in page-locked memory."""
+        return replace(self, images={name: tensor.pin_memory() for name, tensor in self.images.items()})
 
     def arguments(self, dtype: torch.dtype) -> dict[str, Any]:
         """Keyword arguments of a Hugging Face model's forward. `dtype` is that of the mask of shared rows."""

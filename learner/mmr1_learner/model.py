@@ -25,9 +25,11 @@ from mmr1.errors import ConfigurationError
 from mmr1.families import FAMILIES, Family, pixel_bounds, require_known_layout
 from mmr1.records import TensorSpec
 from mmr1_learner.adapters import choose_trainable
+from mmr1_learner.fused_kernels import fuse_kernels
 from mmr1_learner.loss.token_stats import Projection, TokenStats, token_stats
 from mmr1_learner.prompts import forbidden_tokens
 from mmr1_learner.rows import EncodedPrompt, PositionCache, RowBatch
+from mmr1_learner.vision_attention import batch_vision_attention
 
 _TEXT_INPUTS = ("input_ids", "attention_mask")
 
@@ -112,10 +114,27 @@ def load_policy(path: str, config: RunConfig) -> Policy:
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"model {path}: {' '.join(str(error).split())[:300]}") from None
     _check_family(path, hf, config)
-    if config.gradient_checkpointing:
-        hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    _recompute(path, hf, config)
+    batch_vision_attention(hf)
+    fuse_kernels(hf, config)
     choose_trainable(hf, config)
     return Policy(hf).train()
+
+
+def _recompute(path: str, hf: Any, config: RunConfig) -> None:
+    """Let the backward pass compute activations again: everywhere, or in the vision tower alone."""
+    if not config.gradient_checkpointing:
+        return
+    part = hf
+    if config.gradient_checkpointing == "vision":
+        family = FAMILIES.get(hf.config.model_type)
+        if family is None:
+            raise ConfigurationError(
+                f"model {path} is a {hf.config.model_type}, whose vision tower is not known here; "
+                "gradient_checkpointing takes true or false for it"
+            )
+        part = getattr(hf.model, family.vision_tower)
+    part.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def _check_family(path: str, hf: Any, config: RunConfig) -> None:

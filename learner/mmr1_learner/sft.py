@@ -24,7 +24,6 @@ from mmr1.digits.scans import read_scans
 from mmr1.digits.tasks import TASKS, DigitTask
 from mmr1.errors import ConfigurationError
 from mmr1.images import ImageStore
-from mmr1_learner.equal_images import images_of_one_size
 from mmr1_learner.lessons import IGNORED, Encode, Encoder, Lesson, Supply, patches
 from mmr1_learner.sight import Sights, sights, teach_sight
 
@@ -188,16 +187,15 @@ def answer_logits(model: Any, pixel_values: Tensor, lesson: Lesson) -> Tensor:
         image_grid_thw=torch.tensor([[1, height, width]], device=ids.device),
         attention_mask=torch.ones_like(ids[:1]),
     )
-    with images_of_one_size(model):
-        output = model(
-            input_ids=ids,
-            position_ids=positions.expand(-1, batch, -1),
-            pixel_values=pixel_values,
-            # As the frames of one film, which do not see each other either: transformers goes through images in Python.
-            image_grid_thw=torch.tensor([[batch, height, width]], device=ids.device),
-            use_cache=False,
-            logits_to_keep=length + 1,
-        )
+    output = model(
+        input_ids=ids,
+        position_ids=positions.expand(-1, batch, -1),
+        pixel_values=pixel_values,
+        # As the frames of one film, which do not see each other either: transformers goes through images in Python.
+        image_grid_thw=torch.tensor([[batch, height, width]], device=ids.device),
+        use_cache=False,
+        logits_to_keep=length + 1,
+    )
     return cast(Tensor, output.logits[:, :-1])
 
 

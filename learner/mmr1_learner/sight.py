@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmr1.digits.canvas import PATCH, Drawn
-from mmr1_learner.equal_images import images_of_one_size
 from mmr1_learner.lessons import Array, patches
 
 NOTHING = 10  # the class of a token that shows no digit
@@ -85,8 +84,7 @@ def _lesson(model: Any, head: torch.nn.Linear, image_processor: Any, batch: Sigh
     size = model.config.vision_config.patch_size
     frames, height, width = batch.canvases.shape
     film = torch.tensor([[frames, height // size, width // size]], device=batch.canvases.device)
-    with images_of_one_size(model):
-        (features,) = model.model.get_image_features(patches(batch.canvases, image_processor), film).pooler_output
+    (features,) = model.model.get_image_features(patches(batch.canvases, image_processor), film).pooler_output
     names, boxes = head(features).split([NOTHING + 1, 4], dim=-1)  # [B * T, 11], [B * T, 4]
     labels, there = batch.labels.flatten(), batch.labels.flatten() != NOTHING
     loss = F.cross_entropy(names, labels) + F.l1_loss(boxes[there], batch.boxes.flatten(0, 1)[there])

@@ -28,6 +28,7 @@ from mmr1.digits.tasks import DigitTask
 from mmr1.errors import CONFIGURATION_ERROR, ConfigurationError
 from mmr1.templates import QUESTIONS
 from mmr1_learner.sft import WarmStart
+from mmr1_learner.vision_attention import batch_vision_attention
 
 HIDDEN, LAYERS, HEADS, KEY_VALUE_HEADS, WIDENING = 128, 4, 4, 2, 3
 INITIALIZER_RANGE = 0.02  # of the large models'
@@ -166,6 +167,7 @@ def build_model(
     )
     torch.manual_seed(seed)
     model = Qwen2_5_VLForConditionalGeneration(config)
+    batch_vision_attention(model)
     model.generation_config = GenerationConfig(eos_token_id=[eos, pad], pad_token_id=pad)
     return model
 
@@ -260,7 +262,9 @@ def _load(
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
         for name in ("is_local", "local_files_only"):  # of this loading alone; they would be saved with it
             tokenizer.init_kwargs.pop(name, None)
-        return tokenizer, Qwen2_5_VLForConditionalGeneration.from_pretrained(folder), measurements
+        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder)
+        batch_vision_attention(model)
+        return tokenizer, model, measurements
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigurationError(f"--start {folder}: {reason}; give a folder that this command has written") from None

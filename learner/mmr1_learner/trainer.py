@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 
 import torch
@@ -75,30 +76,28 @@ class Trainer:
         rate = learning_rate(self._config, plan.step)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
-        with self._timed("encode"):
-            prompts = self._batcher.encode(plan, [forward for update in updates for forward in update])
-            batches = [[self._batcher.pack(plan, forward, prompts) for forward in update] for update in updates]
         report, gaps, norms = LossReport(), TokenGaps(plan, self._config), []
-        todo = self._old_logprobs(batches) if only is None else {only.index: only.old_logprobs}
-        for update, old in todo.items():
-            if batches[update]:
-                self.watch.begin(plan, update, old, self.policy)
-                norms.append(self._optimize(batches[update], old, updates[update], report, gaps))
+        with self._batcher.ahead(plan, updates, self._prepare) as batches:
+            todo = self._old_logprobs(batches) if only is None else {only.index: only.old_logprobs}
+            for update, old in todo.items():
+                if batches[update]:
+                    self.watch.begin(plan, update, old, self.policy)
+                    norms.append(self._optimize(batches[update], old, updates[update], report, gaps))
         totals = self._ranks.sum(report.sums)
         self.gaps = gaps.of_all(self._ranks)
         return {**means(totals, len(norms)), "grad_norm": max(norms), "learning_rate": rate}
 
     def _optimize(
         self,
-        batches: list[RowBatch],
+        batches: list[Future[RowBatch]],
         old: Sequence[Tensor] | None,
         forwards: list[Forward],
         report: LossReport,
         gaps: TokenGaps,
     ) -> float:
         """Forwards and backwards of one optimizer step. Returns the gradient's norm before clipping."""
-        for index, packed in enumerate(batches):
-            batch = self._place(packed)
+        for index, pending in enumerate(batches):
+            batch = self._wait(pending)
             self.engine.set_gradient_accumulation_boundary(index == len(batches) - 1)
             with self._timed("reference"):
                 reference = self._reference.projection(batch) if self._reference else None
@@ -140,11 +139,26 @@ class Trainer:
         grads = [parameter.grad for parameter in self.policy.parameters() if parameter.grad is not None]
         return float(torch.nn.utils.get_total_norm(grads))
 
-    def _old_logprobs(self, batches: list[list[RowBatch]]) -> dict[int, Sequence[Tensor] | None]:
+    def _old_logprobs(self, batches: list[list[Future[RowBatch]]]) -> dict[int, Sequence[Tensor] | None]:
         """lp_old of every token. None for the first update: the policy has not moved, so its own forward gives it."""
-        with torch.no_grad(), self._timed("old_logprobs"):
-            later = [[self.policy(self._place(batch)).logprobs for batch in update] for update in batches[1:]]
+        later = [[self._old_logprob(batch) for batch in update] for update in batches[1:]]
         return dict(enumerate([None, *later]))
+
+    def _old_logprob(self, pending: Future[RowBatch]) -> Tensor:
+        batch = self._wait(pending)
+        with torch.no_grad(), self._timed("old_logprobs"):
+            logprobs: Tensor = self.policy(batch).logprobs
+        return logprobs
+
+    def _prepare(self, batch: RowBatch) -> RowBatch:
+        """In the host's memory so that `_place` has only to copy, and on a GPU need not wait for that."""
+        batch = batch.to(torch.device("cpu"), self.policy.hf.dtype)
+        return batch.pinned() if self._ranks.device.type == "cuda" else batch
+
+    def _wait(self, pending: Future[RowBatch]) -> RowBatch:
+        with self._timed("encode"):
+            batch = pending.result()
+        return self._place(batch)
 
     def _place(self, batch: RowBatch) -> RowBatch:
         """On the device, for one forward."""

@@ -34,8 +34,13 @@ class OptimizerOptions(BaseModel):
     seed: int = Field(0, ge=0, description="of the data order, of sampling and of the shuffles")
     per_device_batch_size: int = Field(gt=0, description="generations per device and forward, not prompts")
     gradient_accumulation_steps: int = Field(1, gt=0, description="forwards per step and device")
-    gradient_checkpointing: bool = Field(
-        False, description="recompute activations in the backward pass: less memory, more time"
+    gradient_checkpointing: bool | Literal["vision"] = Field(
+        False,
+        description="recompute activations in the backward pass, everywhere or in the vision tower alone: less memory, "
+        "more time",
+    )
+    fused_kernels: Literal["auto", "on", "off"] = Field(
+        "auto", description="Liger's kernels in the learner on a GPU; auto: where they are installed"
     )
     freeze_vision_tower: bool = Field(
         False, description="the vision tower and what joins it to the text stay as they are"

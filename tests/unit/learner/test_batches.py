@@ -72,3 +72,31 @@ def test_a_sample_keeps_its_advantage_its_weight_and_its_terms(tmp_path: Path) -
     assert batch.in_kimikl.tolist() == by_token(0, 1)
     assert batch.targets.tolist() == [7, 8, 9] * 2
     assert batch.rollout_logprobs.tolist() == [-0.5, -0.25, -1.0] * 2
+
+
+def test_a_steps_batches_are_made_ahead_with_each_prompt_encoded_once(tmp_path: Path) -> None:
+    plan = StepPlan(5, (group(0, 1.0, NEWEST, NEWEST), group(1, 1.0, NEWEST)), version=NOW)
+    one, asked = batcher(tmp_path), []
+    one.encode = lambda _, forwards: (  # type: ignore[method-assign]
+        asked.append(sorted({sample.group for forward in forwards for sample in forward})),
+        {index: PROMPT for index in asked[-1]},
+    )[1]
+    updates = [[(Sample(0, 0, 1.0),)], [(Sample(0, 1, 1.0), Sample(1, 0, 2.0))]]
+    with one.ahead(plan, updates, lambda batch: replace(batch, forbidden=torch.tensor([9]))) as pending:
+        found = [[batch.result() for batch in update] for update in pending]
+    # The second update first: its log-probabilities are taken before the first moves the policy.
+    assert asked == [[0, 1], []]
+    assert [[batch.advantages.tolist() for batch in update] for update in found] == [
+        [by_token(1.0)],
+        [by_token(1.0, 2.0)],
+    ]
+    assert all(batch.forbidden.tolist() == [9] for update in found for batch in update)
+
+
+def test_what_fails_beside_the_step_is_raised_where_the_step_waits_for_it(tmp_path: Path) -> None:
+    plan = StepPlan(5, (group(0, 1.0, NEWEST),), version=NOW)
+    one = batcher(tmp_path)
+    one.encode = Mock(side_effect=ValueError("an image went"))  # type: ignore[method-assign]
+    ahead = one.ahead(plan, [[(Sample(0, 0, 1.0),)] * 3], lambda batch: batch)
+    with pytest.raises(ValueError, match="an image went"), ahead as pending:
+        pending[0][0].result()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any, cast
+from unittest import mock
 from unittest.mock import Mock
 
 import pytest
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from mmr1.config.optimizer import OptimizerOptions
+from mmr1.errors import ConfigurationError
+from mmr1.families import FAMILIES
 from mmr1_learner.adapters import sources
 from mmr1_learner.checkpoint import Checkpoints, RunState
 from mmr1_learner.engine import deepspeed_config
@@ -125,6 +128,28 @@ def test_gradient_checkpointing_runs_every_block_again_for_the_same_gradient(
     assert kept and list(recomputed) == list(kept)
     for name, gradient in kept.items():
         torch.testing.assert_close(recomputed[name], gradient, atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_gradient_checkpointing_of_the_vision_tower_runs_its_blocks_alone_again(
+    small_model: Path, batch: RowBatch
+) -> None:
+    (_, kept), (runs, recomputed) = (
+        backward(load_policy(str(small_model), small_config(small_model, gradient_checkpointing=on)), batch)
+        for on in (False, "vision")
+    )
+    assert {name: times for name, times in runs.items() if times > 1} == dict.fromkeys(
+        (name for name in runs if ".visual." in name), 2
+    )
+    assert set(runs.values()) == {1, 2}
+    for name, gradient in kept.items():
+        torch.testing.assert_close(recomputed[name], gradient, atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_a_tower_that_nobody_can_name_is_refused(small_model: Path) -> None:
+    with mock.patch.dict(FAMILIES):
+        FAMILIES.clear()
+        with pytest.raises(ConfigurationError, match=r"vision tower is not known here; .* takes true or false"):
+            load_policy(str(small_model), small_config(small_model, gradient_checkpointing="vision"))
 
 
 def test_a_frozen_vision_tower_gets_no_gradient(small_model: Path, batch: RowBatch) -> None:
@@ -276,6 +301,7 @@ TESTS = {
     "gradient_accumulation_steps": _STEP,
     "learner_processes": _STEP,
     "gradient_checkpointing": f"{_HERE}test_gradient_checkpointing_runs_every_block_again_for_the_same_gradient",
+    "fused_kernels": "learner/test_fused_kernels.py::test_the_option_is_what_decides",
     "freeze_vision_tower": f"{_HERE}test_a_frozen_vision_tower_gets_no_gradient",
     "lora_rank": f"{_HERE}test_the_rank_is_that_of_what_adapters_add",
     "lora_alpha": f"{_HERE}test_alpha_over_rank_scales_what_adapters_add",

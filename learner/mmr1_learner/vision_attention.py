@@ -1,0 +1,84 @@
+"""A vision tower's attention: one call for all windows of a length, where transformers makes one for each.
+
+In the towers of the Qwen family tokens see only their own image, or their own window of it: at 896 x 896 pixels a layer
+has 64 windows. The calls, not their arithmetic, take the time, so those of equal length go together as a batch. The
+result is the same to rounding. This file knows nothing of what the images show.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+# To a name with "flash" in it transformers hands all windows at once, with their boundaries.
+_NAME = "flash_by_window_length"
+
+
+class _Windows(NamedTuple):
+    """Windows of one length. `rows` [num * length] are the places of their tokens; None: all, in order."""
+
+    num: int
+    length: int
+    rows: Tensor | None
+
+
+def batch_vision_attention(hf: Any) -> None:
+    """Have the vision tower of a Hugging Face model attend this way, if its attention goes window by window."""
+    config = getattr(hf.config, "vision_config", None)
+    if hf.config.model_type in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"):
+        ALL_ATTENTION_FUNCTIONS.register(_NAME, _attention)
+        # The tower holds this object, or one of its own that was made from it.
+        for one in {id(config): config, id(hf.model.visual.config): hf.model.visual.config}.values():
+            one._attn_implementation = _NAME
+
+
+def _attention(
+    _module: Any, query: Tensor, key: Tensor, value: Tensor, *, cu_seq_lens_q: Tensor, scaling: float, **_options: Any
+) -> tuple[Tensor, None]:
+    """Of [1, heads, L, D] with boundaries [windows + 1] in L; returns [1, L, heads, D]."""
+    _, heads, _, width = query.shape
+    groups, order = _group(cu_seq_lens_q)
+    seen = []
+    for group in groups:
+
+        def apart(tensor: Tensor, group: _Windows = group) -> Tensor:
+            rows = tensor[0] if group.rows is None else tensor[0].index_select(1, group.rows)
+            return rows.view(heads, group.num, group.length, width).transpose(0, 1)
+
+        one = F.scaled_dot_product_attention(apart(query), apart(key), apart(value), scale=scaling)
+        seen.append(one.transpose(1, 2).reshape(group.num * group.length, heads, width))
+    whole = seen[0] if order is None else torch.cat(seen).index_select(0, order)
+    return whole[None], None
+
+
+def _group(boundaries: Tensor) -> tuple[list[_Windows], Tensor | None]:
+    """The windows by length, and for each token its place among the groups' results in a row; None: as it was.
+
+    Worked out once for the boundaries, not in every layer: to read them waits for the device.
+    """
+    known = getattr(boundaries, "_mmr1_windows", None)
+    if known is None:
+        known = _make_groups(boundaries)
+        boundaries._mmr1_windows = known  # type: ignore[attr-defined]
+    return cast(tuple[list[_Windows], Tensor | None], known)
+
+
+def _make_groups(boundaries: Tensor) -> tuple[list[_Windows], Tensor | None]:
+    ends = boundaries.cpu().long()
+    starts, lengths = ends[:-1], ends.diff()
+    found = sorted({length for length in lengths.tolist() if length})
+    if len(found) == 1:
+        return [_Windows(int((lengths > 0).sum()), found[0], None)], None
+    groups, rows = [], []
+    for length in found:
+        those = starts[lengths == length]
+        rows.append((those[:, None] + torch.arange(length)).flatten())
+        groups.append(_Windows(len(those), length, rows[-1].to(boundaries.device)))
+    return groups, torch.cat(rows).argsort().to(boundaries.device)
+
+
+__all__ = ["batch_vision_attention"]

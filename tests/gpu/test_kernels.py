@@ -1,0 +1,92 @@
+"""On a GPU the learner's kernels compute what transformers' own layers do: values, gradients, and in copies."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmr1.families import FAMILIES
+from mmr1_learner.fused_kernels import fuse_kernels
+from mmr1_learner.model import Policy, PromptEncoder, load_policy
+from mmr1_learner.rows import Completion, Row, RowBatch, pack
+from tests.family_models import PLACEHOLDERS, build
+from tests.models import small_config
+from tests.unit.learner.test_fused_kernels import Gated
+from tests.unit.learner.test_rows import picture
+
+CUDA = torch.device("cuda")
+# Of the largest: rounding in another order. Bfloat16 keeps 8 bits.
+TOLERANCES = {"float32": 1e-5, "bfloat16": 3e-2}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp(request.param)
+    build(request.param, folder)
+    (folder / "family").write_text(request.param)
+    return folder
+
+
+def batch_of(model: Path, policy: Policy) -> RowBatch:
+    encoder = PromptEncoder(model, policy, small_config(model))
+    text = (
+        f"<|im_start|>user\n{PLACEHOLDERS[(model / 'family').read_text()]}How many?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    completions = tuple(Completion(ids, (0.0,) * len(ids), 1.0, 1.0) for ids in ((40, 41, 42), (43, 44)))
+    row = Row(encoder.encode(text, [picture(0, 112, 84)]), completions, 1.0)
+    return pack([row], encoder.image_token_id, encoder.pad_token_id)
+
+
+def score(policy: Policy, batch: RowBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    policy.zero_grad()
+    logprobs = policy(batch.to(CUDA, policy.hf.dtype)).logprobs
+    logprobs.sum().backward()
+    grads = {name: part.grad.float() for name, part in policy.named_parameters() if part.grad is not None}
+    return logprobs.detach().float(), grads
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_values_and_gradients(model: Path, dtype: str, record: Callable[..., None]) -> None:
+    off, on = (
+        load_policy(str(model), small_config(model, dtype=dtype, fused_kernels=option)).to(CUDA)
+        for option in ("off", "on")
+    )
+    batch = batch_of(model, off)
+    (expected, theirs), (found, ours) = score(off, batch), score(on, batch)
+    apart = float((found - expected).abs().max() / expected.abs().max())
+    norm = sum(float(grad.norm()) ** 2 for grad in theirs.values()) ** 0.5
+    off_by = sum(float((ours[name] - grad).norm()) ** 2 for name, grad in theirs.items()) ** 0.5 / norm
+    record(family=(model / "family").read_text(), dtype=dtype, logprobs=apart, gradient=off_by)
+    assert ours.keys() == theirs.keys() and apart < TOLERANCES[dtype] and off_by < TOLERANCES[dtype]
+
+
+def test_a_copy_follows_its_own_weights(model: Path) -> None:
+    policy = load_policy(str(model), small_config(model, fused_kernels="on")).to(CUDA)
+    batch = batch_of(model, policy).to(CUDA, torch.float32)
+    reference = policy.frozen_copy()
+    with torch.no_grad():
+        before = reference(batch).logprobs
+        for part in policy.parameters():
+            part.mul_(1.5)
+        assert torch.equal(reference(batch).logprobs, before)
+        assert not torch.equal(policy(batch).logprobs, before)
+
+
+@pytest.mark.parametrize("inner", [3420, 3424])
+def test_a_layer_that_is_filled_up(tmp_path: Path, inner: int) -> None:
+    torch.manual_seed(0)
+    plain: Any = Gated(64, inner).to(CUDA)
+    fused = copy.deepcopy(plain)
+    fuse_kernels(fused, small_config(tmp_path, fused_kernels="on"))
+    x = torch.randn(100, 64, device=CUDA)
+    for layer in (plain, fused):
+        layer(x).square().sum().backward()
+    torch.testing.assert_close(fused(x), plain(x), atol=1e-5, rtol=1e-5)
+    for (name, ours), theirs in zip(fused.named_parameters(), plain.parameters(), strict=True):
+        assert (ours.grad - theirs.grad).norm() < 1e-5 * theirs.grad.norm(), name
