@@ -86,6 +86,11 @@ def task_without_weight() -> None:
     check_data(config(task_weights={"ocr": 1}))
 
 
+def judge_of_another_task() -> None:
+    dataset(row("a.png"), row("a.png", task="ocr"))
+    check_data(config(rewards=["counting=1.0", "format=0.2"]))
+
+
 def several_splits() -> None:
     for split in ("train", "test"):
         table(f"data/{split}.parquet", solution=3)
@@ -271,6 +276,7 @@ CASES: dict[str, Callable[[], object]] = {
     "no vision tower": lambda: check_vision_tower(["layers.0.q_proj"]),
     "rewards": lambda: config(rewards=["counting=high"]),
     "unknown reward": lambda: check_names_of_own_server(config(rewards=["couting=1.0"])),
+    "judge of another task": judge_of_another_task,
     "task of kimikl": task_of_kimikl,
     "unknown template": lambda: Templates.from_config(config(question_template="r1")),
     "tracker missing": tracker_missing,
