@@ -36,7 +36,7 @@ INTRODUCTION = """\
 out at random within each batch, so that nothing can be learned from them. It leaves out the runs whose figures are in
 `docs/results/` already. Each run is `mmr1 demo TASK --seed N` with the options of `examples/TASK.yaml`, on the CPU.
 
-Measured are the held-out problems of `data/digits/TASK/eval.json`, whose handwriting no training problem shows, by
+Measured are the held-out problems of `data/digits/TASK/eval.json`, whose scans no training problem shows, by
 greedy decoding through the run's own rollout and reward servers, before the first step and after the last. A gain is
 after minus before; the spread is the largest minus the smallest `after` of the three seeds.
 """
