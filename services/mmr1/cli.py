@@ -27,7 +27,7 @@ BUILT_IN = {
     "templates": "the prompt templates, with an example of each: mmr1 templates [NAME ...]",
     "ledger": "a run's accounts in Redis: mmr1 ledger RUN",
     "probe": "is a service ready? For health checks of containers: mmr1 probe rollout HOST:PORT",
-    "report": "result.json, reward.png and report.html of a run: mmr1 report RUN_DIR",
+    "report": "result.json, reward.png and report.html of a run or an evaluation: mmr1 report RUN_DIR",
 }
 ELSEWHERE = {
     "data": "mmr1.data_cli",

@@ -22,6 +22,7 @@ from mmr1.coordinates import COORDINATE_TASKS, check_coordinates, holds_box, wro
 from mmr1.dataset import BadRow, eval_problems, stop_at_first, train_problems
 from mmr1.deepspeed_file import read_deepspeed_file
 from mmr1.errors import ConfigurationError
+from mmr1.evaluation.tasks import HEADLINES
 from mmr1.local.ports import ports_of, require_free
 from mmr1.model_folder import WEIGHT_PATTERNS, check_folder_for, check_model
 from mmr1.reading.problems import Problems, tasks_of
@@ -84,6 +85,8 @@ def check_data(config: RunConfig) -> Problems:
     """
     problems = train_problems(config)
     _check_task_weights(config, problems.tasks)
+    if not isinstance(config, SftConfig):
+        _check_rewards_fit(config, problems.tasks)
     check_coordinates(config, problems.tasks)
     _check_boxes(config, config.train_file, problems, _tasks_with_boxes(config))
     check_held_out(config)
@@ -150,6 +153,21 @@ def _check_task_weights(config: RunConfig, tasks: Collection[str]) -> None:
             f"option 'task_weights': task {lacking[0]!r} of the training problems has no weight; give it one (0 leaves "
             "it out)"
         )
+
+
+def _check_rewards_fit(config: RunConfig, tasks: Collection[str]) -> None:
+    """The judge of one of the four tasks reads no other's solutions: it would find fault with every answer to them.
+
+    Rewards of form, presets, plug-ins and rows of a user's own tasks are the user's affair.
+    """
+    trained = sorted(task for task in tasks if task in HEADLINES and config.task_weights.get(task, 1.0) > 0)
+    for name in [spec.task for spec in config.reward_specs if spec.task in HEADLINES]:
+        if strange := [task for task in trained if task != name]:
+            raise ConfigurationError(
+                f"option 'rewards': {name!r} would score rows of task {strange[0]!r} in train_file "
+                f"{config.train_file}; write `task` in its place, which is each row's own, or --task {name} if that "
+                "is what the rows are"
+            )
 
 
 def check_kimikl_task(config: RunConfig, problems: Sequence[Problem]) -> None:

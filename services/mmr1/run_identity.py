@@ -24,8 +24,8 @@ from mmr1.config.sft_options import SftConfig
 from mmr1.dataset import train_problems
 from mmr1.errors import ConfigurationError
 from mmr1.model_folder import check_model
-from mmr1.reading.problems import digest_of
-from mmr1.records import Problem
+from mmr1.reading.problems import digest_of, tasks_of
+from mmr1.records import Problem, RewardSpec
 
 log = structlog.get_logger()
 
@@ -48,7 +48,7 @@ def identity_of(config: RunConfig, problems: Sequence[Problem]) -> dict[str, Any
     identity |= {"model": _model_digest(config.model), "train_file": _digest(problems)}
     identity["lora_alpha"] = config.lora_alpha if config.lora_rank else None
     if not isinstance(config, SftConfig):
-        identity["rewards"] = " ".join(sorted(f"{spec.task}={spec.weight:g}" for spec in config.reward_specs))
+        identity["rewards"] = " ".join(sorted(f"{spec.task}={spec.weight:g}" for spec in _rewards(config, problems)))
     return identity
 
 
@@ -122,6 +122,12 @@ def say_changed_options(before: dict[str, Any], config: RunConfig) -> None:
             "options have changed since the checkpoint: the run goes on with the new ones",
             **{name: f"{old} before, {new} now" for name, (old, new) in changed.items()},
         )
+
+
+def _rewards(config: RunConfig, problems: Sequence[Problem]) -> Sequence[RewardSpec]:
+    """Where all rows are of one task, `task` among the rewards and that task's name are the same run."""
+    tasks = list(tasks_of(problems))
+    return config.reward_specs_for(tasks[0]) if len(tasks) == 1 else config.reward_specs
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

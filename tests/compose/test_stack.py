@@ -54,7 +54,7 @@ def write_config(path: Path, num_steps: int) -> None:
 def check_accounts(stack: Stack) -> None:
     """The ledger, asked as a person would: exit code 1 when it does not balance."""
     (learner,) = stack.containers("learner")
-    assert "balanced" in run("podman", "exec", learner, "mmr1", "ledger", "demo")
+    assert "balanced" in run("podman", "exec", learner, "mmr1", "ledger", "demo-counting")
 
 
 def test_from_up_to_the_first_optimizer_step(stack: Stack) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from mmr1.report import build
+from mmr1.report import build, build_evaluation
 from tests.chromium import Page, find_chromium
+from tests.unit.report.evaluated import write_evaluation
 from tests.unit.report.mixed import HEIGHT, SPACES, WIDTH, write_mixed_run
 from tests.unit.report.synthetic import write_lines, write_run
 
@@ -207,6 +208,22 @@ def test_every_control_and_image_has_a_name_and_every_id_is_one(page: Page) -> N
     assert page.run(unnamed) == []
     assert page.run("(() => { const ids = [...document.querySelectorAll('[id]')].map((e) => e.id);"
                     "return ids.length === new Set(ids).size; })()")  # fmt: skip
+
+
+def test_the_page_of_an_evaluation_is_filtered_too(browser: Page, tmp_path: Path) -> None:
+    """It has no steps to choose, and no curve to read."""
+    folder = write_evaluation(tmp_path / "eval", tmp_path / "data")
+    build_evaluation(folder)
+    browser.look(1360, 900)
+    browser.open(folder / "report.html")
+    assert browser.run("document.title") == "mine: MMR1 evaluation"
+    assert choose(browser) == "40 of 40 completions, in 40 groups"
+    lines = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    right = [line for line in lines if line["task"] == "grounding" and line["reward"] >= 0.5]
+    choose(browser, task="grounding", low="0.5")
+    assert browser.run(VISIBLE) == len(right) > 0
+    choose(browser, task="", low="", outcome="invalid_output")
+    assert browser.run(VISIBLE) == sum(not line["is_valid"] for line in lines) > 0
 
 
 def test_what_a_model_says_stays_text(browser: Page, tmp_path: Path) -> None:

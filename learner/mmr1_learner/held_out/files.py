@@ -68,7 +68,7 @@ class EvaluationFiles:
 
     def _record(self, group: Group, answer: Answer) -> dict[str, Any]:
         prompt = group.prompt
-        asked = {"prompt": prompt.text, "images": [image.path for image in prompt.images]}
+        asked = {"question": prompt.problem, "prompt": prompt.text, "images": [image.path for image in prompt.images]}
         return {**answer.as_json(), **asked, "server": group.server_id}
 
     def _read(self) -> dict[tuple[int, int], dict[str, Any]]:

@@ -28,6 +28,8 @@ from mmr1.errors import ConfigurationError
 
 Config = TypeVar("Config", bound=RunConfig)
 
+_ALIASES = {"every": "eval_every"}  # names that a file and a command line may use too
+
 
 def load_config(path: Path | str | None, arguments: Sequence[str] = (), *, environment: bool = True) -> RunConfig:
     """Read, merge and validate the options of a run. Arguments and errors as `load_options`."""
@@ -48,7 +50,7 @@ def load_options(
     Raises:
         ConfigurationError: the file, a name or a value is wrong; the message is one line with the remedy.
     """
-    document = _read_yaml(Path(path)) if path is not None else {}
+    document = _by_own_names(_read_yaml(Path(path)), f"{path}") if path is not None else {}
     _check_names(kind, document, f"{path}")
     options = _parse_arguments(kind, arguments)
     _check_environment(kind, os.environ)
@@ -94,9 +96,9 @@ def _comment(config: RunConfig, own: dict[str, Any]) -> str:
 
 
 def option_help(kind: type[RunConfig] = RunConfig) -> str:
-    """One line per option: name, default, description."""
+    """One line per option: name, default, description. What only this command has comes first."""
     lines = []
-    for name, field in kind.model_fields.items():
+    for name, field in sorted(kind.model_fields.items(), key=lambda item: item[0] in RunConfig.model_fields):
         default = "required" if field.is_required() else field.get_default(call_default_factory=True)
         lines.append(f"  --{name} ({default})  {field.description or ''}".rstrip())
     return "\n".join(lines)
@@ -114,6 +116,14 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise ConfigurationError(f"configuration {path} must be a mapping of option names to values")
     return document
+
+
+def _by_own_names(given: dict[str, Any], where: str) -> dict[str, Any]:
+    """Options that were given by an alias, by their own names."""
+    for alias, name in _ALIASES.items():
+        if alias in given and name in given:
+            raise ConfigurationError(f"{where}: {alias} is another name of {name}; give one of the two")
+    return {_ALIASES.get(name, name): value for name, value in given.items()}
 
 
 def _check_names(kind: type[RunConfig], names: dict[str, Any], where: str) -> None:
@@ -139,7 +149,7 @@ def _check_environment(kind: type[RunConfig], environment: Mapping[str, str]) ->
     for variable in environment:
         name = variable.lower().removeprefix("mmr1_")
         if variable.upper().startswith("MMR1_") and name not in kind.model_fields:
-            near = difflib.get_close_matches(name, kind.model_fields, n=1, cutoff=0.85)
+            near = difflib.get_close_matches(_ALIASES.get(name, name), kind.model_fields, n=1, cutoff=0.85)
             if near:
                 raise ConfigurationError(
                     f"environment: unknown option {variable}; did you mean MMR1_{near[0].upper()}?"
@@ -159,6 +169,7 @@ def _parse_arguments(kind: type[RunConfig], arguments: Sequence[str]) -> dict[st
             raise ConfigurationError(f"unexpected argument {argument!r}; options are written --name value")
         else:
             options[name].append(argument)
+    options = _by_own_names(options, "command line")
     _check_names(kind, dict(options), "command line")
     if any(map(holds_password, options.get("redis_url", []))):
         raise ConfigurationError(

@@ -28,7 +28,7 @@ OWN_TASK = "task"  # among `rewards`: whatever the row's own task is
 
 class ObjectiveOptions(BaseModel):
     rewards: Annotated[list[str], NoDecode] = Field(
-        default_factory=lambda: ["counting"],
+        default_factory=lambda: [OWN_TASK],
         description="NAME[=WEIGHT] ...: tasks of the reward server, summed by weight; `task` is the row's own",
     )
     reward_params: Annotated[dict[str, dict[str, Any]], NoDecode] = Field(

@@ -5,9 +5,10 @@ service and imports no torch.
 """
 
 from mmr1.evaluation.answers import Answer
+from mmr1.evaluation.comparing import Difference, compare
 from mmr1.evaluation.judging import Judge
 from mmr1.evaluation.measuring import TaskResult, measure
 from mmr1.evaluation.resampling import Metric
 from mmr1.evaluation.tasks import HEADLINES, metrics_of
 
-__all__ = ["HEADLINES", "Answer", "Judge", "Metric", "TaskResult", "measure", "metrics_of"]
+__all__ = ["HEADLINES", "Answer", "Difference", "Judge", "Metric", "TaskResult", "compare", "measure", "metrics_of"]

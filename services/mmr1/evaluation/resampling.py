@@ -54,10 +54,15 @@ def ratios(totals: Floats, weights: Floats, resamples: int, seed: int) -> list[M
     Returns:
         M metrics; None where the weights of all problems add up to 0.
     """
+    values, drawn = drawn_ratios(totals, weights, resamples, seed)
+    return [interval(values[index], drawn[:, index]) for index in range(totals.shape[1])]
+
+
+def drawn_ratios(totals: Floats, weights: Floats, resamples: int, seed: int) -> tuple[Floats, Floats]:
+    """The same ratios, [M], and those of each resample, [resamples, M]; NaN where all weights are 0."""
     values = _divided(totals.sum(axis=0), weights.sum(axis=0))
     drawn = [_divided(counts @ totals, counts @ weights) for counts in drawn_counts(len(totals), resamples, seed)]
-    spread = np.concatenate(drawn) if drawn else np.empty((0, totals.shape[1]))
-    return [interval(values[index], spread[:, index]) for index in range(totals.shape[1])]
+    return values, np.concatenate(drawn) if drawn else np.empty((0, totals.shape[1]))
 
 
 def interval(value: float, drawn: Floats | Sequence[float]) -> Metric:

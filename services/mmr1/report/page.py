@@ -19,9 +19,10 @@ from mmr1.report import fine_tuning
 from mmr1.report.charts import Chart, colour, readout, svg
 from mmr1.report.compare import Comparison
 from mmr1.report.curves import curves
+from mmr1.report.evaluation import EvaluationComparison, EvaluationFolder, told
 from mmr1.report.held_out import series
 from mmr1.report.result import RunResult, interval
-from mmr1.report.run_files import RunFiles
+from mmr1.report.run_files import Folder, RunFiles
 from mmr1.report.samples import Sample
 from mmr1.report.series import short
 from mmr1.report.table import change, measured, minutes, percent
@@ -30,32 +31,59 @@ from mmr1.report.tokens import legend
 
 def page(run: RunFiles, result: RunResult, samples: list[Sample], comparison: Comparison | None = None) -> str:
     """The whole page of a run as text; with a comparison, its curves are of both runs."""
-    rows = [row for sample in samples for row in sample.rows]
     return _render(
         "report.html",
         run,
         comparison.charts if comparison else curves(run),
+        planned=_planned(run),
         comparison=comparison,
         result=result,
         heldout=_heldout(run, result.heldout.n),
         reasons={name: run.ledger[name] for name in ("dropped", "dead") if isinstance(run.ledger.get(name), dict)},
-        samples=samples,
-        num_rows=len(rows),
-        steps=sorted({sample.step for sample in samples}),
-        outcomes=Counter(row.outcome for row in rows),
-        tasks=Counter(sample.task for sample in samples for _ in sample.rows),
-        shades=legend(),
-        has_gaps=any(row.gaps for row in rows),
-        has_boxes=any(sample.size and (sample.truth or sample.first_with_boxes is not None) for sample in samples),
+        **_gallery(samples, steps=sorted({sample.step for sample in samples})),
     )
 
 
 def fine_tuning_page(run: RunFiles, result: dict[str, Any]) -> str:
     """The whole page of what `mmr1 sft` has left as text; `result` is what result.json holds."""
-    return _render("fine_tuning.html", run, fine_tuning.curves(run), result=result)
+    return _render("fine_tuning.html", run, fine_tuning.curves(run), planned=_planned(run), result=result)
 
 
-def _render(template: str, run: RunFiles, charts: list[Chart], **more: Any) -> str:
+def evaluation_page(
+    evaluation: EvaluationFolder, samples: list[Sample], comparison: EvaluationComparison | None = None
+) -> str:
+    """The whole page of what `mmr1 eval` has left as text."""
+    return _render(
+        "evaluation.html",
+        evaluation,
+        [],
+        results=evaluation.results,
+        told=told(evaluation),
+        comparison=comparison,
+        **_gallery(samples, steps=[]),
+    )
+
+
+def _gallery(samples: list[Sample], steps: list[int]) -> dict[str, Any]:
+    """What samples.html takes. Without steps there is no filter by them, and a group is a problem."""
+    rows = [row for sample in samples for row in sample.rows]
+    return {
+        "samples": samples,
+        "num_rows": len(rows),
+        "steps": steps,
+        "outcomes": Counter(row.outcome for row in rows),
+        "tasks": Counter(sample.task for sample in samples for _ in sample.rows),
+        "shades": legend(),
+        "has_gaps": any(row.gaps for row in rows),
+        "has_boxes": any(sample.size and (sample.truth or sample.first_with_boxes is not None) for sample in samples),
+    }
+
+
+def _planned(run: RunFiles) -> int | None:
+    return max((m["num_steps"] for m in run.metrics if isinstance(m.get("num_steps"), int)), default=None)
+
+
+def _render(template: str, folder: Folder, charts: list[Chart], **more: Any) -> str:
     environment = Environment(
         loader=PackageLoader("mmr1.report", ""),
         autoescape=True,
@@ -64,20 +92,25 @@ def _render(template: str, run: RunFiles, charts: list[Chart], **more: Any) -> s
         lstrip_blocks=True,
     )
     environment.filters.update(
-        percent=percent, minutes=minutes, short=short, three="{:.3f}".format, words_for=words_for, pixel=_pixel
+        percent=percent,
+        minutes=minutes,
+        short=short,
+        three="{:.3f}".format,
+        signed="{:+.3f}".format,
+        words_for=words_for,
+        pixel=_pixel,
     )
     script = _own("report.js")
     return environment.get_template(template).render(
         css=Markup(_own("report.css")),
         js=Markup(script),
         js_sha256=_fingerprint(script),
-        name=str(run.config.get("run") or run.folder.name),
-        model=str(run.config.get("model") or ""),
-        planned=max((m["num_steps"] for m in run.metrics if isinstance(m.get("num_steps"), int)), default=None),
-        problems=run.problems,
+        name=str(folder.config.get("run") or folder.folder.name),
+        model=str(folder.config.get("model") or ""),
+        problems=folder.problems,
         charts=[_drawn(chart) for chart in charts],
         readouts=[readout(chart) for chart in charts],
-        config=run.config,
+        config=folder.config,
         **more,
     )
 

@@ -58,7 +58,7 @@ function filter() {
   let completions = 0;
   for (const group of document.querySelectorAll(".group")) {
     const asked = group.querySelector(".problem").textContent + "\n" + group.querySelector(".solution code").textContent;
-    const asks = (!step.value || group.dataset.step === step.value)
+    const asks = (!step || !step.value || group.dataset.step === step.value)
       && (!task || !task.value || group.dataset.task === task.value);
     let shown = 0;
     for (const row of group.querySelectorAll(".row")) {

@@ -22,58 +22,64 @@ from mmr1.remote_images import RemoteRoot, local_or_remote
 
 Record = dict[str, Any]
 FILES = ("config.yaml", "metrics.jsonl", "evaluations.jsonl", "completions.jsonl", "ledger.json", "parity.json")
+STARTED = "run.json"  # written before the first of the others but config.yaml, which an evaluation has too
+EVALUATION = "evaluation.json"  # in the folder that `mmr1 eval` leaves
 FINE_TUNING_FILES = ("config.yaml", "metrics.jsonl")  # of what `mmr1 sft` leaves; it evaluates only if asked to
 
 
 @dataclass(frozen=True)
-class RunFiles:
-    """What a run's folder holds.
-
-    `metrics` has one record per optimizer step, in order; where a resumed run did a step again, the later one.
-    `all_metrics` has every line. `num_weight_updates` is the learner's own count; the update that brings the rollout
-    servers to its weights before the first step is in it. `problems` names what is missing or damaged, a sentence each.
-    """
+class Folder:
+    """What every folder that is reported of has. `problems` names what is missing or damaged, a sentence each."""
 
     folder: Path
     config: Record
-    metrics: list[Record]
-    all_metrics: list[Record]
-    evaluations: list[Record]
-    ledger: Record
-    parity: list[Record]
-    num_weight_updates: int | None
     problems: list[str]
-    is_fine_tuning: bool = False  # what `mmr1 sft` has left, and no run of reinforcement
-
-    def completions(self) -> Iterator[Record]:
-        """The lines of completions.jsonl, in order, one at a time."""
-        path = self.folder / "completions.jsonl"
-        if path.exists():
-            yield from _lines(path, [])
 
     @property
     def image_root(self) -> Path | RemoteRoot | None:
-        """Where the images of completions.jsonl are: the run's image_root or image_dir, or its train_file's folder."""
+        """Where its images are: the run's image_root or image_dir, or its train_file's folder."""
         if root := self.config.get("image_root") or self.config.get("image_dir"):
             return local_or_remote(str(root))
         train_file = self.config.get("train_file")
         return dataset_folder(Path(train_file)) if train_file else None
 
 
+@dataclass(frozen=True)
+class RunFiles(Folder):
+    """What a run's folder holds.
+
+    `metrics` has one record per optimizer step, in order; where a resumed run did a step again, the later one.
+    `all_metrics` has every line. `num_weight_updates` is the learner's own count; the update that brings the rollout
+    servers to its weights before the first step is in it.
+    """
+
+    metrics: list[Record]
+    all_metrics: list[Record]
+    evaluations: list[Record]
+    ledger: Record
+    parity: list[Record]
+    num_weight_updates: int | None
+    is_fine_tuning: bool = False  # what `mmr1 sft` has left, and no run of reinforcement
+
+    def completions(self) -> Iterator[Record]:
+        """The lines of completions.jsonl, in order, one at a time."""
+        path = self.folder / "completions.jsonl"
+        if path.exists():
+            yield from lines_of(path, [])
+
+
+def is_evaluation(folder: Path) -> bool:
+    """Whether `mmr1 eval` has left it. A run that shares its folder with an evaluation counts as the run."""
+    return (folder / EVALUATION).exists() and not (folder / "metrics.jsonl").exists()
+
+
 def read_run(folder: Path) -> RunFiles:
     """Read everything but the completions.
 
     Raises:
-        ConfigurationError: `folder` does not exist or holds none of a run's files.
+        ConfigurationError: `folder` does not exist, holds none of a run's files, or is an evaluation's.
     """
-    if not folder.is_dir():
-        raise ConfigurationError(
-            f"run folder {folder} does not exist; give the run_dir of a run, for example runs/demo"
-        )
-    if not any((folder / name).exists() for name in FILES):
-        inside = folder / FOLDER
-        remedy = f"give {inside}, which `mmr1 sft` has left" if inside.is_dir() else "give a run_dir"
-        raise ConfigurationError(f"{folder} is not a run's folder (none of {', '.join(FILES)} is there); {remedy}")
+    _require_run(folder)
     damaged: list[str] = []
     lines = _all_lines(folder / "metrics.jsonl", damaged)
     is_fine_tuning = _is_fine_tuning(folder, lines)
@@ -81,12 +87,12 @@ def read_run(folder: Path) -> RunFiles:
     problems = [f"{name} is missing" for name in expected if not (folder / name).exists()] + damaged
     all_metrics = [record for record in lines if isinstance(record.get("step"), int)]
     by_step = {record["step"]: record for record in all_metrics}
-    ledger = _document(folder / "ledger.json", problems)
-    parity = _document(folder / "parity.json", problems)
-    updates = _document(folder / "weight_updates.json", problems)
+    ledger = document_of(folder / "ledger.json", problems)
+    parity = document_of(folder / "parity.json", problems)
+    updates = document_of(folder / "weight_updates.json", problems)
     return RunFiles(
         folder=folder,
-        config=_config(folder / "config.yaml", problems),
+        config=config_of(folder / "config.yaml", problems),
         metrics=[by_step[step] for step in sorted(by_step)],
         all_metrics=all_metrics,
         evaluations=_all_lines(folder / "evaluations.jsonl", problems),
@@ -96,6 +102,25 @@ def read_run(folder: Path) -> RunFiles:
         problems=problems,
         is_fine_tuning=is_fine_tuning,
     )
+
+
+def _require_run(folder: Path) -> None:
+    if not folder.is_dir():
+        raise ConfigurationError(
+            f"run folder {folder} does not exist; give the run_dir of a run, for example runs/demo"
+        )
+    if is_evaluation(folder):
+        raise ConfigurationError(f"{folder} is what `mmr1 eval` has left, and no run; compare it with an evaluation")
+    signs = [STARTED, *(name for name in FILES if name != "config.yaml")]
+    begun = folder.resolve().name == FOLDER and (folder / "config.yaml").exists()  # `mmr1 sft` before its first step
+    if begun or any((folder / name).exists() for name in signs):
+        return
+    inside = folder / FOLDER
+    if inside.is_dir():
+        remedy = f"give {inside}, which `mmr1 sft` has left"
+    else:
+        remedy = "give a run_dir whose run has begun, or the folder of an evaluation"
+    raise ConfigurationError(f"{folder} is not a run's folder (none of {', '.join(signs)} is there); {remedy}")
 
 
 def _is_fine_tuning(folder: Path, lines: list[Record]) -> bool:
@@ -113,7 +138,7 @@ def number(record: Record, key: str) -> float | None:
     return float(value)
 
 
-def _config(path: Path, problems: list[str]) -> Record:
+def config_of(path: Path, problems: list[str]) -> Record:
     if not path.exists():
         return {}
     try:
@@ -124,7 +149,7 @@ def _config(path: Path, problems: list[str]) -> Record:
     return document if isinstance(document, dict) else {}
 
 
-def _document(path: Path, problems: list[str]) -> Any:
+def document_of(path: Path, problems: list[str]) -> Any:
     if not path.exists():
         return None
     try:
@@ -135,10 +160,10 @@ def _document(path: Path, problems: list[str]) -> Any:
 
 
 def _all_lines(path: Path, problems: list[str]) -> list[Record]:
-    return list(_lines(path, problems)) if path.exists() else []
+    return list(lines_of(path, problems)) if path.exists() else []
 
 
-def _lines(path: Path, problems: list[str]) -> Iterator[Record]:
+def lines_of(path: Path, problems: list[str]) -> Iterator[Record]:
     """JSON Lines. A line without its newline may be half a record and is skipped unless it parses."""
     with path.open("rb") as file:
         for row, line in enumerate(file, start=1):

@@ -13,12 +13,14 @@ import random
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from mmr1.drawn_boxes import Box, predicted, true
 from mmr1.images import ImageError, ImageStore
+from mmr1.remote_images import RemoteRoot
 from mmr1.report.run_files import Record, RunFiles, number
 from mmr1.report.tokens import Gaps, Piece, clip, pieces
 
@@ -56,7 +58,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Sample:
-    """One group: what was asked, about which images, and the completions.
+    """One group (of an evaluation: one problem, and no step): what was asked, about which images, and the completions.
 
     `images` are data URIs, empty where there is none. `size` is the first image's as it was asked about, `truth` the
     solution's boxes in its pixels.
@@ -104,7 +106,7 @@ def choose(run: RunFiles, seed: int = 0) -> list[Sample]:
         key = _key(record)
         if key is not None and key in groups:
             groups[key].append(record)
-    return _with_images(run, _fill(candidates, notable, groups))
+    return with_images(run.image_root, fill(candidates, notable, groups))
 
 
 def _key(record: Record) -> GroupKey | None:
@@ -129,7 +131,7 @@ def _candidates(steps: dict[int, set[str]], told: set[GroupKey], chance: random.
     return keys[:MAX_ROWS]
 
 
-def _fill(
+def fill(
     candidates: list[GroupKey], notable: dict[GroupKey, str], groups: dict[GroupKey, list[Record]]
 ) -> list[Sample]:
     """Take groups while there is room; those picked for their outcome may use a sixth of it."""
@@ -215,9 +217,9 @@ def _words(solution: object) -> object:
     return json.dumps(solution, ensure_ascii=False) if isinstance(solution, list | dict) else solution
 
 
-def _with_images(run: RunFiles, samples: Iterable[Sample]) -> list[Sample]:
+def with_images(root: Path | RemoteRoot | None, samples: Iterable[Sample]) -> list[Sample]:
     """Replace image paths by data URIs, and those that cannot be shown by an empty one and a sentence."""
-    store = ImageStore(run.image_root) if run.image_root else None
+    store = ImageStore(root) if root else None
     ready: dict[str, str] = {}
     left = MAX_IMAGE_BYTES
     shown = []

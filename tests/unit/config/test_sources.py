@@ -10,6 +10,8 @@ import pytest
 import yaml
 
 from mmr1.config import RunConfig, load_config
+from mmr1.config.eval_options import EvalConfig
+from mmr1.config.loading import option_help
 from mmr1.errors import ConfigurationError
 
 REQUIRED: dict[str, Any] = {"model": "m", "train_file": "t.json", "num_steps": 3, "per_device_batch_size": 8}
@@ -130,6 +132,27 @@ def test_a_list_is_written_alike_everywhere(
             assert getattr(load(tmp_path, REQUIRED), name) == value, f"environment {text!r}"
     assert getattr(load(tmp_path, {**REQUIRED, name: value}), name) == value
     assert getattr(load(tmp_path, REQUIRED, f"--{name}", *map(str, value)), name) == value
+
+
+def test_every_is_another_name_of_eval_every(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load(tmp_path, {**REQUIRED, "every": 5}).eval_every == 5
+    assert load(tmp_path, REQUIRED, "--every", "7").eval_every == 7
+    assert load(tmp_path, {**REQUIRED, "eval_every": 5}, "--every", "7").eval_every == 7, "the command line wins"
+    assert load(tmp_path, {**REQUIRED, "every": 5}, "--eval_every", "7").eval_every == 7
+    with pytest.raises(ConfigurationError, match="command line: every is another name of eval_every; give one of the"):
+        load(tmp_path, REQUIRED, "--every", "7", "--eval-every", "7")
+    with pytest.raises(ConfigurationError, match=r"run\.yaml: every is another name of eval_every"):
+        load(tmp_path, {**REQUIRED, "every": 5, "eval_every": 5})
+    monkeypatch.setenv("MMR1_EVERY", "7")
+    with pytest.raises(ConfigurationError, match="unknown option MMR1_EVERY; did you mean MMR1_EVAL_EVERY"):
+        load(tmp_path, REQUIRED)
+
+
+def test_help_of_a_command_begins_with_its_own_options() -> None:
+    names = [line.split()[0].removeprefix("--") for line in option_help(EvalConfig).splitlines()]
+    assert names[:4] == ["eval_mode", "eval_samples", "eval_dir", "rollout_servers"]
+    assert sorted(names) == sorted(EvalConfig.model_fields), "each once"
+    assert option_help().splitlines()[0].split()[0].removeprefix("--") == next(iter(RunConfig.model_fields))
 
 
 def test_yaml_may_give_one_value_or_nothing_for_a_list(tmp_path: Path) -> None:

@@ -78,6 +78,42 @@ def test_weights_and_tasks_must_match(train_file: Path, weights: dict[str, float
     check_data(run(train_file, task_weights={"counting": 1, "grounding": 0}))
 
 
+def test_each_row_is_rewarded_by_its_own_task_unless_the_run_says_otherwise(train_file: Path) -> None:
+    config = load_config(None, ["--model", "m", "--train_file", str(train_file), "--num_steps", "1",
+                                "--per_device_batch_size", "8"])  # fmt: skip
+    for task in check_data(config).tasks:
+        assert config.reward_specs_for(task) == (RewardSpec(task, 1.0),)
+
+
+@pytest.mark.parametrize(
+    ("rewards", "weights", "refused"),
+    [
+        (["counting=1.0", "format=0.2"], {}, "'counting' would score rows of task 'grounding'"),
+        (["grounding"], {}, "'grounding' would score rows of task 'counting'"),
+        (["task", "counting=0.5"], {}, "'counting' would score rows of task 'grounding'"),
+        (["ocr"], {"counting": 1, "grounding": 0}, "'ocr' would score rows of task 'counting'"),
+        (["counting", "format=0.2"], {"counting": 1, "grounding": 0}, None),  # no grounding row is ever asked
+        (["task", "format=0.2", "length"], {}, None),
+        (["mmr1_grounding", "pr1_counting", "my_own"], {}, None),  # presets and plug-ins: their users know
+    ],
+)
+def test_the_judge_of_another_task_is_refused(
+    train_file: Path, rewards: list[str], weights: dict[str, float], refused: str | None
+) -> None:
+    config = run(train_file, rewards=rewards, task_weights=weights)
+    if refused is None:
+        check_data(config)
+        return
+    with pytest.raises(ConfigurationError, match=rf"option 'rewards': {refused} in train_file .*; write `task`"):
+        check_data(config)
+
+
+def test_rows_of_a_users_own_task_may_be_judged_by_one_of_the_four(train_file: Path) -> None:
+    rows = [{"problem": "Read.", "solution": "abc", "image": "a.png", "task": "receipts"}]
+    train_file.write_text(json.dumps(rows))
+    check_data(run(train_file, rewards=["ocr"]))
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [

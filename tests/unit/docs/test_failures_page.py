@@ -37,7 +37,7 @@ from mmr1.local.ports import Port, require_free
 from mmr1.local.run_lock import run_lock
 from mmr1.preflight import check_data, check_kimikl_task, check_model, check_redis, check_reward_server
 from mmr1.preprocessing import compare
-from mmr1.report import build
+from mmr1.report import build, build_evaluation
 from mmr1.reward_names import check_names_of_own_server
 from mmr1.run_identity import check_same_evaluation, check_same_run
 from mmr1.templates import Templates
@@ -84,6 +84,11 @@ def pointer() -> None:
 def task_without_weight() -> None:
     dataset(row("a.png"), row("a.png", task="ocr"))
     check_data(config(task_weights={"ocr": 1}))
+
+
+def judge_of_another_task() -> None:
+    dataset(row("a.png"), row("a.png", task="ocr"))
+    check_data(config(rewards=["counting=1.0", "format=0.2"]))
 
 
 def several_splits() -> None:
@@ -186,6 +191,20 @@ def compared_with_fine_tuning() -> None:
     build(Path("runs/demo"), Path("runs/warm/sft"))
 
 
+def report_of_neither() -> None:
+    Path("runs/mine").mkdir(parents=True)
+    Path("runs/mine/config.yaml").write_text("")
+    build(Path("runs/mine"))
+
+
+def evaluation_that_goes_on() -> None:
+    for name in ("runs/other", "runs/mine/eval"):
+        Path(name).mkdir(parents=True)
+        (Path(name) / "evaluation.json").write_text("{}")
+    Path("runs/other/results.json").write_text("{}")
+    build_evaluation(Path("runs/other"), Path("runs/mine/eval"))
+
+
 def tracker_missing() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mmr1.tracker_names.find_spec", lambda _: None)
@@ -271,6 +290,7 @@ CASES: dict[str, Callable[[], object]] = {
     "no vision tower": lambda: check_vision_tower(["layers.0.q_proj"]),
     "rewards": lambda: config(rewards=["counting=high"]),
     "unknown reward": lambda: check_names_of_own_server(config(rewards=["couting=1.0"])),
+    "judge of another task": judge_of_another_task,
     "task of kimikl": task_of_kimikl,
     "unknown template": lambda: Templates.from_config(config(question_template="r1")),
     "tracker missing": tracker_missing,
@@ -283,6 +303,8 @@ CASES: dict[str, Callable[[], object]] = {
         {"model": "files 0c1f"}, {"model": "files 9a2b"}, Path("runs/mine/eval")
     ),
     "misspelt template": lambda: templates_cli.main(["pr1_orc"]),
+    "report of neither": report_of_neither,
+    "evaluation that goes on": evaluation_that_goes_on,
     "no dump": lambda: replay(["runs/demo/dumps"]),
     "dump of fine-tuning": dump_of_fine_tuning,
     "dataset missing": lambda: train_problems(config(train_file="data/trian.json")),

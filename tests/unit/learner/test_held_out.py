@@ -169,7 +169,7 @@ def test_every_task_through_a_running_server_and_again_without_asking(
     assert found["policy_versions"] == "3.40" and found["mode"] == "greedy"
     lines = samples(run)
     assert [line["problem"] for line in lines] == list(range(11)), "in the order of the file, however they came"
-    assert {"prompt", "response", "parsed", "reward", "solution", "images"} <= lines[0].keys()
+    assert {"question", "prompt", "response", "parsed", "reward", "solution", "images"} <= lines[0].keys()
     table = (run.parent / "run/eval/results.md").read_text()
     assert "## counting: 8 problems, 1 answer each" in table and "| **accuracy** | 0.7500 |" in table
     assert "accuracy" in capsys.readouterr().out

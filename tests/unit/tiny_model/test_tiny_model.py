@@ -92,7 +92,7 @@ def test_the_demos_prompts_and_answers_fit_their_limits(name: str) -> None:
     asked = lesson(name, Encoder(tokenizer_for([TASKS[name] for name in READER])), 64)
     assert asked.prompts.shape[1] <= config.max_prompt_length
     assert asked.answers.shape[1] <= config.max_completion_length
-    assert config.task == name and config.run_dir == Path("runs") / f"demo-{name}"
+    assert (config.task, config.run) == (name, f"demo-{name}") and config.run_dir == Path("runs") / config.run
 
 
 @pytest.mark.parametrize("text", ["<answer>12</answer>", "Größe 数 🎈\n\t{x}", "  two  spaces ", *TAGS])
