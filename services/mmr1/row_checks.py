@@ -28,7 +28,7 @@ from mmr1.reward_program import OwnJudge
 from mmr1_reward_server.api import Item, Outcome, Result
 from mmr1_reward_server.client import RewardClient
 
-_ROWS_AT_ONCE = 256
+_ROWS_AT_ONCE = 1024  # two processes take turns
 _ITEMS_PER_REQUEST = 256
 _LOOKS = 100  # at images that are not opened otherwise, to see whether a judge only lacks the size
 
