@@ -26,6 +26,7 @@ from mmr1.preflight import check_data, check_kimikl_task, check_training
 from mmr1.redis_access import RedisAccess
 from mmr1.reward_names import check_reward_names
 from mmr1.rollout_access import RolloutAccess
+from mmr1.row_checks import check_rows_of_server
 from mmr1.run_identity import check_same_run
 from mmr1.telemetry import configure_logging, works_for
 from mmr1.tracing import start_tracing, stop_tracing
@@ -199,9 +200,11 @@ def check(config: RunConfig) -> None:
     RolloutAccess.from_config(config)
     RedisAccess.from_config(config)
     problems = check_data(config)
-    check_reward_names(config, problems.tasks, eval_problems(config, check_images=False).tasks)
+    held_out = eval_problems(config, check_images=False)
+    check_reward_names(config, problems.tasks, held_out.tasks)
     check_kimikl_task(config, problems)
     check_same_run(config)
+    check_rows_of_server(config, problems, held_out)
 
 
 def _keep(config: RunConfig, given: Path) -> None:

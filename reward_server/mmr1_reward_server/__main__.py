@@ -24,6 +24,7 @@ from .descriptors import Listener, bounded, end_of_connections, raise_limit
 from .explaining import describe, explain, read_item
 from .logs import configure_logging
 from .plugins import PluginError, build_registry, import_from_here
+from .refusing import refusals
 from .scoring import WorkersCannotStart
 from .settings import PROGRAM, Settings, SettingsError, parse_settings
 from .tls import tls_options
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serves until SIGTERM or Ctrl-C. Exit codes: 0 drained, 2 something the user must change, 1 anything else."""
     try:
         settings = parse_settings(argv)
-        if settings.list_tasks or settings.describe_tasks or settings.explain is not None:
+        if settings.answers_once:
             return answer_once(settings)
         configure_logging()
         raise_limit()
@@ -52,9 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def answer_once(settings: Settings) -> int:
-    """What could be asked of the server, or how it scores one item, without starting it.
+    """What could be asked of the server, or how it scores items, without starting it.
 
-    Raises PluginError, and SettingsError for a file that holds no item.
+    Raises PluginError, and SettingsError for what holds no item.
     """
     if settings.reward:
         import_from_here()
@@ -63,6 +64,9 @@ def answer_once(settings: Settings) -> int:
         print("\n".join(task.name for task in registry))
     elif settings.describe_tasks:
         print(describe(registry).model_dump_json())
+    elif settings.refusals:
+        for line in refusals(registry, sys.stdin, max_response_chars=settings.max_response_chars):
+            print(line, flush=True)  # whoever asks waits for it before asking more
     else:
         item = read_item(str(settings.explain))
         print(explain(registry, item, max_response_chars=settings.max_response_chars).model_dump_json())

@@ -59,6 +59,16 @@ class Settings(BaseModel):
     explain: str | None = Field(
         None, description="a file with one item as JSON (- for standard input): print how it is scored, and end"
     )
+    refusals: bool = Field(
+        False,
+        description="for each line of standard input, a JSON array of items, print which can never be scored and why, "
+        "and end",
+    )
+
+    @property
+    def answers_once(self) -> bool:
+        """Whether the program is asked something and ends, and serves nothing."""
+        return self.list_tasks or self.describe_tasks or self.refusals or self.explain is not None
 
     @model_validator(mode="after")
     def _one_request_fits(self) -> Self:

@@ -35,8 +35,10 @@ COORDINATE_TASKS = frozenset({"grounding", "detection"})
 _BOX_KEYS = ("bbox_2d", "bbox")  # as the reward server reads an object of detection
 _DIGITS_OF_FRACTIONS = 4
 _NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
-# The one way for a problem's text to hold a box; what is written otherwise is left as it stands.
+# The one way for a problem's text to hold a box; what is written otherwise is left as it stands. Tags around other
+# numbers than a box has are no words of a question: they are a mistake.
 _BOX_IN_TEXT = re.compile(rf"<box>\s*\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]\s*</box>")
+_NUMBERS_IN_TAGS = re.compile(r"<box>\s*\[[\d\s.,+-]*\]\s*</box>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,7 @@ class Coordinates:
             except (ValueError, RecursionError):
                 raise ValueError("is a text, but not the JSON of a box or of objects") from None
         if _is_box(solution):
-            return self.box(solution, image_size)
+            return self._true_box(solution, image_size)
         if isinstance(solution, list):
             return [self._element(element, image_size) for element in solution]
         raise ValueError(f"is neither a box [x1, y1, x2, y2] nor a list of objects: {json.dumps(solution)[:60]}")
@@ -122,12 +124,18 @@ class Coordinates:
 
     def _element(self, element: Any, image_size: Size) -> Any:
         if _is_box(element):
-            return self.box(element, image_size)
+            return self._true_box(element, image_size)
         if isinstance(element, Mapping):
             keys = [key for key in _BOX_KEYS if _is_box(element.get(key))]
             if len(keys) == 1:
-                return {**element, keys[0]: self.box(element[keys[0]], image_size)}
+                return {**element, keys[0]: self._true_box(element[keys[0]], image_size)}
         raise ValueError(f"holds what is neither a box nor an object with a bbox_2d: {json.dumps(element)[:60]}")
+
+    def _true_box(self, pixels: Sequence[float], image_size: Size) -> list[float]:
+        """As `box`. Raises ValueError for one that no answer can fit, too."""
+        if not (pixels[0] < pixels[2] and pixels[1] < pixels[3]):
+            raise ValueError(f"holds the box {json.dumps(pixels)[:60]}, in which not x1 < x2 and y1 < y2")
+        return self.box(pixels, image_size)
 
     def _extent(self, image_size: Size) -> tuple[float, float]:
         """Of the lower right corner of the image, in the model's space."""
@@ -220,6 +228,8 @@ def wrong_boxes(
     key = keys[0]
     try:
         form.text(text, size)
+        if odd := next((odd for odd in _NUMBERS_IN_TAGS.findall(text) if not holds_box(odd)), None):
+            raise ValueError(f"holds {odd[:60]}, which is no box [x1, y1, x2, y2]")
         key = keys[1]
         if task in tasks:
             form.solution(solution, size)

@@ -125,14 +125,17 @@ def _set_down(
         store.append(content, task=row.task, file=len(files) - 1, number=row.number)
 
 
-def stop_at_first(path: Path, bad_rows: Iterable[BadRow]) -> None:
-    """Raises ConfigurationError for the first, if there is one, with the number of the others."""
+def stop_at_first(path: Path, bad_rows: Iterable[BadRow], options: str = "") -> None:
+    """Raises ConfigurationError for the first, if there is one, with the number of the others.
+
+    `options`: with which `mmr1 data validate` lists them.
+    """
     first: BadRow | None = None
     others = -1
     for bad in bad_rows:
         first, others = first or bad, others + 1
     if first:
-        more = f" (and {others} more bad rows: `mmr1 data validate {path}` lists them)" if others else ""
+        more = f" (and {others} more bad rows: `mmr1 data validate {path}{options}` lists them)" if others else ""
         raise ConfigurationError(f"{first}{more}")
 
 
@@ -200,21 +203,31 @@ def order_of(problems: Sequence[Problem], config: RunConfig) -> Order:
 def bad_images(
     problems: Problems, indices: Sequence[int], *, root: Path | RemoteRoot, image_key: str
 ) -> Iterator[BadRow]:
-    """Decode the images of these problems, each once, and name the rows with an unusable one."""
+    """Decode the images of these problems, each once, and name the rows with an unusable one.
+
+    `problems.sizes` has the size of each row's first image afterwards.
+    """
     store = ImageStore(root)
+    problems.sizes.room_for(problems.num_rows)
 
     @lru_cache(maxsize=_IMAGES_REMEMBERED)
-    def reason(image: str) -> str | None:
+    def look(image: str) -> tuple[int, int] | str:
         try:
-            store.check(image)
+            return store.check(image)
         except UnreachableImageError:
             raise  # the row may be good
         except ImageError as error:
             return str(error)
-        return None
 
     def wrong(index: int) -> str | None:
-        return next((found for image in problems[index].images if (found := reason(image))), None)
+        problem = problems[index]
+        for place, image in enumerate(problem.images):
+            found = look(image)
+            if isinstance(found, str):
+                return found
+            if place == 0:
+                problems.sizes.remember(problem.position, found)
+        return None
 
     with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as threads:  # decoders release the GIL
         for start in range(0, len(indices), _AT_ONCE):

@@ -31,6 +31,7 @@ from mmr1.redis_access import RedisAccess, access_to
 from mmr1.reward_access import reward_tls
 from mmr1.reward_names import check_names_of_own_server, check_reward_names
 from mmr1.rollout_access import check_rollout_access
+from mmr1.row_checks import check_own_rows, check_rows_of_server
 from mmr1.templates import Templates
 from mmr1.tls import speaks_tls
 from mmr1.tracker_names import check_trackers
@@ -54,10 +55,12 @@ def check(config: RunConfig) -> None:
     held_out = eval_problems(config, check_images=False)
     if config.reward_url is None:
         check_names_of_own_server(config, problems.tasks, held_out.tasks)
+        check_own_rows(config, problems, held_out)
     else:
         check_reward_server(config.reward_url, reward_tls(config))
         try:
             check_reward_names(config, problems.tasks, held_out.tasks)
+            check_rows_of_server(config, problems, held_out)
         except RewardServerError as error:
             raise ConfigurationError(f"reward_url {config.reward_url}: {error}") from None
 

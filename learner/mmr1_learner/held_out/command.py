@@ -39,6 +39,7 @@ from mmr1.records import Problem
 from mmr1.reward_access import reward_client, reward_tls
 from mmr1.rollout_access import RolloutAccess
 from mmr1.rollout_client import RolloutClient, ServerStatus
+from mmr1.row_checks import sizes_of
 from mmr1.run_identity import evaluation_identity
 from mmr1.templates import Templates
 from mmr1_learner.held_out.asking import AGAIN_SECONDS, AWAY_SECONDS, Asking
@@ -147,7 +148,7 @@ async def _work(
             await crew.start([services.reward])
         reward = await opened.enter_async_context(reward_client(config, config.reward_deadline_seconds))
         judge = Judge(reward, config.eval_file, problems)
-        await judge.check_rows()
+        await judge.check_rows(await asyncio.to_thread(sizes_of, config, problems))
         # Running servers have weights of their own, and so are asked before anything is taken up.
         statuses = await _statuses(config, config.rollout_servers)
         versions = [f"{status.model} {status.version}" for status in statuses]

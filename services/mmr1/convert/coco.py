@@ -43,7 +43,8 @@ def problems(path: Path, pictures: Pictures, choices: Choices, account: Account)
     """One problem for each image, in the file's order.
 
     Raises:
-        ConfigurationError: the file is no such file, or has none of the categories named.
+        ConfigurationError: the file is no such file, has none of the categories named, or some that differ only in
+            case.
     """
     document = read_json(path, FORM)
     if not isinstance(document, dict) or not all(isinstance(document.get(name), list) for name in _PARTS):
@@ -141,7 +142,18 @@ def _chosen(path: Path, names: Mapping[Any, str], wanted: tuple[str, ...]) -> tu
     unknown = [name for name in wanted if name not in there]
     if unknown:
         raise ConfigurationError(f"{path} has no category {unknown[0]!r}; it has {', '.join(there[:100])}")
-    return tuple(name for name in there if not wanted or name in wanted)
+    chosen = tuple(name for name in there if not wanted or name in wanted)
+    alike = defaultdict(list)
+    for name in chosen:
+        alike[name.casefold()].append(name)
+    if same := [names for names in alike.values() if len(names) > 1]:
+        shown = "; ".join(" and ".join(map(repr, names)) for names in same[:20])
+        more = f" (and {len(same) - 20} more)" if len(same) > 20 else ""
+        raise ConfigurationError(
+            f"{path} has categories that differ only in case, which labels are compared without: {shown}{more}; rename "
+            "them in the file, or name with --categories those to take"
+        )
+    return chosen
 
 
 def _by_image(annotations: list[Any]) -> dict[Any, list[tuple[int, Mapping[str, Any]]]]:

@@ -6,6 +6,7 @@ It knows each format's options and none of its keys.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from mmr1.convert.output import IMAGES, write_rows
 from mmr1.convert.pictures import Pictures
 from mmr1.errors import ConfigurationError
 from mmr1.remote_images import RemoteRoot, local_or_remote
+
+# A word or so in braces. Those of JSON and of LaTeX's commands, as \boxed{answer}, are words of the question.
+_PLACEHOLDER = re.compile(r"(\\[A-Za-z]+)?\{([\w .-]+)\}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +90,26 @@ def _counted(number: int, word: str) -> str:
     return f"{number} {word}{'' if number == 1 else 's'}"
 
 
+def _question(*names: str) -> Callable[[str], str]:
+    """Of --question: a name in braces that stands for nothing would be asked as it is written."""
+
+    def checked(text: str) -> str:
+        unknown = [name for command, name in _PLACEHOLDER.findall(text) if not command and name not in names]
+        if unknown:
+            there = " and ".join(f"{{{name}}}" for name in names)
+            remedy = f"only {there} stands for anything" if names else "nothing in braces stands for anything here"
+            raise argparse.ArgumentTypeError(f"{{{unknown[0]}}} is not known; {remedy}")
+        return text
+
+    return checked
+
+
 def _coco_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--question", default=coco.QUESTION, help="{categories} stands for their names; default: %(default)s"
+        "--question",
+        type=_question("categories"),
+        default=coco.QUESTION,
+        help="{categories} stands for their names; default: %(default)s",
     )
     parser.add_argument(
         "--crowds",
@@ -110,7 +131,10 @@ def _coco(arguments: argparse.Namespace, pictures: Pictures, account: Account) -
 
 def _refcoco_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--question", default=refcoco.QUESTION, help="{expression} stands for what to find; default: %(default)s"
+        "--question",
+        type=_question("expression"),
+        default=refcoco.QUESTION,
+        help="{expression} stands for what to find; default: %(default)s",
     )
     parser.add_argument("--instances", type=Path, metavar="FILE", help=f"of refs: {refcoco.INSTANCES}")
     parser.add_argument("--split", help="of refs: train, val, testA, testB or test; default: all")
@@ -123,16 +147,19 @@ def _refcoco(arguments: argparse.Namespace, pictures: Pictures, account: Account
 
 def _pixmo_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--question", default=pixmo.QUESTION, help="{label} stands for what to count; default: %(default)s"
+        "--question",
+        type=_question("label"),
+        default=pixmo.QUESTION,
+        help="{label} stands for what to count; default: %(default)s",
     )
 
 
 def _clevr_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--question", default=clevr.QUESTION, help="of a scene; default: %(default)s")
+    parser.add_argument("--question", type=_question(), default=clevr.QUESTION, help="of a scene; default: %(default)s")
 
 
 def _pages_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--question", help="asked instead of the file's own words")
+    parser.add_argument("--question", type=_question(), help="asked instead of the file's own words")
 
 
 _FORMATS = {

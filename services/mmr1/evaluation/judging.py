@@ -18,6 +18,7 @@ from mmr1_reward_server.client import RewardClient, RewardServerError
 
 AGAIN_SECONDS = 2.0
 ATTEMPTS = 4  # at one item's verdict
+ROWS_SHOWN = 20  # of those that cannot be scored
 _ITEMS_PER_REQUEST = 256
 
 
@@ -35,23 +36,29 @@ class Judge:
         self._file = file
         self._problems = problems
 
-    async def check_rows(self) -> None:
-        """An empty answer is scored wherever the row itself is right.
+    async def check_rows(self, sizes: Sequence[tuple[int, int] | None]) -> None:
+        """An empty answer is scored wherever the row itself is right. `sizes`: of each problem's first image.
 
         Raises:
-            ConfigurationError: rows cannot be scored: solution or task is not what the reward server takes. The first
-                is named.
+            ConfigurationError: rows cannot be scored: solution or task is not what the reward server takes, or boxes
+                are outside their image. Each is named, up to ROWS_SHOWN.
             RewardServerError: the reward server does not answer.
         """
-        items = [self._item(f"{place}/0", problem, "") for place, problem in enumerate(self._problems)]
+        items = [
+            self._item(f"{place}/0", problem, "").model_copy(update={"image_size": size})
+            for place, (problem, size) in enumerate(zip(self._problems, sizes, strict=True))
+        ]
+        bad: list[tuple[Item, str]] = []
         for start in range(0, len(items), _ITEMS_PER_REQUEST):
             part = items[start : start + _ITEMS_PER_REQUEST]
-            bad = _not_judged(part, await self._client.score_or_raise(part))
-            bad = _not_judged([item for item, _ in bad], await self._client.score_or_raise([item for item, _ in bad]))
-            if bad:
-                (item, detail), rest = bad[0], len(bad) - 1
-                more = f" (and {rest} of the rows after it)" if rest else ""
-                raise ConfigurationError(f"{self._row(item)} cannot be scored: {detail}{more}; correct the file")
+            again = [item for item, _ in _not_judged(part, await self._client.score_or_raise(part))]
+            bad += _not_judged(again, await self._client.score_or_raise(again))
+        if bad:
+            lines = [f"{self._row(item)} cannot be scored: {detail}" for item, detail in bad[:ROWS_SHOWN]]
+            if len(bad) > ROWS_SHOWN:
+                lines.append(f"and {len(bad) - ROWS_SHOWN} more")
+            count = f"{len(bad)} of {len(items)} rows cannot be scored"
+            raise ConfigurationError("\n".join([f"{self._file}: {count}; repair or remove them", *lines]))
 
     async def judge(
         self, groups: Sequence[Group], places: Sequence[int], sizes: Sequence[tuple[int, int] | None]

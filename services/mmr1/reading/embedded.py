@@ -27,6 +27,14 @@ class EmbeddedImages:
     def __init__(self, root: Path | RemoteRoot) -> None:
         self._root = root if isinstance(root, RemoteRoot) else Path(os.path.realpath(root))
 
+    def require_folder(self) -> Path:
+        """Raises ConfigurationError: the root is a URL."""
+        if isinstance(self._root, RemoteRoot):
+            raise ConfigurationError(
+                f"image root {self._root}: the dataset's embedded images are written to a folder; set image_root to one"
+            )
+        return self._root
+
     def name(self, content: bytes) -> str:
         """Write an image unless it is there, and return its path relative to the root.
 
@@ -34,13 +42,10 @@ class EmbeddedImages:
             ImageError: the bytes do not begin as an image does.
             ConfigurationError: the root cannot be written to, or is a URL.
         """
-        if isinstance(self._root, RemoteRoot):
-            raise ConfigurationError(
-                f"image root {self._root}: the dataset's embedded images are written to a folder; set image_root to one"
-            )
+        root = self.require_folder()
         digest = hashlib.sha256(content).hexdigest()
         relative = Path(FOLDER) / digest[:2] / f"{digest}.{_suffix(content)}"
-        target = self._root / relative
+        target = root / relative
         try:
             if not target.exists() or target.stat().st_size != len(content):
                 target.parent.mkdir(parents=True, exist_ok=True)

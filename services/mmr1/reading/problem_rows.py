@@ -48,7 +48,10 @@ class BadRow:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A good row. `images` are paths relative to the image root, or the bytes of an embedded image."""
+    """A good row. `images` are paths relative to the image root, or the bytes of an embedded image.
+
+    `names_task`: the task is the row's own word, and not what is taken for rows without one.
+    """
 
     file: DataFile
     number: int
@@ -56,6 +59,7 @@ class Row:
     solution: Any
     images: tuple[str | bytes, ...]
     task: str
+    names_task: bool
 
 
 def read_rows(path: Path, *, root: Path | RemoteRoot, keys: Keys, folder: Path | None = None) -> Iterator[Row | BadRow]:
@@ -77,7 +81,7 @@ def read_rows(path: Path, *, root: Path | RemoteRoot, keys: Keys, folder: Path |
                     raise _RowError(row.reason)
                 text, solution, images, task = _parts(row, keys)
                 named = tuple(image if isinstance(image, bytes) else names.relative(image) for image in images)
-                yield Row(file, number, text, solution, named, task)
+                yield Row(file, number, text, solution, named, task, row.get(_TASK) is not None)
             except RecursionError:
                 yield BadRow(file, number, f"key {keys.answer!r} is nested too deeply")
             except (_RowError, ImageError) as error:

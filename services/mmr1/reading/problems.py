@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import overload
 
 from mmr1.reading.files import DataFile
+from mmr1.reading.image_sizes import ImageSizes
 from mmr1.reading.problem_rows import BadRow
 from mmr1.reading.row_store import RowStore
 from mmr1.records import Problem
@@ -25,10 +26,13 @@ class Problems(Sequence[Problem]):
     Nothing but the order is in memory: a problem is read when it is asked for.
     """
 
-    def __init__(self, store: RowStore, files: Sequence[DataFile], kept: Sequence[int]) -> None:
+    def __init__(
+        self, store: RowStore, files: Sequence[DataFile], kept: Sequence[int], sizes: ImageSizes | None = None
+    ) -> None:
         self._store = store
         self._files = files
         self._kept = kept
+        self.sizes = ImageSizes() if sizes is None else sizes  # by position, of images that have been opened
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -39,13 +43,18 @@ class Problems(Sequence[Problem]):
     def __getitem__(self, index: slice) -> Problems: ...
     def __getitem__(self, index: int | slice) -> Problem | Problems:
         if isinstance(index, slice):
-            return Problems(self._store, self._files, self._kept[index])
+            return Problems(self._store, self._files, self._kept[index], self.sizes)
         position = self._kept[index]
         return _problem(position, self._store.content(position))
 
     def __iter__(self) -> Iterator[Problem]:
         for position, content in zip(self._kept, self._contents(), strict=True):
             yield _problem(position, content)
+
+    @property
+    def num_rows(self) -> int:
+        """Of the dataset, of which these may be some: positions are below it."""
+        return len(self._store)
 
     def bad_row(self, index: int, reason: str) -> BadRow:
         """What is wrong with this problem's row, with the row's place in its file."""

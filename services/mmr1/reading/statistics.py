@@ -109,10 +109,11 @@ class Solutions:
 
 
 class Statistics:
-    """Of good rows."""
+    """Of good rows. `names_tasks`: any row at all, a bad one too, has a task of its own."""
 
     def __init__(self) -> None:
         self.num_rows = 0
+        self.names_tasks = False
         self._tasks: Counter[str] = Counter()
         self._solutions: dict[str, Solutions] = {}
         self._problems, self._lengths = Distinct(), Range()

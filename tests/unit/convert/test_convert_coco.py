@@ -195,6 +195,37 @@ def test_a_file_of_another_form_is_refused_in_one_line(
     assert not (file.parent / "out" / "train.json").exists()
 
 
+def test_categories_that_differ_only_in_case_are_named(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Labels are compared without their case: one could not be told from the other."""
+    document = copy.deepcopy(FILE)
+    for id_, name in ((19, "Dog"), (20, "DOG"), (21, "Person"), (22, "cat")):
+        document["categories"].append({"id": id_, "name": name})  # type: ignore[union-attr, attr-defined]
+    out = file.parent / "out"
+    assert convert("coco", written(file, document), out) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "differ only in case" in line and "'person' and 'Person'; 'dog' and 'Dog' and 'DOG'; rename" in line
+    assert not (out / "train.json").exists()
+    assert convert("coco", file, out, "--categories", "dog,Person,cat") == 0
+
+
+@pytest.mark.parametrize(
+    ("format_", "known"),
+    [("coco", "categories"), ("refcoco", "expression"), ("pixmo-count", "label"), ("clevr", ""), ("pages", "")],
+)
+def test_a_name_in_braces_that_stands_for_nothing_is_refused(
+    format_: str, known: str, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for wrong in ("categroy", f" {known or 'label'} "):
+        assert convert(format_, file, file.parent / "out", "--question", f"Find {{{wrong}}}.") == 2
+        said = capsys.readouterr().err
+        assert f"argument --question: {{{wrong}}} is not known; " in said
+        assert (f"only {{{known}}} stands for anything" if known else "nothing in braces stands for anything") in said
+    if format_ == "coco":
+        asked = r'Find {categories}. Say {"label": 1}, {} and \boxed{it}.'
+        assert convert(format_, file, file.parent / "out", "--question", asked) == 0
+        assert rows(file.parent / "out")[0]["problem"] == asked.replace("{categories}", "person, dog")
+
+
 def test_what_the_command_line_gets_wrong(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = file.parent / "out"
     assert convert("coco", file, out, "--categories", "cat") == 2

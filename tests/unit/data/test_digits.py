@@ -107,9 +107,10 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows[6] = '{"problem": ""},'
     (out / "train.json").write_text("\n".join(rows))
     assert main(["validate", str(out / "train.json")]) == 2
-    first, second, last = capsys.readouterr().err.splitlines()
+    first, second, warning, last = capsys.readouterr().err.splitlines()
     assert f"{out}/train.json:4: key 'image'" in first and "does not exist" in first
     assert f"{out}/train.json:7: key 'problem'" in second
+    assert warning.startswith(f"mmr1: warning: no row of {out}/train.json has a task: all were taken to be counting")
     assert last == f"mmr1: error: {out}/train.json: 2 of 8 rows are bad; repair or remove them"
 
 

@@ -32,7 +32,7 @@ def test_every_bad_row_of_json_lines(tmp_path: Path, capsys: pytest.CaptureFixtu
     path = tmp_path / "rows.jsonl"
     path.write_bytes("\n".join(lines).encode() + b'\n{"problem": "caf\xe9"}\n' + json.dumps(good).encode())
     assert main(["validate", str(path)]) == 2
-    *bad, last = capsys.readouterr().err.splitlines()
+    *bad, warning, last = capsys.readouterr().err.splitlines()
     assert [line.removeprefix(str(path)).split(": ", 1) for line in bad] == [
         [
             ":2",
@@ -50,6 +50,7 @@ def test_every_bad_row_of_json_lines(tmp_path: Path, capsys: pytest.CaptureFixtu
         [":7", "key 'problem' is missing; the row has ['q']; set problem_key"],
         [":8", "is not UTF-8; save the file as UTF-8"],
     ]
+    assert warning.endswith("has a task: all were taken to be counting; give --task for another")
     assert last == f"mmr1: error: {path}: 7 of 9 rows are bad; repair or remove them"
 
 
@@ -59,7 +60,7 @@ def test_every_bad_row_of_a_table_and_nothing_is_written(tmp_path: Path, capsys:
     columns["img"] = [[{"bytes": image, "path": None}] for image in images]
     pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
     words = ["--problem_key", "q", "--answer_key", "a", "--image_key", "img"]
-    assert main(["validate", str(tmp_path / "rows.parquet"), *words]) == 2
+    assert main(["validate", str(tmp_path / "rows.parquet"), *words, "--task", "counting"]) == 2
     second, third, fourth, last = capsys.readouterr().err.splitlines()
     assert "rows.parquet: row 2: key 'img': image (embedded): is not one of PNG" in second
     assert "rows.parquet: row 3: key 'q' must be a text" in third

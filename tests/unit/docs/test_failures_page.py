@@ -28,7 +28,7 @@ from mmr1.config.loading import load_options
 from mmr1.config.sft_options import SftConfig
 from mmr1.convert import command as convert
 from mmr1.coordinates import Coordinates
-from mmr1.dataset import train_problems
+from mmr1.dataset import eval_problems, train_problems
 from mmr1.deepspeed_file import read_deepspeed_file
 from mmr1.errors import ConfigurationError
 from mmr1.families import pixel_bounds
@@ -39,6 +39,7 @@ from mmr1.preflight import check_data, check_kimikl_task, check_model, check_red
 from mmr1.preprocessing import compare
 from mmr1.report import build, build_evaluation
 from mmr1.reward_names import check_names_of_own_server
+from mmr1.row_checks import check_own_rows
 from mmr1.run_identity import check_same_evaluation, check_same_run
 from mmr1.templates import Templates
 from mmr1.tracker_names import check_trackers
@@ -236,6 +237,12 @@ def boxes(problem: str, solution: object) -> None:
     check_data(config(rewards=["task"]))
 
 
+def judged(changed: str) -> None:
+    Path("data/train.json").write_text(f"{row('a.png')}\n{changed}\n")
+    chosen = config(rewards=["task"])
+    check_own_rows(chosen, check_data(chosen), eval_problems(chosen))
+
+
 def root_without_its_package() -> None:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("s3fs", "aiobotocore", "botocore"):
@@ -324,6 +331,10 @@ CASES: dict[str, Callable[[], object]] = {
     "cut weights": model_that_was_cut,
     "coordinates": coordinates_of_another_family,
     "solution without a box": lambda: boxes("Where?", "the cup"),
+    "inverted box": lambda: boxes("Where?", [9, 9, 0, 0]),
+    "half a box": lambda: boxes("What is in <box>[1, 2, 3]</box>?", [0, 0, 9, 9]),
+    "solution that is no count": lambda: judged(row("a.png", solution="a few")),
+    "box outside its image": lambda: judged(row("a.png", task="grounding", solution=[10, 10, 500, 50])),
     "box beyond all images": lambda: boxes(f"What is in <box>[0, 0, {'9' * 400}, 4]</box>?", [0, 0, 9, 9]),
     "root of another kind": lambda: ImageStore(config(image_root="swift://photos").resolved_image_root),
     "root without its package": root_without_its_package,

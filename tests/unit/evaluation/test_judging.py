@@ -78,3 +78,27 @@ def test_a_scorer_that_breaks_is_no_wrong_configuration() -> None:
 def test_a_row_that_no_answer_can_fit_is(wrong: Item) -> None:
     with pytest.raises(ConfigurationError, match=r"eval\.json: row 41 cannot be scored: "):
         judge(wrong)
+
+
+def test_every_row_is_shown_with_its_image_s_size_and_the_bad_ones_are_listed() -> None:
+    """As `judge` sends it: else a box outside its image would be found when answers are there."""
+    tasks = Registry(builtin_tasks())
+
+    def check(*solutions: list[int]) -> None:
+        problems = [Problem(place, "", solution, ("a.png",), "grounding") for place, solution in enumerate(solutions)]
+
+        async def run() -> None:
+            app = create_app(Settings(), tasks, InProcessScoring(tasks))
+            async with RewardClient("http://reward", 30.0, httpx.ASGITransport(app)) as client:
+                await Judge(client, Path("eval.json"), problems).check_rows([(20, 10)] * len(problems))
+
+        asyncio.run(run())
+
+    inside, outside = [0, 0, 9, 9], [0, 0, 90, 9]
+    check(inside, inside)
+    with pytest.raises(ConfigurationError) as caught:
+        check(*[inside] * 290, *[outside] * 23)
+    first, *lines, last = str(caught.value).splitlines()
+    assert first == "eval.json: 23 of 313 rows cannot be scored; repair or remove them"
+    assert len(lines) == judging.ROWS_SHOWN and last == "and 3 more"
+    assert lines[0].startswith("eval.json: row 291 cannot be scored: the solution has a coordinate of 90")

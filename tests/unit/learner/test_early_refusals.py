@@ -17,9 +17,15 @@ from mmr1_learner import train as by_hand
 from mmr1_learner.errors import NonFiniteLossError
 from mmr1_learner.model import load_policy
 from mmr1_learner.supervised import command
+from mmr1_reward_server.app import create_app
+from mmr1_reward_server.registry import Registry
+from mmr1_reward_server.rewards import builtin_tasks
+from mmr1_reward_server.settings import Settings
 from tests.family_models import build
 from tests.models import small_config
 from tests.unit.learner.test_supervised import write_config, write_data
+from tests.unit.reward_server.reward_in_process import InProcessScoring
+from tests.unit.reward_server.reward_live import live
 
 MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"deepspeed_config_file": "none.json"}, "deepspeed_config_file none.json: No such file"),
@@ -55,7 +61,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def start_learner(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("set_environment", "configure_logging", "check_reward_names"):
+    for name in ("set_environment", "configure_logging", "check_reward_names", "check_rows_of_server"):
         monkeypatch.setattr(by_hand, name, lambda *_: None)
     monkeypatch.setattr(by_hand, "train", lambda _: pytest.fail("weights would be read"))
     by_hand.main(["--config", "sft.yaml"])
@@ -83,6 +89,26 @@ def test_a_misspelt_task_of_the_kimikl_term_is_named(
     started = []
     monkeypatch.setattr(command, "_train", lambda _: started.append(True) or 0)
     assert command.main(["sft.yaml"]) == 0 and started
+
+
+def test_rows_that_the_reward_server_cannot_score_are_named(
+    small_model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A held-out row too: it would end the run at its last evaluation."""
+    for name in ("set_environment", "configure_logging"):
+        monkeypatch.setattr(by_hand, name, lambda *_: None)
+    monkeypatch.setattr(by_hand, "train", lambda _: pytest.fail("weights would be read"))
+    row = {"problem": "How many?", "solution": 3, "image": "0.png"}
+    for name, solution in (("right.json", 3), ("wrong.json", "a few")):
+        Path(name).write_text(f"{json.dumps(row)}\n{json.dumps(row | {'solution': solution})}\n")
+    tasks = Registry(builtin_tasks())
+    with live(create_app(Settings(), tasks, InProcessScoring(tasks))) as url:
+        for files in (("wrong.json", "right.json"), ("right.json", "wrong.json")):
+            data = {"train_file": files[0], "eval_file": files[1], "eval_at_start": False, "reward_url": url}
+            write_config(folder, small_model, folder, num_steps=1, per_device_batch_size=8, **data)
+            with pytest.raises(ConfigurationError, match=r"(?s)wrong\.json.*[: ]2[: ].*must be a count") as caught:
+                by_hand.main(["--config", "sft.yaml"])
+            assert "cannot be scored" in str(caught.value)
 
 
 @pytest.mark.parametrize("start", [start_learner, start_sft])

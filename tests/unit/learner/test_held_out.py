@@ -270,12 +270,12 @@ def test_a_server_that_pauses_as_it_is_first_asked_is_waited_for_too(
 
 
 def test_a_row_that_cannot_be_scored_is_named_before_a_question_is_asked(run: Path, server: Answering) -> None:
-    rows = [ROWS[0], {**ROWS[1], "solution": "a few"}, {**ROWS[2], "task": "countnig"}]
+    outside = {**ROWS[8], "solution": [0, 0, 5000, 9]}
+    rows = [ROWS[0], {**ROWS[1], "solution": "a few"}, {**ROWS[2], "task": "countnig"}, outside]
     (run.parent / "eval.json").write_text(json.dumps(rows))
-    with pytest.raises(
-        ConfigurationError, match=r"eval\.json: row 2 cannot be scored: .*\(and 1 of the rows after it\)"
-    ):
+    with pytest.raises(ConfigurationError, match=r"eval\.json: 3 of 4 rows cannot be scored") as caught:
         evaluate(run, server)
+    assert [line.split(" cannot")[0].split(" ")[-1] for line in str(caught.value).splitlines()[1:]] == ["2", "3", "4"]
     assert server.asked == []
 
 
