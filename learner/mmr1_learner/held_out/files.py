@@ -112,13 +112,11 @@ class EvaluationFiles:
                 bad.append(number)
             else:
                 found[answer.problem, answer.sample] = json.loads(line)
+        if torn:
+            bad.append(len(lines) + 1)
         if bad:
-            many = (
-                f"line {bad[0]} is no answer"
-                if len(bad) == 1
-                else f"{len(bad)} lines, first {min(bad)}, are no answers"
-            )
-            warn(f"{path}: {many} of this evaluation; what is missing without is asked again")
+            which = f"line {bad[0]} is" if len(bad) == 1 else f"{len(bad)} lines, the first of them {bad[0]}, are"
+            warn(f"{path}: {which} no answer of this evaluation; what is missing without is asked again")
         numbers = Counter(place for place, _ in found)
         return {key: record for key, record in found.items() if numbers[key[0]] == self._num_samples}
 
