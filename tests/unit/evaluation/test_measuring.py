@@ -11,6 +11,9 @@ import pytest
 from mmr1.evaluation import Answer, Metric, TaskResult, measure
 from mmr1.evaluation.boxes import found_boxes, true_boxes
 from mmr1.evaluation.resampling import drawn_counts, ratios
+from mmr1.evaluation.tasks import metrics_of
+from mmr1.reward_program import explain
+from mmr1_reward_server.api import Item
 
 
 def answer(problem: int, task: str, solution: Any, parsed: Any, sample: int = 0, **more: Any) -> Answer:
@@ -89,6 +92,42 @@ def test_ocr() -> None:
 def test_of_several_true_texts_the_nearest_counts() -> None:
     result = one_result(answer(0, "ocr", ["x y", "a b"], {"text": "a b"}, components={"edit": 1.0}))
     assert values(result)["f1"] == 1.0
+
+
+def judged(response: str, solution: Any) -> Answer:
+    """As the reward server judges it with the params of an evaluation."""
+    item = Item(id="1", task="ocr", response=response, solution=solution, params=dict(metrics_of("ocr").params))
+    verdict = explain(item).result
+    return answer(0, "ocr", solution, verdict.parsed, components=verdict.components, reward=verdict.reward)
+
+
+def test_all_metrics_of_an_answer_are_of_the_same_true_text() -> None:
+    """The first is nearer by edit distance, of the second's words all are there, in another order."""
+    several = ["a b c d x", "e d c b a"]
+    for solution in (several, several[::-1]):
+        assert values(one_result(judged("a b c d e", solution))) == values(one_result(judged("a b c d e", several[0])))
+    assert values(one_result(judged("a b c d e", several)))["f1"] == pytest.approx(4 / 5)
+
+
+@pytest.mark.parametrize(
+    "true", ["```\na b c d e\n```", "```text\na  b c\nd e```", " a b c d e\n", ["x", "```a b c d e```"]]
+)
+def test_a_true_text_is_made_ready_as_the_judge_does(true: Any) -> None:
+    right = values(one_result(judged("a b c d e", "a b c d e")))
+    assert right["f1"] == right["accuracy"] == 1.0 and right["bleu"] == pytest.approx(1.0)
+    assert values(one_result(judged("a b c d e", true))) == right
+    assert values(one_result(judged("```\na b c d e\n```", true))) == right
+
+
+def test_a_true_number_is_read_as_the_judge_does() -> None:
+    assert values(one_result(judged("3", 3.0)))["f1"] == 1.0
+
+
+def test_meteor_alone_takes_upper_and_lower_case_for_the_same() -> None:
+    small = values(one_result(judged("hello the big world now", "hello the big world now")))
+    large = values(one_result(judged("Hello The Big World Now", "hello the big world now")))
+    assert large["meteor"] == small["meteor"] and large["meteor"] > 0.99
+    assert large["f1"] == 0.0 and large["bleu"] < 0.01 and large["one_minus_edit_distance"] < 1.0
 
 
 def test_detection() -> None:
