@@ -181,6 +181,7 @@ def test_every_task_through_a_running_server_and_again_without_asking(
 
 
 def test_samples_are_drawn_at_the_temperature_and_averaged(run: Path, server: Answering) -> None:
+    (run.parent / "eval.json").write_text(json.dumps(ROWS[:8]))
     options = ["--eval_mode", "sampled", "--eval_samples", "3", "--temperature", "0.7", "--eval_sample_size", "4"]
     assert evaluate(run, server, *options) == 0
     assert {(p.sampling.temperature, p.num_generations) for p in server.asked} == {(0.7, 3)}
