@@ -6,6 +6,7 @@ import contextlib
 import io
 import tracemalloc
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ def perturbed(chance: Generator, true: Sequence[Sequence[Box]], *, scored: bool)
     return found
 
 
-def of_pycocotools(true: Sequence[Sequence[Box]], found: Sequence[Sequence[Box]]) -> np.ndarray[Any, Any]:
+def its_evaluation(true: Sequence[Sequence[Box]], found: Sequence[Sequence[Box]]) -> Any:
     """As its own documentation uses it: a dataset, `loadRes`, and the summary."""
     number = {label: place for place, label in enumerate(sorted({box.label for boxes in true for box in boxes}), 1)}
 
@@ -76,21 +77,58 @@ def of_pycocotools(true: Sequence[Sequence[Box]], found: Sequence[Sequence[Box]]
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    return np.array([evaluation.stats[place] for place in PLACES])
+    return evaluation
 
 
-@pytest.mark.parametrize("scored", [True, False])
+def of_pycocotools(true: Sequence[Sequence[Box]], found: Sequence[Sequence[Box]]) -> np.ndarray[Any, Any]:
+    return np.array([its_evaluation(true, found).stats[place] for place in PLACES])
+
+
+@pytest.mark.parametrize("digits", [None, 1])  # with one digit most scores are another's too
 @pytest.mark.parametrize("seed", range(4))
-def test_a_perturbed_truth_has_pycocotools_own_values(seed: int, scored: bool) -> None:
+def test_a_perturbed_truth_has_pycocotools_own_values(seed: int, digits: int | None) -> None:
     chance = np.random.default_rng(seed)
     true = drawn(chance)
-    found = perturbed(chance, true, scored=scored)
+    found = perturbed(chance, true, scored=True)
+    if digits:
+        found = [[replace(box, score=round(box.score, digits)) for box in boxes] for boxes in found]
     evaluation = CocoEvaluation(true, found)
     own = of_pycocotools(true, found)
     assert 0.1 < own[0] < 0.9, "perturbed enough to tell, and not beyond recognition"
     assert evaluation.values() == pytest.approx(own, abs=1e-6)
     (once,) = evaluation.resampled([np.ones((1, len(true)))])
     assert once == pytest.approx(own, abs=1e-6), "every image once"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_without_scores_each_labels_curve_has_one_point(seed: int) -> None:
+    """Its recall is what pycocotools counts; from that and the number of boxes follows the precision."""
+    chance = np.random.default_rng(seed)
+    true = drawn(chance)
+    found = perturbed(chance, true, scored=False)
+    own = its_evaluation(true, found)
+    recall = own.eval["recall"][:, :, 0, -1]  # [thresholds, labels]; of all areas, with at most 100 boxes
+    labels = sorted({box.label for boxes in true for box in boxes})
+    num_true = np.array([sum(box.label == label for boxes in true for box in boxes) for label in labels])
+    num_found = np.array([sum(box.label == label for boxes in found for box in boxes) for label in labels])
+    reached = (own.params.recThrs[:, None, None] <= recall).sum(axis=0) / 101
+    ap = (recall * num_true / num_found * reached).mean(axis=1)
+    assert 0.1 < ap.mean() < 0.9
+    assert CocoEvaluation(true, found).values() == pytest.approx([ap.mean(), ap[0], ap[5], recall.mean()], abs=1e-9)
+
+
+def test_without_scores_the_order_of_the_rows_does_not_matter() -> None:
+    """Ten images with both boxes found, ten with one box where nothing is."""
+    true = [[Box((0, 0, 10, 10), "a"), Box((20, 0, 30, 10), "a")] for _ in range(20)]
+    found = [boxes if place < 10 else [Box((50, 50, 60, 60), "a")] for place, boxes in enumerate(true)]
+    counts = np.concatenate(list(drawn_counts(20, 5, seed=1)))
+    expected = [2 / 3 * 51 / 101] * 3 + [1 / 2]
+    for order in (range(20), range(19, -1, -1), np.random.default_rng(0).permutation(20)):
+        evaluation = CocoEvaluation([true[place] for place in order], [found[place] for place in order])
+        assert evaluation.values() == pytest.approx(expected, abs=1e-12)
+        in_order = evaluation.resampled([counts[:, list(order)]])
+        assert in_order == pytest.approx(CocoEvaluation(true, found).resampled([counts]), abs=1e-12)
+    assert of_pycocotools(true, found)[0] - of_pycocotools(true[::-1], found[::-1])[0] > 0.1, "as it would else"
 
 
 def test_the_truth_against_itself_is_one() -> None:
