@@ -32,11 +32,15 @@ _AP50, _AP75 = 0, 5  # places among the IoU thresholds 0.50, 0.55 ... 0.95
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """Corners in pixels of the original image. `score` orders what was found; a model that states none has 1."""
+    """Corners in pixels of the original image. `score` orders what was found; a model that states none has 1.
+
+    `is_crowd`: of a true one that it is a region in which what is found counts neither way, COCO's iscrowd.
+    """
 
     corners: tuple[float, float, float, float]
     label: str
     score: float = 1.0
+    is_crowd: bool = False
 
 
 class CocoEvaluation:
@@ -44,7 +48,7 @@ class CocoEvaluation:
 
     def __init__(self, true: Sequence[Sequence[Box]], found: Sequence[Sequence[Box]]) -> None:
         """`true` and `found` have one entry for each image, in the same order."""
-        labels = sorted({box.label for boxes in true for box in boxes})
+        labels = sorted({box.label for boxes in true for box in boxes if not box.is_crowd})
         self._categories = {label: number for number, label in enumerate(labels, start=1)}
         self._num_images = len(true)
         self._has_one_score = len({box.score for boxes in found for box in boxes}) <= 1
@@ -99,7 +103,7 @@ class CocoEvaluation:
                         "bbox": [x1, y1, width, height],
                         "area": width * height,
                         "score": box.score,
-                        "iscrowd": 0,
+                        "iscrowd": int(box.is_crowd),
                     }
                 )
         return annotations

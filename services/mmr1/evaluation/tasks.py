@@ -89,7 +89,8 @@ def _detection(answer: Answer) -> Shares:
     if answer.is_valid:
         matched, found = answer.components["num_matched"], answer.components["num_predicted"]
         return {"f1_50": (2.0 * matched, found + answer.components["num_true"])}
-    return {"f1_50": (0.0, float(max(1, len(true_boxes(answer)))))}
+    num_true = sum(not box.is_crowd for box in true_boxes(answer))
+    return {"f1_50": (0.0, float(max(1, num_true)))}
 
 
 def _any_task(answer: Answer) -> Shares:

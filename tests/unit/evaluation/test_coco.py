@@ -23,12 +23,12 @@ LABELS = ("cat", "dog", "7")
 PLACES = [0, 1, 2, 8]  # AP, AP50, AP75 and AR of at most 100 boxes, in pycocotools' summary
 
 
-def drawn(chance: Generator, num_images: int = 30) -> list[list[Box]]:
-    """Up to nine boxes an image, some images without any."""
+def drawn(chance: Generator, num_images: int = 30, crowds: float = 0.0) -> list[list[Box]]:
+    """Up to nine boxes an image, some images without any; `crowds` is the share of them."""
 
     def box() -> Box:
         x, y, w, h = chance.uniform([0, 0, 40, 40], [400, 300, 160, 160])
-        return Box((x, y, x + w, y + h), str(chance.choice(LABELS)))
+        return Box((x, y, x + w, y + h), str(chance.choice(LABELS)), is_crowd=bool(chance.random() < crowds))
 
     return [[box() for _ in range(chance.integers(0, 10))] for _ in range(num_images)]
 
@@ -59,7 +59,7 @@ def its_evaluation(true: Sequence[Sequence[Box]], found: Sequence[Sequence[Box]]
                 if box.label in number:
                     x1, y1, x2, y2 = box.corners
                     place = {"image_id": image, "category_id": number[box.label], "bbox": [x1, y1, x2 - x1, y2 - y1]}
-                    found.append({**place, "score": box.score})
+                    found.append({**place, "score": box.score, "iscrowd": int(box.is_crowd)})
         return found
 
     truth = COCO()
@@ -67,7 +67,7 @@ def its_evaluation(true: Sequence[Sequence[Box]], found: Sequence[Sequence[Box]]
         "images": [{"id": image} for image in range(len(true))],
         "categories": [{"id": place} for place in number.values()],
         "annotations": [
-            {**entry, "id": place, "area": entry["bbox"][2] * entry["bbox"][3], "iscrowd": 0}
+            {**entry, "id": place, "area": entry["bbox"][2] * entry["bbox"][3]}
             for place, entry in enumerate(entries(true), start=1)
         ],
     }
@@ -129,6 +129,36 @@ def test_without_scores_the_order_of_the_rows_does_not_matter() -> None:
         in_order = evaluation.resampled([counts[:, list(order)]])
         assert in_order == pytest.approx(CocoEvaluation(true, found).resampled([counts]), abs=1e-12)
     assert of_pycocotools(true, found)[0] - of_pycocotools(true[::-1], found[::-1])[0] > 0.1, "as it would else"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_crowds_are_ignored_as_pycocotools_ignores_them(seed: int) -> None:
+    """Also where a label has no true box but crowds."""
+    chance = np.random.default_rng(seed)
+    true = drawn(chance, crowds=0.3)
+    true[0].append(Box((0.0, 0.0, 200.0, 200.0), "bird", is_crowd=True))
+    found = [[replace(box, is_crowd=False) for box in boxes] for boxes in perturbed(chance, true, scored=True)]
+    in_crowds = [(crowd, chance.uniform(size=2)) for boxes in true for crowd in boxes if crowd.is_crowd]
+    for (crowd, (x, y)), boxes in zip(in_crowds, found, strict=False):
+        left, top = crowd.corners[0] + 20 * x, crowd.corners[1] + 20 * y
+        boxes.append(Box((left, top, left + 15, top + 15), crowd.label, float(chance.random())))
+    own = of_pycocotools(true, found)
+    evaluation = CocoEvaluation(true, found)
+    assert evaluation.values() == pytest.approx(own, abs=1e-6)
+    (once,) = evaluation.resampled([np.ones((1, len(true)))])
+    assert once == pytest.approx(own, abs=1e-6)
+    as_objects = [[replace(box, is_crowd=False) for box in boxes] for boxes in true]
+    assert abs(of_pycocotools(as_objects, found)[0] - own[0]) > 0.01, "it makes a difference"
+
+
+def test_only_what_is_found_in_its_labels_crowd_is_ignored() -> None:
+    crowd, there = Box((0, 0, 100, 100), "a", is_crowd=True), Box((200, 0, 210, 10), "a")
+    within, beside = [Box((x, 0.0, x + 10, 10.0), "a") for x in (5.0, 30.0)], Box((300, 0, 310, 10), "a")
+    assert CocoEvaluation([[crowd, there]], [[there, *within]]).values() == pytest.approx(np.ones(4))
+    assert CocoEvaluation([[crowd, there]], [[there, *within, beside]]).values() == pytest.approx([0.5, 0.5, 0.5, 1])
+    other = replace(crowd, label="b")
+    assert CocoEvaluation([[other, there]], [[there, *within]]).values() == pytest.approx([1 / 3] * 3 + [1])
+    assert np.isnan(CocoEvaluation([[crowd]], [within]).values()).all(), "a crowd is no true box"
 
 
 def test_the_truth_against_itself_is_one() -> None:
