@@ -45,7 +45,7 @@ class Evaluator:
     def __init__(self, config: RunConfig, prompts: PromptFactory, problems: Sequence[Problem]) -> None:
         self._config = config
         self._prompts = prompts
-        self._problems = problems[: config.eval_sample_size]
+        self._problems = problems
 
     def run(self, clients: Sequence[RolloutClient], temperature: float, tick: Tick) -> list[Evaluation]:
         """Greedy, then sampled at `temperature`. `tick` is called all the while; what it raises ends the evaluation.

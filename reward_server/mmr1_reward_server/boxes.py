@@ -61,6 +61,14 @@ def pairwise_iou(first: Floats, second: Floats) -> Floats:
     return _overlap(_without_improper(first), _without_improper(second))[0]
 
 
+def pairwise_coverage(first: Floats, second: Floats) -> Floats:
+    """(N, 4), (M, 4) -> (N, M): area of the intersection over area of the first; 0 for one without an area."""
+    a, b = _without_improper(first), _without_improper(second)
+    area = np.broadcast_to(_areas(a)[:, None], (len(a), len(b)))
+    ratio: Floats = np.divide(_intersection(a, b), area, out=np.zeros_like(area), where=area > 0)
+    return np.minimum(ratio, 1.0)
+
+
 def pairwise_giou(first: Floats, second: Floats) -> Floats:
     """(N, 4), (M, 4) -> (N, M): IoU - (hull - union) / hull, within [-1, IoU].
 
@@ -114,11 +122,17 @@ def _areas(boxes: Floats) -> Floats:
     return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
-def _overlap(a: Floats, b: Floats) -> tuple[Floats, Floats]:
-    """(IoU, area of the union), each (N, M), of proper boxes."""
+def _intersection(a: Floats, b: Floats) -> Floats:
+    """(N, M), its area, of proper boxes."""
     width = np.minimum(a[:, None, 2], b[None, :, 2]) - np.maximum(a[:, None, 0], b[None, :, 0])
     height = np.minimum(a[:, None, 3], b[None, :, 3]) - np.maximum(a[:, None, 1], b[None, :, 1])
-    intersection = np.maximum(width, 0.0) * np.maximum(height, 0.0)
+    area: Floats = np.maximum(width, 0.0) * np.maximum(height, 0.0)
+    return area
+
+
+def _overlap(a: Floats, b: Floats) -> tuple[Floats, Floats]:
+    """(IoU, area of the union), each (N, M), of proper boxes."""
+    intersection = _intersection(a, b)
     union = _areas(a)[:, None] + _areas(b)[None, :] - intersection
     ratio = np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
     return np.minimum(ratio, 1.0), union

@@ -24,22 +24,25 @@ _DIGITS = 12
 
 @dataclass(frozen=True, slots=True)
 class Objects:
-    """Boxes (N, 4) as corners, with the category and the score of each."""
+    """Boxes (N, 4) as corners, with the category and the score of each, and of true ones whether it is a crowd."""
 
     boxes: Floats
     categories: Sequence[int]
     scores: Sequence[float]
+    are_crowds: Sequence[bool] | None = None  # None: none is
 
 
 def average_precision(predicted: Objects, true: Objects) -> tuple[float, float]:
     """(AP over the IoU thresholds 0.50, 0.55 ... 0.95; AP at 0.50), each the mean over the categories of the truth.
 
-    As in COCO, predictions of a category that the truth lacks cost nothing, and of equal scores the first counts as the
-    higher. Unlike COCO, objects of every size count, and all predictions: its limit of 100 would keep a perfect answer
-    to a crowded image below 1. Both empty: 1. One of them empty: 0. Raises BadItem without pycocotools.
+    As in COCO, predictions of a category that the truth lacks cost nothing, nor do those within a crowd, which is no
+    object that could be missed; and of equal scores the first counts as the higher. Unlike COCO, objects of every size
+    count, and all predictions: its limit of 100 would keep a perfect answer to a crowded image below 1. Both empty: 1.
+    One of them empty: 0. Raises BadItem without pycocotools.
     """
     coco, cocoeval = _pycocotools()
-    known = set(true.categories)
+    crowds = true.are_crowds or [False] * len(true.categories)
+    known = {category for category, is_crowd in zip(true.categories, crowds, strict=True) if not is_crowd}
     if not known:
         ap = 0.0 if predicted.categories else 1.0
         return ap, ap
@@ -58,10 +61,11 @@ def average_precision(predicted: Objects, true: Objects) -> tuple[float, float]:
         "categories": [{"id": category} for category in sorted(known)],
         # From 1 on: pycocotools takes the id 0 for "not matched".
         "annotations": [
-            _annotation(box, category) | {"id": number, "area": box[2] * box[3], "iscrowd": 0}
-            for number, (box, category) in enumerate(
-                zip(_corner_and_size(true.boxes), true.categories, strict=True), start=1
+            _annotation(box, category) | {"id": number, "area": box[2] * box[3], "iscrowd": int(is_crowd)}
+            for number, (box, category, is_crowd) in enumerate(
+                zip(_corner_and_size(true.boxes), true.categories, crowds, strict=True), start=1
             )
+            if category in known
         ],
     }
     truth.createIndex()

@@ -69,7 +69,8 @@ def _pairs(task: Task[Any, Any], item: Item) -> list[Pair] | None:
         return None
     compared = compare(task.read(item))
     return [
-        Pair(predicted=row, true=column, iou=float(compared.overlaps[row, column])) for row, column in compared.pairs
+        Pair(predicted=row, true=compared.objects[column], iou=float(compared.overlaps[row, column]))
+        for row, column in compared.pairs
     ]
 
 

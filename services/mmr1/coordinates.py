@@ -33,6 +33,7 @@ _T = TypeVar("_T")
 
 COORDINATE_TASKS = frozenset({"grounding", "detection"})
 _BOX_KEYS = ("bbox_2d", "bbox")  # as the reward server reads an object of detection
+_CROWD_KEY = "iscrowd"  # 1: a region that is no object to find
 _DIGITS_OF_FRACTIONS = 4
 _NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
 # The one way for a problem's text to hold a box; what is written otherwise is left as it stands. Tags around other
@@ -100,6 +101,8 @@ class Coordinates:
     def solution(self, solution: Any, image_size: Size) -> Any:
         """A solution whose boxes are as the model says them: a box, a list of boxes or of objects, or JSON text of it.
 
+        A crowd is nothing to be said, and is not there.
+
         Raises:
             ValueError: it is none of these, or as `box`.
         """
@@ -111,7 +114,8 @@ class Coordinates:
         if _is_box(solution):
             return self._true_box(solution, image_size)
         if isinstance(solution, list):
-            return [self._element(element, image_size) for element in solution]
+            elements = [self._element(element, image_size) for element in solution]
+            return [element for element, of in zip(elements, solution, strict=True) if not _is_crowd(of)]
         raise ValueError(f"is neither a box [x1, y1, x2, y2] nor a list of objects: {json.dumps(solution)[:60]}")
 
     def text(self, text: str, image_size: Size) -> str:
@@ -128,7 +132,8 @@ class Coordinates:
         if isinstance(element, Mapping):
             keys = [key for key in _BOX_KEYS if _is_box(element.get(key))]
             if len(keys) == 1:
-                return {**element, keys[0]: self._true_box(element[keys[0]], image_size)}
+                said = {key: value for key, value in element.items() if key != _CROWD_KEY}
+                return {**said, keys[0]: self._true_box(element[keys[0]], image_size)}
         raise ValueError(f"holds what is neither a box nor an object with a bbox_2d: {json.dumps(element)[:60]}")
 
     def _true_box(self, pixels: Sequence[float], image_size: Size) -> list[float]:
@@ -267,6 +272,10 @@ def _model_type(folder: Path) -> str:
 
 def _is_box(value: Any) -> bool:
     return isinstance(value, list | tuple) and len(value) == 4 and all(_is_number(number) for number in value)
+
+
+def _is_crowd(value: Any) -> bool:
+    return isinstance(value, Mapping) and bool(value.get(_CROWD_KEY))
 
 
 def _is_number(value: Any) -> bool:

@@ -145,7 +145,7 @@ def train_problems(config: RunConfig, *, check_images: bool = True) -> Problems:
 
 
 def eval_problems(config: RunConfig, *, check_images: bool = True) -> Problems:
-    """The first `eval_sample_size` held-out problems in file order; none without an `eval_file`.
+    """The held-out problems in file order, or a draw of `eval_sample_size` of them; none without an `eval_file`.
 
     `Problem.images` are relative to the run's one image root, whichever folder the file lies in.
 
@@ -154,7 +154,7 @@ def eval_problems(config: RunConfig, *, check_images: bool = True) -> Problems:
     """
     if config.eval_file is None:
         return Problems(RowStore(), [], range(0))
-    return _load(config, config.eval_file, check_images=check_images)[: config.eval_sample_size]
+    return _load(config, config.eval_file, check_images=check_images).drawn(config.eval_sample_size, config.seed)
 
 
 def _load(config: RunConfig, path: Path, *, sample_size: int | None = None, check_images: bool = True) -> Problems:

@@ -31,6 +31,7 @@ class Box:
     y2: float
     label: str = ""
     place: int = field(default=0, compare=False)
+    is_crowd: bool = False  # a true region in which what is found counts neither way; its label says so
 
     @property
     def is_point(self) -> bool:
@@ -97,20 +98,24 @@ def _size(value: object) -> Size | None:
 
 def _boxes(value: object, factors: Size, bare: bool) -> list[Box]:
     found = []
-    for place, numbers, label in _regions(value, bare):
+    for place, numbers, label, is_crowd in _regions(value, bare):
         x, y = factors
         x1, y1, x2, y2 = numbers if len(numbers) == 4 else numbers * 2
         xs, ys = sorted((x1 * x, x2 * x)), sorted((y1 * y, y2 * y))
-        found.append(Box(xs[0], ys[0], xs[1], ys[1], label, place))
+        text = f"{label} (crowd)".strip() if is_crowd else label
+        found.append(Box(xs[0], ys[0], xs[1], ys[1], text, place, is_crowd))
         if len(found) == MAX_BOXES:
             break
     return found
 
 
-def _regions(value: object, bare: bool) -> Iterator[tuple[int, list[float], str]]:
-    """Places, coordinates and labels: of objects with a box or a point, and with `bare` of lists of four numbers."""
+def _regions(value: object, bare: bool) -> Iterator[tuple[int, list[float], str, bool]]:
+    """Places, coordinates, labels and whether each is a crowd.
+
+    Of objects with a box or a point, and with `bare` of lists of four numbers.
+    """
     if bare and len(numbers := _numbers(value)) == 4:
-        yield 0, numbers, ""
+        yield 0, numbers, "", False
         return
     for place, one in enumerate(value if isinstance(value, list) else [value]):
         if isinstance(one, Mapping):
@@ -120,7 +125,7 @@ def _regions(value: object, bare: bool) -> Iterator[tuple[int, list[float], str]
         else:
             numbers, text = (_numbers(one) if bare else []), ""
         if len(numbers) in (2, 4):
-            yield place, numbers, text
+            yield place, numbers, text, isinstance(one, Mapping) and bool(one.get("iscrowd"))
 
 
 def _numbers(value: object) -> list[float]:

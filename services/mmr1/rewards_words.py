@@ -99,7 +99,7 @@ def _boxes(tried: Tried) -> list[str]:
             fate = f"with true box {partner[0] + 1}{_label(tried.truth, partner[0])}: IoU {partner[1]:.3f}"
         lines.append(_entry(f"  box {box.place + 1}", " ".join([_numbers(box), *filter(None, [box.label, fate])])))
     for box in tried.truth:
-        fate = "" if box.place in matched else "is found by none"
+        fate = "" if box.place in matched or box.is_crowd else "is found by none"
         lines.append(_entry(f"  true {box.place + 1}", " ".join([_numbers(box), *filter(None, [box.label, fate])])))
     return lines
 

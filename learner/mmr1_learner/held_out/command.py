@@ -43,7 +43,7 @@ from mmr1.row_checks import sizes_of
 from mmr1.run_identity import evaluation_identity
 from mmr1.templates import Templates
 from mmr1_learner.held_out.asking import AGAIN_SECONDS, AWAY_SECONDS, Asking
-from mmr1_learner.held_out.files import RESULTS, TABLE, EvaluationFiles
+from mmr1_learner.held_out.files import RESULTS, TABLE, EvaluationFiles, recorded_identity
 from mmr1_learner.held_out.progress import Progress
 from mmr1_learner.prompts import PromptFactory, forbidden_tokens
 from mmr1_reward_server.client import RewardServerError
@@ -87,6 +87,7 @@ def check(config: EvalConfig) -> list[Problem]:
     Raises:
         ConfigurationError: at the first that is.
     """
+    recorded_identity(config.folder)
     Templates.from_config(config)
     folder = check_model(config.model)
     if folder is not None:
@@ -142,7 +143,7 @@ async def _supervise(config: EvalConfig, problems: list[Problem], services: Eval
 async def _work(
     config: EvalConfig, problems: list[Problem], services: EvaluationPlan, crew: Crew, log: MergedLog
 ) -> None:
-    files = EvaluationFiles(config.folder, config.num_samples)
+    files = EvaluationFiles(config.folder, problems, config.num_samples)
     async with AsyncExitStack() as opened:
         if services.reward:
             await crew.start([services.reward])
@@ -152,7 +153,7 @@ async def _work(
         # Running servers have weights of their own, and so are asked before anything is taken up.
         statuses = await _statuses(config, config.rollout_servers)
         versions = [f"{status.model} {status.version}" for status in statuses]
-        files.begin(evaluation_identity(config, problems, versions))
+        files.begin(evaluation_identity(config, problems, versions), log.warn)
         if len(files.answered) < len(problems):
             await crew.start(services.rollouts)
             clients = [_client(config, address) for address in addresses(config)]

@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 
 from ..api import Example, Item, Outcome, Result
 from ..box_parsing import Reading, Region, read_regions
-from ..boxes import Bools, Floats, as_boxes, pairwise_iou
+from ..boxes import Bools, Floats, as_boxes, pairwise_coverage, pairwise_iou, reaching
 from ..coco_ap import Objects, average_precision
 from ..coordinates import (
     BOX_SCHEMA,
@@ -34,13 +34,17 @@ Weight = Annotated[float, Field(ge=0, le=1e6)]
 
 
 class TrueObject(BaseModel):
-    """One true object: its box, under either of the two usual names, and its label."""
+    """One true object: its box, under either of the two usual names, and its label.
+
+    With `iscrowd` 1, as in COCO, the box is a region with many objects: what is found there counts neither way.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     bbox_2d: TrueBox | None = None
     bbox: TrueBox | None = None
     label: str = ""
+    iscrowd: Literal[0, 1, False, True] = 0
 
     @model_validator(mode="after")
     def _one_box(self) -> TrueObject:
@@ -57,7 +61,12 @@ class TrueObject(BaseModel):
 
 _OBJECT_SCHEMA = {
     "type": "object",
-    "properties": {"bbox_2d": BOX_SCHEMA, "bbox": BOX_SCHEMA, "label": {"type": "string", "default": ""}},
+    "properties": {
+        "bbox_2d": BOX_SCHEMA,
+        "bbox": BOX_SCHEMA,
+        "label": {"type": "string", "default": ""},
+        "iscrowd": {"enum": [0, 1, False, True], "default": 0, "description": "1: what is found there is ignored"},
+    },
     "additionalProperties": False,
     "description": "its box under one of the two names",
 }
@@ -114,16 +123,21 @@ def read_prediction(response: str) -> Reading:
 
 
 class Compared(NamedTuple):
-    """A response's boxes against the true ones. Boxes are in the solution's space; (N, 4), (M, 4), (N, M)."""
+    """A response's boxes against the M true objects that are no crowd. Boxes are in the solution's space.
+
+    `objects` are the places of those M in the solution; `in_crowd` are the predicted boxes that count neither way.
+    """
 
     reading: Reading
-    predicted: Floats
+    predicted: Floats  # (N, 4)
     categories: list[int]
-    true: Floats
+    true: Floats  # of the whole solution, as true_categories are
     true_categories: list[int]
-    overlaps: Floats
-    same_label: Bools
+    objects: list[int]
+    overlaps: Floats  # (N, M)
+    same_label: Bools  # (N, M)
     pairs: Pairs
+    in_crowd: Bools  # (N,)
 
 
 def compare(sample: Sample[list[TrueObject], DetectionParams]) -> Compared:
@@ -136,28 +150,35 @@ def compare(sample: Sample[list[TrueObject], DetectionParams]) -> Compared:
     predicted = as_boxes([box.coordinates for box in found]) * np.array([*factors, *factors])
     true = as_boxes([one.box for one in truth])
     categories, true_categories = _categories(found, truth)
-    overlaps = pairwise_iou(predicted, true)
-    same_label = np.array(categories, dtype=np.int64)[:, None] == np.array(true_categories, dtype=np.int64)[None, :]
+    objects = [place for place, one in enumerate(truth) if not one.iscrowd]
+    crowds = [place for place, one in enumerate(truth) if one.iscrowd]
+    same = np.array(categories, dtype=np.int64)[:, None] == np.array(true_categories, dtype=np.int64)[None, :]
+    overlaps, same_label = pairwise_iou(predicted, true[objects]), same[:, objects]
     pairs = match_overlaps(
         overlaps, params.iou_threshold, allowed=same_label if params.match_labels else None, preferred=same_label
     )
-    return Compared(reading, predicted, categories, true, true_categories, overlaps, same_label, pairs)
+    within = reaching(pairwise_coverage(predicted, true[crowds]), params.iou_threshold)
+    if params.match_labels:
+        within &= same[:, crowds]
+    in_crowd: Bools = np.asarray(within.any(axis=1), dtype=np.bool_)
+    in_crowd[[row for row, _ in pairs]] = False  # an object goes before a crowd
+    return Compared(
+        reading, predicted, categories, true, true_categories, objects, overlaps, same_label, pairs, in_crowd
+    )
 
 
 def score(sample: Sample[list[TrueObject], DetectionParams]) -> Verdict:
     params, truth = sample.params, sample.solution
-    reading, predicted, categories, true, true_categories, overlaps, same_label, pairs = compare(sample)
+    compared = compare(sample)
+    reading, pairs = compared.reading, compared.pairs
     found = reading.boxes
-    components = _components(overlaps, same_label, pairs, params.weights)
+    components = _components(compared, params.weights)
     if params.score in ("coco_ap", "coco_ap50"):
-        if not params.match_labels:
-            categories, true_categories = [0] * len(found), [0] * len(truth)
-        components["coco_ap"], components["coco_ap50"] = average_precision(
-            Objects(predicted, categories, [1.0 if box.score is None else box.score for box in found]),
-            Objects(true, true_categories, [1.0] * len(truth)),
-        )
+        components["coco_ap"], components["coco_ap50"] = _coco_ap(compared, truth, params.match_labels)
+    num_ignored = int(compared.in_crowd.sum())
+    ignored = f", {num_ignored} in crowds" if num_ignored else ""
     cut = "; the response was cut off, its complete boxes count" if reading.cut else ""
-    detail = f"{len(found)} boxes, {len(truth)} expected, {len(pairs)} matched{cut}"
+    detail = f"{len(found)} boxes, {len(compared.objects)} expected, {len(pairs)} matched{ignored}{cut}"
     return Verdict(components[params.score], components, [box.as_json() for box in found], detail)
 
 
@@ -171,8 +192,22 @@ def _categories(found: list[Region], truth: list[TrueObject]) -> tuple[list[int]
     return [number(box.label) for box in found], [number(one.label) for one in truth]
 
 
-def _components(overlaps: Floats, same_label: Bools, pairs: Pairs, weights: Weights) -> dict[str, float]:
-    num_predicted, num_true = overlaps.shape
+def _coco_ap(compared: Compared, truth: list[TrueObject], match_labels: bool) -> tuple[float, float]:
+    # Each of the IoU thresholds has boxes of its own within a crowd; where nothing is to be found there is no AP.
+    rows = [row for row in range(len(compared.predicted)) if compared.objects or not compared.in_crowd[row]]
+    found = [compared.reading.boxes[row] for row in rows]
+    categories, true_categories = [compared.categories[row] for row in rows], compared.true_categories
+    if not match_labels:
+        categories, true_categories = [0] * len(rows), [0] * len(truth)
+    return average_precision(
+        Objects(compared.predicted[rows], categories, [1.0 if box.score is None else box.score for box in found]),
+        Objects(compared.true, true_categories, [1.0] * len(truth), [bool(one.iscrowd) for one in truth]),
+    )
+
+
+def _components(compared: Compared, weights: Weights) -> dict[str, float]:
+    overlaps, same_label, pairs = compared.overlaps, compared.same_label, compared.pairs
+    num_predicted, num_true = int((~compared.in_crowd).sum()), len(compared.objects)
     num_matched = len(pairs)
     both_empty = num_predicted == num_true == 0
     terms = {
@@ -198,6 +233,8 @@ DETECTION = Task(
     "the matched IoUs / m. label = matched pairs with equal labels / m. missing = (m - k) / m. redundant = (n - k) / "
     "n. weighted = mean of f1, mean_iou, label, 1 - missing, 1 - redundant, by `weights`; 0 when nothing is matched. "
     "coco_ap, coco_ap50: pycocotools' AP of this image, each score 1 unless the response has a `score` for the box. "
+    "A true object with `iscrowd` 1 is a region, as in COCO: it is none of the m, and a box that is not matched and "
+    "has at least `iou_threshold` of its own area in one (with `match_labels`, of its label) is none of the n. "
     "None predicted and none true: 1.",
     floor=0.0,
     solution=TypeAdapter(TrueObjects),

@@ -142,7 +142,9 @@ class EvaluationOptions(BaseModel):
     eval_every: int = Field(
         0, ge=0, description="(also: every) optimizer steps between evaluations; 0 = only start and end"
     )
-    eval_sample_size: int | None = Field(None, gt=0, description="the first N held-out problems; default all")
+    eval_sample_size: int | None = Field(
+        None, gt=0, description="draw N held-out problems by `seed`, always the same, in each task's share; default all"
+    )
 
     def evaluates_within(self, step: int, num_steps: int) -> bool:
         """Whether `step` steps of `num_steps` are one of the places between start and end where a run is measured."""

@@ -28,7 +28,8 @@ Crowds = Literal["leave-out", "ignore", "keep"]
 class Choices:
     """What is asked, and what becomes of images that are no plain case.
 
-    crowds: leave-out leaves the image out; ignore takes it without the crowd's box; keep takes that box as an object.
+    crowds: leave-out leaves the image out; ignore takes the crowd's box as a region, in which what is found counts
+    neither way; keep takes that box as an object.
     empty: whether an image without objects is a problem, whose solution is the empty list.
     categories: names; empty: all.
     """
@@ -63,7 +64,7 @@ def problems(path: Path, pictures: Pictures, choices: Choices, account: Account)
         name = text(image, "file_name", key)
         size = pictures.annotated_size(image, name, key)
         objects = _Objects(names, chosen, choices.crowds, account).of(grouped.get(id_, []), size)
-        if not objects and not choices.empty:
+        if not choices.empty and all("iscrowd" in one for one in objects):
             raise LeftOut("it has no objects (--empty keep keeps it)")
         return [{"problem": asked, "solution": objects, "image": name, "task": "detection"}]
 
@@ -104,12 +105,11 @@ class _Objects:
             if label not in self.chosen:
                 continue
             has_crowd |= bool(crowd)
-            if not crowd or self.crowds == "keep":
-                objects.append(found)
+            objects.append({**found, "iscrowd": 1} if crowd and self.crowds == "ignore" else found)
         if not is_whole:
             raise LeftOut("one of its annotations is bad")
         if has_crowd and self.crowds == "leave-out":
-            raise LeftOut("it has a crowd (--crowds ignore takes it without the crowd's box)")
+            raise LeftOut("it has a crowd (--crowds ignore takes it, and what is found there counts neither way)")
         if len(objects) > MAX_OBJECTS:
             raise LeftOut(f"it has more than {MAX_OBJECTS} objects")
         return objects

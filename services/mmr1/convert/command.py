@@ -115,7 +115,8 @@ def _coco_options(parser: argparse.ArgumentParser) -> None:
         "--crowds",
         choices=["leave-out", "ignore", "keep"],
         default="leave-out",
-        help="leave out an image with a crowd (default), take it without the crowd's box, or keep that as an object",
+        help="leave out an image with a crowd (default), ignore what is found in the crowd's box, or keep that as an "
+        "object",
     )
     parser.add_argument(
         "--empty", choices=["keep", "leave-out"], default="keep", help="images without objects; default: %(default)s"

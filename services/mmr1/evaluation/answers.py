@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from functools import cache
+from typing import Any
+
+from pydantic import TypeAdapter
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +39,16 @@ class Answer:
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> Self:
+    @staticmethod
+    def from_json(record: Mapping[str, Any]) -> Answer:
         """What `as_json` gave, read back. Keys of others are left aside.
 
         Raises:
-            KeyError, TypeError: it is no answer.
+            KeyError, TypeError, ValueError: it is no answer.
         """
-        known = {name: record[name] for name in cls.__dataclass_fields__}
-        size = known["image_size"]
-        return cls(**{**known, "image_size": None if size is None else (int(size[0]), int(size[1]))})
+        return _reader().validate_python({name: record[name] for name in Answer.__dataclass_fields__})
+
+
+@cache
+def _reader() -> TypeAdapter[Answer]:
+    return TypeAdapter(Answer)

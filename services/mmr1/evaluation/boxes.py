@@ -16,7 +16,7 @@ _EXTENTS = {"normalized_1000": (1000, 1000), "normalized_1": (1, 1)}
 
 
 def true_boxes(answer: Answer) -> list[Box]:
-    """A solution: objects with a box under bbox_2d or bbox, or the JSON text of them."""
+    """A solution: objects with a box under bbox_2d or bbox, crowds among them, or the JSON text of them."""
     solution = json.loads(answer.solution) if isinstance(answer.solution, str) else answer.solution
     factors = _to_pixels(answer, answer.params.get("solution_space"), None)
     return [_box(one, one.get("bbox_2d") or one["bbox"], factors) for one in solution]
@@ -35,7 +35,7 @@ def _box(one: dict[str, Any], corners: Sequence[float], factors: tuple[float, fl
     label = str(one.get("label") or "").strip().casefold()  # labels are compared as the judge compares them
     score = one.get("score")
     in_pixels = (x1 * factors[0], y1 * factors[1], x2 * factors[0], y2 * factors[1])
-    return Box(in_pixels, label, 1.0 if score is None else float(score))
+    return Box(in_pixels, label, 1.0 if score is None else float(score), bool(one.get("iscrowd")))
 
 
 def _to_pixels(answer: Answer, space: str | None, resized: Sequence[int] | None) -> tuple[float, float]:

@@ -2,6 +2,11 @@
 
 The matching of boxes and the value itself are pycocotools' own. Its accumulation takes tens of milliseconds, so for a
 thousand resamples it is done here, for all of them at once: an image that was drawn twice counts twice at its place.
+
+Where all scores are equal, as of a model that states none, pycocotools would take the boxes in the order of the images,
+and AP would be another with the rows in another order. There no threshold tells one box from the next, so a category's
+curve has the one point that all its boxes have together: its precision there, up to its recall.
+
 Knows no response and no label's meaning.
 """
 
@@ -27,11 +32,15 @@ _AP50, _AP75 = 0, 5  # places among the IoU thresholds 0.50, 0.55 ... 0.95
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """Corners in pixels of the original image. `score` orders what was found; a model that states none has 1."""
+    """Corners in pixels of the original image. `score` orders what was found; a model that states none has 1.
+
+    `is_crowd`: of a true one that it is a region in which what is found counts neither way, COCO's iscrowd.
+    """
 
     corners: tuple[float, float, float, float]
     label: str
     score: float = 1.0
+    is_crowd: bool = False
 
 
 class CocoEvaluation:
@@ -39,15 +48,19 @@ class CocoEvaluation:
 
     def __init__(self, true: Sequence[Sequence[Box]], found: Sequence[Sequence[Box]]) -> None:
         """`true` and `found` have one entry for each image, in the same order."""
-        labels = sorted({box.label for boxes in true for box in boxes})
+        labels = sorted({box.label for boxes in true for box in boxes if not box.is_crowd})
         self._categories = {label: number for number, label in enumerate(labels, start=1)}
         self._num_images = len(true)
+        self._has_one_score = len({box.score for boxes in found for box in boxes}) <= 1
         self._evaluation = self._evaluate(true, found) if self._categories else None
 
     def values(self) -> Floats:
         """AP, AP50, AP75 and AR of at most 100 boxes: [4], NaN without any true box."""
         if self._evaluation is None:
             return np.full(len(NAMES), np.nan)
+        if self._has_one_score:
+            (values,) = self._one_part(np.ones((1, self._num_images)))
+            return np.array(values)
         self._evaluation.accumulate()
         self._evaluation.summarize()
         return np.array([self._evaluation.stats[place] for place in _PLACES], dtype=np.float64)
@@ -90,7 +103,7 @@ class CocoEvaluation:
                         "bbox": [x1, y1, width, height],
                         "area": width * height,
                         "score": box.score,
-                        "iscrowd": 0,
+                        "iscrowd": int(box.is_crowd),
                     }
                 )
         return annotations
@@ -105,7 +118,7 @@ class CocoEvaluation:
         for place in range(len(self._categories)):
             start = place * self._num_images
             of_images = self._evaluation.evalImgs[start : start + self._num_images]  # None: no box of this category
-            precision[place], recall[place] = _of_category(of_images, counts, params)
+            precision[place], recall[place] = _of_category(of_images, counts, params, self._has_one_score)
         return np.stack(
             [
                 _mean(precision, axis=(0, 2)),
@@ -117,7 +130,7 @@ class CocoEvaluation:
         )
 
 
-def _of_category(of_images: Sequence[Any], counts: Floats, params: Any) -> tuple[Floats, Floats]:
+def _of_category(of_images: Sequence[Any], counts: Floats, params: Any, has_one_score: bool) -> tuple[Floats, Floats]:
     """Mean precision over COCO's 101 recalls, and the recall: [b, T] each, NaN where a resample has no true box."""
     limit = params.maxDets[-1]
     present = [(image, found) for image, found in enumerate(of_images) if found is not None]
@@ -137,11 +150,12 @@ def _of_category(of_images: Sequence[Any], counts: Floats, params: Any) -> tuple
         rows = slice(start, start + at_once)
         times = counts[rows][:, owner]  # [b, detections]
         for place in range(len(params.iouThrs)):
+            right = times * (matched[place] & ~ignored[place])
+            wrong = times * (~matched[place] & ~ignored[place])
+            if has_one_score:
+                right, wrong = right.sum(axis=1, keepdims=True), wrong.sum(axis=1, keepdims=True)
             precision[rows, place], recall[rows, place] = _of_threshold(
-                times * (matched[place] & ~ignored[place]),
-                times * (~matched[place] & ~ignored[place]),
-                num_true[rows, None],
-                params.recThrs,
+                right, wrong, num_true[rows, None], params.recThrs
             )
     undefined = num_true == 0
     precision[undefined], recall[undefined] = np.nan, np.nan

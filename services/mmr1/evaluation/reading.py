@@ -4,7 +4,8 @@ Both publish the same definitions: the edit distance of characters over the long
 F1 of the *sets* of words; BLEU (Papineni et al., 2002) and METEOR (Lavie and Agarwal, 2007) of each page by nltk, all
 averaged over pages. Two things differ here. METEOR matches equal words and equal Porter stems and no synonyms: those
 need WordNet, which is no part of nltk's package. And where they cut Chinese into words with jieba, each character of a
-script without spaces is a word of its own. Knows no response and no task.
+script without spaces is a word of its own. Texts are made ready by the judge's own functions: all measures of an
+answer are of the same two texts. Knows no response and no task.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ import warnings
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
+
+from mmr1_reward_server.text import edit_similarity, normalise, strip_fence
+from mmr1_reward_server.truths import number_as_text
 
 NOTHING_READ = {"f1": 0.0, "precision": 0.0, "recall": 0.0, "bleu": 0.0, "meteor": 0.0}
 
@@ -34,6 +38,18 @@ def compare_texts(read: str, true: str) -> dict[str, float]:
     if not found or not expected:
         return dict(NOTHING_READ)
     return {**overlap(found, expected), "bleu": bleu(found, expected), "meteor": meteor(found, expected)}
+
+
+def nearest_text(read: str, solution: Any) -> str:
+    """Of the texts of a solution the one that the judge has compared with `read`, and as it did: by edit distance.
+
+    Args:
+        read: as the judge has parsed it, without a fence and normalised.
+        solution: a text or a number, or a list of them.
+    """
+    texts = solution if isinstance(solution, list) else [solution]
+    ready = [normalise(strip_fence(str(number_as_text(text)))) for text in texts]
+    return ready[0] if len(ready) == 1 else max(ready, key=lambda text: edit_similarity(read, text))
 
 
 def words_of(text: str) -> list[str]:

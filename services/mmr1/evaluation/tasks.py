@@ -14,7 +14,7 @@ from typing import Any
 
 from mmr1.evaluation.answers import Answer
 from mmr1.evaluation.boxes import true_boxes
-from mmr1.evaluation.reading import NOTHING_READ, compare_texts
+from mmr1.evaluation.reading import NOTHING_READ, compare_texts, nearest_text
 
 Shares = dict[str, tuple[float, float]]
 
@@ -69,7 +69,7 @@ def _grounding(answer: Answer) -> Shares:
 
 def _ocr(answer: Answer) -> Shares:
     alike = answer.components["edit"] if answer.is_valid else 0.0
-    compared = _nearest_text(answer) if answer.is_valid else NOTHING_READ
+    compared = _words(answer) if answer.is_valid else NOTHING_READ
     means = {
         "one_minus_edit_distance": alike,
         "edit_distance": 1.0 - alike,
@@ -79,22 +79,22 @@ def _ocr(answer: Answer) -> Shares:
     return {name: (value, 1.0) for name, value in means.items()}
 
 
+def _words(answer: Answer) -> dict[str, float]:
+    read = answer.parsed["text"]
+    return compare_texts(read, nearest_text(read, answer.solution))
+
+
 def _detection(answer: Answer) -> Shares:
     """F1 = 2 · matched / (found + true), over all images. Nothing readable on an empty image is one wrong box there."""
     if answer.is_valid:
         matched, found = answer.components["num_matched"], answer.components["num_predicted"]
         return {"f1_50": (2.0 * matched, found + answer.components["num_true"])}
-    return {"f1_50": (0.0, float(max(1, len(true_boxes(answer)))))}
+    num_true = sum(not box.is_crowd for box in true_boxes(answer))
+    return {"f1_50": (0.0, float(max(1, num_true)))}
 
 
 def _any_task(answer: Answer) -> Shares:
     return {"mean_reward": (answer.reward, 1.0), "accuracy": (float(answer.reward == 1.0), 1.0)}
-
-
-def _nearest_text(answer: Answer) -> dict[str, float]:
-    """Of several acceptable texts the one whose words are nearest."""
-    texts = answer.solution if isinstance(answer.solution, list) else [answer.solution]
-    return max((compare_texts(answer.parsed["text"], str(text)) for text in texts), key=lambda compared: compared["f1"])
 
 
 def _number(solution: Any) -> float | None:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import overload
 
@@ -79,6 +80,21 @@ class Problems(Sequence[Problem]):
             found[names[number]].append(index)
         return dict(found)
 
+    def drawn(self, size: int | None, seed: int) -> Problems:
+        """`size` of them in the order that they have, in each task's share; None, or as many as there are: all.
+
+        A task has at least one where there are as many places as tasks. The same seed draws the same; for more places
+        what it draws for fewer, as far as the shares let it.
+        """
+        if size is None or size >= len(self):
+            return self
+        chosen, places = list[int](), _places(self.tasks, size)
+        for task, indices in self.indices_by_task().items():
+            shuffled = list(indices)
+            random.Random(f"{seed} {task}").shuffle(shuffled)
+            chosen += shuffled[: places[task]]
+        return Problems(self._store, self._files, array("I", (self._kept[index] for index in sorted(chosen))))
+
     def spread(self, count: int | None) -> Sequence[int]:
         """`count` indices, as evenly over all problems as can be; None: every index."""
         if count is None or count >= len(self):
@@ -115,6 +131,15 @@ def digest_of(problems: Sequence[Problem]) -> str:
         return problems.digest
     rows = ([problem.problem, problem.solution, problem.images, problem.task] for problem in problems)
     return _digest(json.dumps(row).encode() for row in rows)
+
+
+def _places(tasks: Mapping[str, int], size: int) -> dict[str, int]:
+    """How many of `size` places each task gets, by its number of problems: each goes to the one that is most short."""
+    shares = {task: size * count / sum(tasks.values()) for task, count in tasks.items()}
+    given = dict.fromkeys(tasks, int(size >= len(tasks)))
+    for _ in range(size - sum(given.values())):
+        given[max(shares, key=lambda task: shares[task] - given[task])] += 1
+    return given
 
 
 def _problem(position: int, content: bytes) -> Problem:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +81,27 @@ def test_images_may_stay_where_they_are(file: Path, capsys: pytest.CaptureFixtur
     assert '"image": "street.png"' in (out / "train.json").read_text() and not (out / "images").exists()
 
 
-@pytest.mark.parametrize(("crowds", "boxes"), [("ignore", 1), ("keep", 2)])
+@pytest.mark.parametrize(("crowds", "boxes"), [("ignore", 2), ("keep", 2)])
 def test_a_crowd_is_what_the_user_says(file: Path, crowds: str, boxes: int) -> None:
     convert("coco", file, file.parent / "out", "--crowds", crowds)
     (crowd,) = [row for row in rows(file.parent / "out") if row["image"].endswith("crowd.png")]
     assert len(crowd["solution"]) == boxes
+    TypeAdapter(TrueObjects).validate_python(crowd["solution"])
+    marks = [one.get("iscrowd") for one in crowd["solution"]]
+    assert marks == ([None, 1] if crowds == "ignore" else [None, None])
+
+
+def test_an_image_with_nothing_but_an_ignored_crowd_has_no_objects(file: Path) -> None:
+    document = json.loads(file.read_text())
+    document["annotations"] = [one for one in document["annotations"] if one["image_id"] != 632 or one["iscrowd"]]
+    file.write_text(json.dumps(document))
+    kept, left_out = file.parent / "kept", file.parent / "left-out"
+    convert("coco", file, kept, "--crowds", "ignore")
+    assert [one["iscrowd"] for row in rows(kept) if row["image"].endswith("crowd.png") for one in row["solution"]] == [
+        1
+    ]
+    convert("coco", file, left_out, "--crowds", "ignore", "--empty", "leave-out")
+    assert not any(row["image"].endswith("crowd.png") for row in rows(left_out))
 
 
 def test_only_some_categories_and_no_empty_images(file: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mmr1.config import RunConfig
-from mmr1.coordinates import Coordinates, ModelSpace, Space, check_coordinates
+from mmr1.coordinates import Coordinates, ModelSpace, Space, check_coordinates, wrong_boxes
 from mmr1.errors import ConfigurationError
 from mmr1.images import ImageStore
 from mmr1.records import Problem, RewardSpec
@@ -160,6 +160,18 @@ def test_a_solution_that_is_no_box_is_named(tmp_path: Path, solution: Any) -> No
         space.taught(problem)
     assert "\n" not in str(caught.value)
     assert space.of(problem) == (problem, ()), "what is not taught is for the rewards to understand"
+
+
+def test_a_crowd_is_not_taught_and_is_looked_at() -> None:
+    crowd = {"bbox_2d": [0, 0, 50, 50], "label": "cup", "iscrowd": 1}
+    cup = {"bbox_2d": [10, 20, 30, 40], "label": "cup"}
+    space = Coordinates("normalized_1000")
+    said = [{"bbox_2d": [100, 200, 300, 400], "label": "cup"}]
+    assert space.solution([crowd, {**cup, "iscrowd": 0}], (100, 100)) == said
+    assert space.solution(json.dumps([cup, crowd]), (100, 100)) == said
+    assert space.solution([crowd], (100, 100)) == []
+    bad = wrong_boxes("All?", [cup, {**crowd, "bbox_2d": [0, 0]}], "detection", ("problem", "solution"))
+    assert bad is not None and "key 'solution'" in bad
 
 
 @pytest.mark.parametrize("space", SPACES)

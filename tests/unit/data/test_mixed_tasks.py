@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from mmr1.config import RunConfig, load_config
-from mmr1.dataset import order_of, train_problems
+from mmr1.dataset import eval_problems, order_of, train_problems
 from mmr1.errors import ConfigurationError
 from mmr1.preflight import check_data
 from mmr1.records import RewardSpec
@@ -46,6 +46,39 @@ def test_task_among_the_rewards_is_the_rows_own(tmp_path: Path) -> None:
     both = run(tmp_path, rewards=["task", "counting=0.5"])
     assert both.reward_specs_for("counting") == (RewardSpec("counting", 1.5),)
     assert both.reward_specs_for("ocr") == (RewardSpec("ocr", 1.0), RewardSpec("counting", 0.5))
+
+
+def held_out(train_file: Path, size: int | None, seed: int = 0) -> list[tuple[int, str]]:
+    config = run(train_file, eval_file=train_file, eval_sample_size=size, seed=seed)
+    return [(problem.position, problem.task) for problem in eval_problems(config)]
+
+
+def test_some_held_out_problems_are_of_every_task_in_its_share(train_file: Path) -> None:
+    """30 rows of one task stand before 10 of the other."""
+    for size, of_the_second in [(20, 5), (8, 2), (6, 1), (3, 1), (2, 1), (39, 10)]:
+        found = held_out(train_file, size)
+        assert len(found) == size and [task for _, task in found].count("grounding") == of_the_second
+        assert found == sorted(set(found)), "in the file's order, none twice"
+    assert held_out(train_file, 1)[0][1] == "counting", "no place for both: the one with more rows"
+
+
+def test_some_held_out_problems_are_drawn_by_the_seed_and_always_the_same(train_file: Path) -> None:
+    assert held_out(train_file, 8) == held_out(train_file, 8) != held_out(train_file, 8, seed=1)
+    assert held_out(train_file, 8) != held_out(train_file, None)[:6] + held_out(train_file, None)[30:32]
+    assert set(held_out(train_file, 8)) < set(held_out(train_file, 20))
+
+
+def test_held_out_problems_that_are_all_taken_stay_in_their_order(train_file: Path) -> None:
+    whole = [(place, "counting" if place < 30 else "grounding") for place in range(40)]
+    assert held_out(train_file, None) == held_out(train_file, 40) == held_out(train_file, 41) == whole
+
+
+def test_a_task_with_a_single_row_has_its_place(train_file: Path) -> None:
+    rows = json.loads(train_file.read_text())
+    train_file.write_text(json.dumps([*rows, {**rows[0], "task": "ocr", "solution": "a"}]))
+    for size in (3, 10, 40):
+        tasks = [task for _, task in held_out(train_file, size)]
+        assert len(tasks) == size and tasks.count("ocr") == 1 and set(tasks) == {"counting", "grounding", "ocr"}
 
 
 def test_the_data_order_follows_the_weights_and_is_the_old_one_without(train_file: Path) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import io
 import tracemalloc
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,12 +23,12 @@ LABELS = ("cat", "dog", "7")
 PLACES = [0, 1, 2, 8]  # AP, AP50, AP75 and AR of at most 100 boxes, in pycocotools' summary
 
 
-def drawn(chance: Generator, num_images: int = 30) -> list[list[Box]]:
-    """Up to nine boxes an image, some images without any."""
+def drawn(chance: Generator, num_images: int = 30, crowds: float = 0.0) -> list[list[Box]]:
+    """Up to nine boxes an image, some images without any; `crowds` is the share of them."""
 
     def box() -> Box:
         x, y, w, h = chance.uniform([0, 0, 40, 40], [400, 300, 160, 160])
-        return Box((x, y, x + w, y + h), str(chance.choice(LABELS)))
+        return Box((x, y, x + w, y + h), str(chance.choice(LABELS)), is_crowd=bool(chance.random() < crowds))
 
     return [[box() for _ in range(chance.integers(0, 10))] for _ in range(num_images)]
 
@@ -47,7 +48,7 @@ def perturbed(chance: Generator, true: Sequence[Sequence[Box]], *, scored: bool)
     return found
 
 
-def of_pycocotools(true: Sequence[Sequence[Box]], found: Sequence[Sequence[Box]]) -> np.ndarray[Any, Any]:
+def its_evaluation(true: Sequence[Sequence[Box]], found: Sequence[Sequence[Box]]) -> Any:
     """As its own documentation uses it: a dataset, `loadRes`, and the summary."""
     number = {label: place for place, label in enumerate(sorted({box.label for boxes in true for box in boxes}), 1)}
 
@@ -58,7 +59,7 @@ def of_pycocotools(true: Sequence[Sequence[Box]], found: Sequence[Sequence[Box]]
                 if box.label in number:
                     x1, y1, x2, y2 = box.corners
                     place = {"image_id": image, "category_id": number[box.label], "bbox": [x1, y1, x2 - x1, y2 - y1]}
-                    found.append({**place, "score": box.score})
+                    found.append({**place, "score": box.score, "iscrowd": int(box.is_crowd)})
         return found
 
     truth = COCO()
@@ -66,7 +67,7 @@ def of_pycocotools(true: Sequence[Sequence[Box]], found: Sequence[Sequence[Box]]
         "images": [{"id": image} for image in range(len(true))],
         "categories": [{"id": place} for place in number.values()],
         "annotations": [
-            {**entry, "id": place, "area": entry["bbox"][2] * entry["bbox"][3], "iscrowd": 0}
+            {**entry, "id": place, "area": entry["bbox"][2] * entry["bbox"][3]}
             for place, entry in enumerate(entries(true), start=1)
         ],
     }
@@ -76,21 +77,88 @@ def of_pycocotools(true: Sequence[Sequence[Box]], found: Sequence[Sequence[Box]]
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    return np.array([evaluation.stats[place] for place in PLACES])
+    return evaluation
 
 
-@pytest.mark.parametrize("scored", [True, False])
+def of_pycocotools(true: Sequence[Sequence[Box]], found: Sequence[Sequence[Box]]) -> np.ndarray[Any, Any]:
+    return np.array([its_evaluation(true, found).stats[place] for place in PLACES])
+
+
+@pytest.mark.parametrize("digits", [None, 1])  # with one digit most scores are another's too
 @pytest.mark.parametrize("seed", range(4))
-def test_a_perturbed_truth_has_pycocotools_own_values(seed: int, scored: bool) -> None:
+def test_a_perturbed_truth_has_pycocotools_own_values(seed: int, digits: int | None) -> None:
     chance = np.random.default_rng(seed)
     true = drawn(chance)
-    found = perturbed(chance, true, scored=scored)
+    found = perturbed(chance, true, scored=True)
+    if digits:
+        found = [[replace(box, score=round(box.score, digits)) for box in boxes] for boxes in found]
     evaluation = CocoEvaluation(true, found)
     own = of_pycocotools(true, found)
     assert 0.1 < own[0] < 0.9, "perturbed enough to tell, and not beyond recognition"
     assert evaluation.values() == pytest.approx(own, abs=1e-6)
     (once,) = evaluation.resampled([np.ones((1, len(true)))])
     assert once == pytest.approx(own, abs=1e-6), "every image once"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_without_scores_each_labels_curve_has_one_point(seed: int) -> None:
+    """Its recall is what pycocotools counts; from that and the number of boxes follows the precision."""
+    chance = np.random.default_rng(seed)
+    true = drawn(chance)
+    found = perturbed(chance, true, scored=False)
+    own = its_evaluation(true, found)
+    recall = own.eval["recall"][:, :, 0, -1]  # [thresholds, labels]; of all areas, with at most 100 boxes
+    labels = sorted({box.label for boxes in true for box in boxes})
+    num_true = np.array([sum(box.label == label for boxes in true for box in boxes) for label in labels])
+    num_found = np.array([sum(box.label == label for boxes in found for box in boxes) for label in labels])
+    reached = (own.params.recThrs[:, None, None] <= recall).sum(axis=0) / 101
+    ap = (recall * num_true / num_found * reached).mean(axis=1)
+    assert 0.1 < ap.mean() < 0.9
+    assert CocoEvaluation(true, found).values() == pytest.approx([ap.mean(), ap[0], ap[5], recall.mean()], abs=1e-9)
+
+
+def test_without_scores_the_order_of_the_rows_does_not_matter() -> None:
+    """Ten images with both boxes found, ten with one box where nothing is."""
+    true = [[Box((0, 0, 10, 10), "a"), Box((20, 0, 30, 10), "a")] for _ in range(20)]
+    found = [boxes if place < 10 else [Box((50, 50, 60, 60), "a")] for place, boxes in enumerate(true)]
+    counts = np.concatenate(list(drawn_counts(20, 5, seed=1)))
+    expected = [2 / 3 * 51 / 101] * 3 + [1 / 2]
+    for order in (range(20), range(19, -1, -1), np.random.default_rng(0).permutation(20)):
+        evaluation = CocoEvaluation([true[place] for place in order], [found[place] for place in order])
+        assert evaluation.values() == pytest.approx(expected, abs=1e-12)
+        in_order = evaluation.resampled([counts[:, list(order)]])
+        assert in_order == pytest.approx(CocoEvaluation(true, found).resampled([counts]), abs=1e-12)
+    assert of_pycocotools(true, found)[0] - of_pycocotools(true[::-1], found[::-1])[0] > 0.1, "as it would else"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_crowds_are_ignored_as_pycocotools_ignores_them(seed: int) -> None:
+    """Also where a label has no true box but crowds."""
+    chance = np.random.default_rng(seed)
+    true = drawn(chance, crowds=0.3)
+    true[0].append(Box((0.0, 0.0, 200.0, 200.0), "bird", is_crowd=True))
+    found = [[replace(box, is_crowd=False) for box in boxes] for boxes in perturbed(chance, true, scored=True)]
+    in_crowds = [(crowd, chance.uniform(size=2)) for boxes in true for crowd in boxes if crowd.is_crowd]
+    for (crowd, (x, y)), boxes in zip(in_crowds, found, strict=False):
+        left, top = crowd.corners[0] + 20 * x, crowd.corners[1] + 20 * y
+        boxes.append(Box((left, top, left + 15, top + 15), crowd.label, float(chance.random())))
+    own = of_pycocotools(true, found)
+    evaluation = CocoEvaluation(true, found)
+    assert evaluation.values() == pytest.approx(own, abs=1e-6)
+    (once,) = evaluation.resampled([np.ones((1, len(true)))])
+    assert once == pytest.approx(own, abs=1e-6)
+    as_objects = [[replace(box, is_crowd=False) for box in boxes] for boxes in true]
+    assert abs(of_pycocotools(as_objects, found)[0] - own[0]) > 0.01, "it makes a difference"
+
+
+def test_only_what_is_found_in_its_labels_crowd_is_ignored() -> None:
+    crowd, there = Box((0, 0, 100, 100), "a", is_crowd=True), Box((200, 0, 210, 10), "a")
+    within, beside = [Box((x, 0.0, x + 10, 10.0), "a") for x in (5.0, 30.0)], Box((300, 0, 310, 10), "a")
+    assert CocoEvaluation([[crowd, there]], [[there, *within]]).values() == pytest.approx(np.ones(4))
+    assert CocoEvaluation([[crowd, there]], [[there, *within, beside]]).values() == pytest.approx([0.5, 0.5, 0.5, 1])
+    other = replace(crowd, label="b")
+    assert CocoEvaluation([[other, there]], [[there, *within]]).values() == pytest.approx([1 / 3] * 3 + [1])
+    assert np.isnan(CocoEvaluation([[crowd]], [within]).values()).all(), "a crowd is no true box"
 
 
 def test_the_truth_against_itself_is_one() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,14 @@ import pytest
 
 from mmr1.evaluation import Answer, Metric, TaskResult, measure
 from mmr1.evaluation.boxes import found_boxes, true_boxes
+from mmr1.evaluation.coco import CocoEvaluation
 from mmr1.evaluation.resampling import drawn_counts, ratios
+from mmr1.evaluation.tasks import metrics_of
+from mmr1_reward_server.api import Item
+from mmr1_reward_server.rewards import builtin_tasks
+from mmr1_reward_server.scoring import score_item
+
+TASKS = builtin_tasks()
 
 
 def answer(problem: int, task: str, solution: Any, parsed: Any, sample: int = 0, **more: Any) -> Answer:
@@ -91,6 +99,42 @@ def test_of_several_true_texts_the_nearest_counts() -> None:
     assert values(result)["f1"] == 1.0
 
 
+def judged(response: str, solution: Any) -> Answer:
+    """As the reward server judges it with the params of an evaluation."""
+    item = Item(id="1", task="ocr", response=response, solution=solution, params=dict(metrics_of("ocr").params))
+    verdict = score_item(TASKS, item, max_response_chars=100_000)
+    return answer(0, "ocr", solution, verdict.parsed, components=verdict.components, reward=verdict.reward)
+
+
+def test_all_metrics_of_an_answer_are_of_the_same_true_text() -> None:
+    """The first is nearer by edit distance, of the second's words all are there, in another order."""
+    several = ["a b c d x", "e d c b a"]
+    for solution in (several, several[::-1]):
+        assert values(one_result(judged("a b c d e", solution))) == values(one_result(judged("a b c d e", several[0])))
+    assert values(one_result(judged("a b c d e", several)))["f1"] == pytest.approx(4 / 5)
+
+
+@pytest.mark.parametrize(
+    "true", ["```\na b c d e\n```", "```text\na  b c\nd e```", " a b c d e\n", ["x", "```a b c d e```"]]
+)
+def test_a_true_text_is_made_ready_as_the_judge_does(true: Any) -> None:
+    right = values(one_result(judged("a b c d e", "a b c d e")))
+    assert right["f1"] == right["accuracy"] == 1.0 and right["bleu"] == pytest.approx(1.0)
+    assert values(one_result(judged("a b c d e", true))) == right
+    assert values(one_result(judged("```\na b c d e\n```", true))) == right
+
+
+def test_a_true_number_is_read_as_the_judge_does() -> None:
+    assert values(one_result(judged("3", 3.0)))["f1"] == 1.0
+
+
+def test_meteor_alone_takes_upper_and_lower_case_for_the_same() -> None:
+    small = values(one_result(judged("hello the big world now", "hello the big world now")))
+    large = values(one_result(judged("Hello The Big World Now", "hello the big world now")))
+    assert large["meteor"] == small["meteor"] and large["meteor"] > 0.99
+    assert large["f1"] == 0.0 and large["bleu"] < 0.01 and large["one_minus_edit_distance"] < 1.0
+
+
 def test_detection() -> None:
     """Two of three found and one box where nothing is: 4 / (3 + 3). Nothing readable where two are: 0 / 2."""
     true = [{"bbox_2d": [0, 0, 10, 10], "label": "7"}, {"bbox": [20, 0, 30, 10], "label": "Cat "}]
@@ -114,6 +158,43 @@ def test_detection_of_the_truth_itself_is_one() -> None:
     counts = {"num_matched": 2.0, "num_predicted": 2.0, "num_true": 2.0}
     metrics = values(one_result(answer(0, "detection", true, true, components=counts)))
     assert all(metrics[name] == pytest.approx(1.0, abs=1e-12) for name in ("f1_50", "ap", "ap50", "ap75", "ar"))
+
+
+def test_crowds_in_f1_are_cocos() -> None:
+    """Counts of 40 images against those that pycocotools' matching at an IoU of 0.5 gives."""
+    chance = np.random.default_rng(0)
+
+    def box(x: float, y: float, side: float) -> dict[str, Any]:
+        x, y = x + chance.uniform(-3, 3), y + chance.uniform(-3, 3)
+        return {"bbox_2d": [x, y, x + side, y + side], "label": str(chance.choice(["a", "b"]))}
+
+    answers, truths, readings = [], [], []
+    for place in range(40):
+        true = [box(60 * column, 0, 30) for column in range(4)] + [{**box(0, 100, 150), "iscrowd": 1}]
+        near = [box(60 * column, 0, 30) for column in range(3)]
+        found = near + [box(x, y, 30) for x in (5, 60, 130) for y in (110, 200)] + [box(400, 400, 9)]
+        response = f"<answer>{json.dumps(found)}</answer>"
+        params = dict(metrics_of("detection").params)
+        item = Item(id="1", task="detection", response=response, solution=true, params=params)
+        verdict = score_item(TASKS, item, max_response_chars=100_000)
+        answers.append(answer(place, "detection", true, verdict.parsed, components=verdict.components))
+        truths.append(true_boxes(answers[-1]))
+        readings.append(found_boxes(answers[-1]))
+    evaluation = CocoEvaluation(truths, readings)._evaluation
+    matched = counted = 0
+    for one in filter(None, evaluation.evalImgs):
+        ignored = one["dtIgnore"][0] != 0
+        matched += int(((one["dtMatches"][0] != 0) & ~ignored).sum())
+        counted += int((~ignored).sum())
+    assert 0 < matched < 120 and matched < counted < 40 * 10 - 40, "some are found, some are wrong, some are ignored"
+    assert values(one_result(*answers))["f1_50"] == pytest.approx(2 * matched / (counted + 40 * 4), abs=1e-12)
+
+
+def test_an_answer_that_cannot_be_read_misses_no_crowd() -> None:
+    true = [{"bbox_2d": [0, 0, 10, 10], "label": "a"}, {"bbox_2d": [0, 0, 90, 90], "label": "a", "iscrowd": 1}]
+    right = {"num_matched": 1.0, "num_predicted": 1.0, "num_true": 1.0}
+    said = [answer(0, "detection", true, true[:1], components=right), answer(1, "detection", true, None)]
+    assert values(one_result(*said))["f1_50"] == pytest.approx(2 / 3)
 
 
 def test_nothing_readable_on_an_empty_image_is_one_wrong_box() -> None:

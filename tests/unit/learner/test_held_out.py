@@ -181,6 +181,7 @@ def test_every_task_through_a_running_server_and_again_without_asking(
 
 
 def test_samples_are_drawn_at_the_temperature_and_averaged(run: Path, server: Answering) -> None:
+    (run.parent / "eval.json").write_text(json.dumps(ROWS[:8]))
     options = ["--eval_mode", "sampled", "--eval_samples", "3", "--temperature", "0.7", "--eval_sample_size", "4"]
     assert evaluate(run, server, *options) == 0
     assert {(p.sampling.temperature, p.num_generations) for p in server.asked} == {(0.7, 3)}
@@ -210,10 +211,24 @@ def test_an_evaluation_that_was_ended_goes_on_and_asks_nothing_twice(
         file.write('{"problem": 10, "sample": 0, "ta')  # cut in the middle of a line
     server.asked, server.before = [], lambda number, context: None
     assert evaluate(run, server) == 0
+    assert f"line {len(kept) + 1} is no answer" in (run.parent / "run/eval/logs/mmr1.log").read_text()
     asked = {prompt.id.position for prompt in server.asked}
     assert asked == set(range(11)) - {line["problem"] for line in kept} and len(asked) == len(server.asked)
     assert all(line in samples(run) for line in kept)
     assert f"{len(kept)} of 11 problems have been answered before" in capsys.readouterr().out
+
+
+def test_answers_beside_a_damaged_identity_are_refused_before_anything_starts(
+    run: Path, server: Answering, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate(run, server, "--eval_sample_size", "1") == 0
+    (run.parent / "run/eval/evaluation.json").write_text("")
+    kept = samples(run)
+    capsys.readouterr()
+    assert run_command(lambda: evaluate(run, Answering(state="ACCEPTS_WEIGHTS"), "--eval_sample_size", "1")) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "evaluation.json cannot be read" in line and "give another --eval_dir" in line
+    assert samples(run) == kept
 
 
 def test_sigterm_ends_it_at_once_and_it_goes_on(run: Path, server: Answering) -> None:

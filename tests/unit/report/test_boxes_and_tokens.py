@@ -109,3 +109,11 @@ def test_what_lies_behind_the_recorded_tokens_is_shown_plain_and_clipped() -> No
 def test_without_gaps_there_is_the_text_alone(tokens: object, gaps: object) -> None:
     found, told = pieces(tokens, gaps, "a", 99)
     assert [piece.text for piece in found] == ["a"] and not any(piece.level for piece in found) and told is None
+
+
+def test_a_crowd_is_told_from_an_object() -> None:
+    solution = [{"bbox_2d": [0, 0, 5, 5], "label": "a", "iscrowd": 1}, {"bbox_2d": [0, 0, 2, 2], "label": "a"}]
+    assert [(box.label, box.is_crowd) for box in true(solution, {}, "detection", None)] == [
+        ("a (crowd)", True),
+        ("a", False),
+    ]

@@ -41,7 +41,12 @@ def documented_ap(predicted: list[dict[str, Any]], true: list[dict[str, Any]], f
         return {"image_id": 7, "category_id": ids[one["label"]], "bbox": [x1, y1, x2 - x1, y2 - y1]}
 
     annotations = [
-        {**annotation(one), "id": number, "iscrowd": 0, "area": annotation(one)["bbox"][2] * annotation(one)["bbox"][3]}
+        {
+            **annotation(one),
+            "id": number,
+            "iscrowd": one.get("iscrowd", 0),
+            "area": annotation(one)["bbox"][2] * annotation(one)["bbox"][3],
+        }
         for number, one in enumerate(true, start=1)
     ]
     categories = [{"id": number, "name": label} for label, number in ids.items()]
@@ -58,7 +63,8 @@ def documented_ap(predicted: list[dict[str, Any]], true: list[dict[str, Any]], f
     return float(evaluation.stats[0]), float(evaluation.stats[1])
 
 
-def test_agrees_with_pycocotools(tmp_path: Path) -> None:
+@pytest.mark.parametrize("crowds", [0, 2])
+def test_agrees_with_pycocotools(tmp_path: Path, crowds: int) -> None:
     draw = random.Random(0)
 
     def box(near: list[float] | None = None) -> list[float]:
@@ -70,6 +76,7 @@ def test_agrees_with_pycocotools(tmp_path: Path) -> None:
     seen = set()
     for _ in range(25):
         true = [{"bbox_2d": box(), "label": draw.choice(["dog", "cat"])} for _ in range(draw.randint(1, 8))]
+        true += [{**one, "bbox_2d": box(), "iscrowd": 1} for one in true[:crowds]]
         found = [
             {
                 "bbox_2d": box(one["bbox_2d"]),
@@ -100,6 +107,10 @@ def test_agrees_with_pycocotools(tmp_path: Path) -> None:
         ([], [DOG], 0),
         ([DOG], [], 0),
         ([], [], 1),
+        ([DOG, CAT], [CAT, {**DOG, "iscrowd": 1}], 1),
+        ([DOG, CAT], [CAT, {**CAT, "iscrowd": 1}], 1),
+        ([DOG], [{**DOG, "iscrowd": 1}], 1),  # nothing to find, and nothing wrong
+        ([CAT], [{**DOG, "iscrowd": 1}], 0),
     ],
 )
 def test_cases(predicted: Any, true: Any, ap: float) -> None:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmr1_reward_server.api import Item, Outcome, Result
+from mmr1_reward_server.explaining import Pair, explain
 from mmr1_reward_server.rewards import builtin_tasks
 from mmr1_reward_server.scoring import score_item
 
@@ -187,6 +188,51 @@ def test_detection(predicted: Any, true: Any, match_labels: bool, components: tu
     assert by_f1.reward == pytest.approx(f1)
     assert by_f1.components["weighted"] == pytest.approx((f1 + mean_iou) / 2)
     assert result.components["num_predicted"] == len(predicted) and result.components["num_true"] == len(true)
+
+
+CROWD = {"bbox_2d": [0, 0, 400, 400], "label": "dog", "iscrowd": 1}
+INNER = {"bbox_2d": [10, 10, 60, 60], "label": "dog"}
+AWAY = {"bbox_2d": [500, 500, 600, 600], "label": "dog"}
+
+
+@pytest.mark.parametrize(
+    ("predicted", "true", "counts"),  # matched, predicted, true
+    [
+        ([INNER, AWAY], [CROWD, AWAY], (1, 1, 1)),
+        ([INNER, INNER, AWAY], [CROWD, AWAY], (1, 1, 1)),
+        ([INNER, AWAY], [CROWD, INNER, AWAY], (2, 2, 2)),  # an object goes before the crowd that it stands in
+        ([INNER], [CROWD], (0, 0, 0)),
+        ([], [CROWD], (0, 0, 0)),
+        ([AWAY], [CROWD], (0, 1, 0)),
+        ([{**INNER, "label": "cat"}], [CROWD], (0, 1, 0)),
+        ([{**INNER, "bbox_2d": [360, 0, 440, 10]}], [CROWD], (0, 0, 0)),  # half of it
+        ([{**INNER, "bbox_2d": [361, 0, 441, 10]}], [CROWD], (0, 1, 0)),
+        ([{**INNER, "bbox_2d": [60, 60, 10, 10]}], [CROWD], (0, 1, 0)),  # no box
+        ([INNER], [{**CROWD, "iscrowd": True}], (0, 0, 0)),
+        ([INNER], [{**CROWD, "iscrowd": 0}], (0, 1, 1)),
+        ([INNER], [{**CROWD, "iscrowd": False}], (0, 1, 1)),
+    ],
+)
+def test_what_is_found_in_a_crowd_counts_neither_way(predicted: Any, true: Any, counts: tuple[int, int, int]) -> None:
+    result = score("detection", answer(predicted), true, score="f1")
+    found = tuple(int(result.components[name]) for name in ("num_matched", "num_predicted", "num_true"))
+    assert found == counts and len(result.parsed) == len(predicted)
+    matched, num_predicted, num_true = counts
+    assert result.reward == pytest.approx(2 * matched / (num_predicted + num_true) if num_predicted + num_true else 1.0)
+    assert ("in crowds" in result.detail) == (len(predicted) > num_predicted)
+
+
+def test_a_crowd_without_labels_to_match_and_what_is_none() -> None:
+    cat = answer([{**INNER, "label": "cat"}])
+    assert score("detection", cat, [CROWD], score="f1", match_labels=False).reward == 1.0
+    refused = score("detection", cat, [{**CROWD, "iscrowd": 2}])
+    assert refused.outcome is Outcome.VERIFIER_ERROR and "iscrowd" in refused.detail
+
+
+def test_a_crowd_before_an_object_does_not_take_its_place() -> None:
+    item = Item(id="1", task="detection", response=answer([INNER, AWAY]), solution=[CROWD, AWAY], params={})
+    pairs = explain(TASKS, item, max_response_chars=1000).pairs
+    assert pairs == [Pair(predicted=1, true=1, iou=1.0)]
 
 
 def test_detection_matches_at_its_threshold() -> None:
