@@ -52,6 +52,7 @@ class Asking:
         self._files = files
         self._progress = progress
         self._num_done = 0
+        self._keeping = asyncio.Lock()
         self._ended = threading.Event()
 
     async def ask_all(self, clients: Sequence[RolloutClient], judge: Judge) -> None:
@@ -84,7 +85,8 @@ class Asking:
         for place in missing:
             group, size = await loop.run_in_executor(pool, self._ask, client, place)
             answers = await judge.judge([group], [place], [size])
-            self._files.append(group, answers)
+            async with self._keeping:  # in a thread: a disk that takes its time must not look like silent servers
+                await asyncio.to_thread(self._files.append, group, answers)
             self._num_done += 1
             self._progress(self._num_done)
 
