@@ -203,9 +203,9 @@ class Way(NamedTuple):
 
 
 SHAPE_WAYS = (
-    Way(1, True, "off", padded=True),
-    Way(1, True, "off"),
-    Way(1, False, "off"),
+    Way(1, True, "none", padded=True),
+    Way(1, True, "none"),
+    Way(1, False, "none"),
     Way(1, False),
     Way(2, False),
     Way(4, "vision"),

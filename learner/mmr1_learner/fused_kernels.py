@@ -32,14 +32,14 @@ def fuse_kernels(hf: nn.Module, config: RunConfig) -> None:
     Raises:
         ConfigurationError: the run insists on them, and there is no GPU or no Liger.
     """
-    if config.fused_kernels == "off":
+    if config.fused_kernels == "none":
         return
     needed = {"a GPU": torch.cuda.is_available(), "liger-kernel": find_spec("liger_kernel") is not None}
     missing = [what for what, there in needed.items() if not there]
     if missing:
-        if config.fused_kernels == "on":
+        if config.fused_kernels == "liger":
             raise ConfigurationError(
-                f"fused_kernels is on, and here is no {' and no '.join(missing)}; "
+                f"fused_kernels is liger, and here is no {' and no '.join(missing)}; "
                 "pip install 'mmr1-learner[cuda]' on a machine with a GPU, or leave the option out"
             )
         return

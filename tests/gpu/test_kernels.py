@@ -55,7 +55,7 @@ def score(policy: Policy, batch: RowBatch) -> tuple[Tensor, dict[str, Tensor]]:
 def test_values_and_gradients(model: Path, dtype: str, record: Callable[..., None]) -> None:
     off, on = (
         load_policy(str(model), small_config(model, dtype=dtype, fused_kernels=option)).to(CUDA)
-        for option in ("off", "on")
+        for option in ("none", "liger")
     )
     batch = batch_of(model, off)
     (expected, theirs), (found, ours) = score(off, batch), score(on, batch)
@@ -67,7 +67,7 @@ def test_values_and_gradients(model: Path, dtype: str, record: Callable[..., Non
 
 
 def test_a_copy_follows_its_own_weights(model: Path) -> None:
-    policy = load_policy(str(model), small_config(model, fused_kernels="on")).to(CUDA)
+    policy = load_policy(str(model), small_config(model, fused_kernels="liger")).to(CUDA)
     batch = batch_of(model, policy).to(CUDA, torch.float32)
     reference = policy.frozen_copy()
     with torch.no_grad():
@@ -83,7 +83,7 @@ def test_a_layer_that_is_filled_up(tmp_path: Path, inner: int) -> None:
     torch.manual_seed(0)
     plain: Any = Gated(64, inner).to(CUDA)
     fused = copy.deepcopy(plain)
-    fuse_kernels(fused, small_config(tmp_path, fused_kernels="on"))
+    fuse_kernels(fused, small_config(tmp_path, fused_kernels="liger"))
     x = torch.randn(100, 64, device=CUDA)
     for layer in (plain, fused):
         layer(x).square().sum().backward()

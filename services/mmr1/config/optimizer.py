@@ -39,8 +39,8 @@ class OptimizerOptions(BaseModel):
         description="recompute activations in the backward pass, everywhere or in the vision tower alone: less memory, "
         "more time",
     )
-    fused_kernels: Literal["auto", "on", "off"] = Field(
-        "auto", description="Liger's kernels in the learner on a GPU; auto: where they are installed"
+    fused_kernels: Literal["auto", "liger", "none"] = Field(
+        "auto", description="whose the learner takes on a GPU, for norms and gated layers; auto: Liger's where they are"
     )
     freeze_vision_tower: bool = Field(
         False, description="the vision tower and what joins it to the text stay as they are"

@@ -118,7 +118,8 @@ def test_an_answer_is_on_disk_before_the_next_is_asked(tmp_path: Path, monkeypat
     monkeypatch.setattr(os, "fsync", record)
     monkeypatch.setattr(os, "replace", named)
     prompt = Prompt(PromptId("run", 0), "How many?", (), "counting", "How many?", 3, 1, Sampling(0.0, 8))
-    written = json.dumps({**answer(0).as_json(), "prompt": prompt.text, "images": [], "server": "r"}) + "\n"
+    asked = {"question": "How many?", "prompt": prompt.text, "images": []}
+    written = json.dumps({**answer(0).as_json(), **asked, "server": "r"}) + "\n"
     files.append(Group(prompt, (1,), (), "r"), [answer(0)])
     assert synced == [("sync", SAMPLES)]
     synced.clear()

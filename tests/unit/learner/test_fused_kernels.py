@@ -46,7 +46,7 @@ def changed(hf: nn.Module) -> set[str]:
 
 
 def test_the_option_is_what_decides(small_model: Path, as_if_there: Callable[[bool, bool], None]) -> None:
-    for option, fused in (("auto", True), ("on", True), ("off", False)):
+    for option, fused in (("auto", True), ("liger", True), ("none", False)):
         as_if_there(False, False)
         policy = small_policy(small_model)
         as_if_there(True, True)
@@ -60,15 +60,15 @@ def test_the_option_is_what_decides(small_model: Path, as_if_there: Callable[[bo
 
 
 @pytest.mark.parametrize(("gpu", "liger", "what"), [(False, True, "a GPU"), (True, False, "liger-kernel")])
-def test_auto_goes_without_what_is_missing_and_on_refuses(
+def test_auto_goes_without_what_is_missing_and_liger_refuses(
     small_model: Path, as_if_there: Callable[[bool, bool], None], gpu: bool, liger: bool, what: str
 ) -> None:
     as_if_there(gpu, liger)
     policy = small_policy(small_model)
     fuse_kernels(policy.hf, small_config(small_model))
     assert not changed(policy.hf)
-    with pytest.raises(ConfigurationError, match=rf"fused_kernels is on, and here is no {what}; pip install"):
-        fuse_kernels(policy.hf, small_config(small_model, fused_kernels="on"))
+    with pytest.raises(ConfigurationError, match=rf"fused_kernels is liger, and here is no {what}; pip install"):
+        fuse_kernels(policy.hf, small_config(small_model, fused_kernels="liger"))
 
 
 def test_a_copy_computes_with_its_own_weights(

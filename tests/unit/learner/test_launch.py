@@ -68,7 +68,16 @@ class _Tasks(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         schemas = {"solution_schema": {}, "params_schema": {}}
         task = {"name": "counting", "summary": "", "formula": "", "floor": 0.0, **schemas}
-        body = json.dumps({"tasks": [task], "version": "1"}).encode()
+        self._answer({"tasks": [task], "version": "1"})
+
+    def do_POST(self) -> None:
+        """Of rows that are shown to it before a run."""
+        items = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["items"]
+        results = [{"id": item["id"], "outcome": "invalid_output", "reward": 0.0} for item in items]
+        self._answer({"results": results, "version": "1"})
+
+    def _answer(self, document: dict[str, Any]) -> None:
+        body = json.dumps(document).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))

@@ -6,6 +6,7 @@ DeepSpeed's engine is replaced by plain gradient descent, so that every gradient
 from __future__ import annotations
 
 import copy
+import threading
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -131,6 +132,8 @@ def test_one_forward_at_a_time_is_on_the_device(setting: Setting, monkeypatch: p
 
     def to(batch: RowBatch, device: torch.device, dtype: torch.dtype) -> RowBatch:
         there = original(batch, device, dtype)
+        if threading.current_thread() is not threading.main_thread():
+            return there  # it is made ready in the host's memory
         calls = tuple(replace(call, images={k: v.clone() for k, v in call.images.items()}) for call in there.calls)
         moved.extend(weakref.ref(call.images["pixel_values"]) for call in calls)
         alive.append(sum(pixels() is not None for pixels in moved))
