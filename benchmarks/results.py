@@ -3,6 +3,7 @@
     make results                                               # all 16 runs, one after another; an hour or two
     python benchmarks/results.py --tasks ocr grounding         # of these tasks only
     python benchmarks/results.py --page                        # no run: the page from what is there
+    python benchmarks/results.py --keep                        # no run: figures of finished runs in runs/results, anew
 
 It may be stopped at any time and called again: a run whose file is in docs/results/ is not made again, unless options
 or model have changed since, and one that was cut begins anew. Ends with 1 when a run failed or a task falls short.
@@ -57,8 +58,11 @@ def _is_kept(path: Path, task: str) -> bool:
 def make(task: str, name: str) -> str:
     """Make one run and keep its figures. Returns why there are none: the runs after it are made all the same."""
     code = subprocess.run(command(task, name), cwd=REPOSITORY).returncode
-    if code:
-        return f"failed (exit code {code})"
+    return f"failed (exit code {code})" if code else take_up(task, name)
+
+
+def take_up(task: str, name: str) -> str:
+    """Keep a finished run's figures. Returns why there are none."""
     try:
         keep(REPOSITORY / RUNS / f"{task}-{name}", RESULTS / f"{task}-{name}.json", REPOSITORY)
     except (OSError, ValueError, ConfigurationError) as error:
@@ -74,13 +78,13 @@ def main() -> int:
     arguments = parser.parse_args()
     failed = []
     if arguments.keep:
-        arguments.page = True
-        for folder in sorted((REPOSITORY / RUNS).glob("*-*")):
-            if (folder / "report.html").exists():  # the last that a run writes
-                keep(folder, RESULTS / f"{folder.name}.json", REPOSITORY)
-    for task, name in [] if arguments.page else missing(arguments.tasks, RESULTS):
+        runs = [(task, name) for task in arguments.tasks for name in (*SEEDS, CONTROL)]
+        runs = [(task, name) for task, name in runs if (REPOSITORY / RUNS / f"{task}-{name}").exists()]
+    else:
+        runs = [] if arguments.page else missing(arguments.tasks, RESULTS)
+    for task, name in runs:
         print(f"{task}, {name}", flush=True)
-        if why := make(task, name):
+        if why := take_up(task, name) if arguments.keep else make(task, name):
             failed.append(f"{task}-{name}")
             print(f"{task}, {name}: {why}; see {RUNS / f'{task}-{name}'}", file=sys.stderr, flush=True)
     try:

@@ -201,15 +201,8 @@ def _picture(task: str, runs: dict[str, Run]) -> bytes:
     grid = figure.add_gridspec(1, 2, width_ratios=[1.75, 1], left=0.06, right=0.985, top=0.8, bottom=0.13, wspace=0.16)
     _rewards(figure.add_subplot(grid[0]), runs)
     _heldout(figure.add_subplot(grid[1]), task, runs)
-    figure.text(
-        0.012,
-        0.93,
-        "OCR" if task == "ocr" else task.capitalize(),
-        fontsize=15,
-        fontweight="bold",
-        color=INK,
-        va="center",
-    )
+    title = "OCR" if task == "ocr" else task.capitalize()
+    figure.text(0.012, 0.93, title, fontsize=15, fontweight="bold", color=INK, va="center")
     content = io.BytesIO()
     figure.savefig(content, format="png", metadata={"Software": "MMR1"})
     return content.getvalue()

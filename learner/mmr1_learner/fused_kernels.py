@@ -1,10 +1,9 @@
 """On a GPU, a norm or a gated layer's product as one kernel, and matrices whose sides its matrix units can take.
 
-Written out in transformers, a norm is six small kernels and more in the backward pass; most of a step's launches are
-such. Liger's kernels compute the same in one (https://github.com/linkedin/Liger-Kernel). Qwen2.5-VL's vision layers
-are 3420 wide, which is no multiple of 8: their products take kernels of an older kind, at a third of the speed, unless
-the matrices are filled up with zeros. Modules stay what they are, with their parameters and hooks, and compute as ever
-on a CPU. This file knows no family by name.
+Written out in transformers, a norm is half a dozen small kernels and more in the backward pass. Liger's compute the
+same in one (https://github.com/linkedin/Liger-Kernel). Qwen2.5-VL's vision layers are 3420 wide, which is no multiple
+of 8, as a GPU's fast products want: the matrices are filled up with zeros. Modules stay what they are, with their
+parameters and hooks, and compute as ever on a CPU. This file knows no family by name.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from mmr1_reward_server.registry import Registry
 from mmr1_reward_server.rewards import builtin_tasks
 from mmr1_reward_server.settings import Settings
 from tests.models import small_config
+from tests.unit.data.written_rows import written
 from tests.unit.reward_server.reward_in_process import InProcessScoring
 from tests.unit.reward_server.reward_live import live
 from tests.unit.reward_server.reward_scorers import task_of
@@ -67,8 +68,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def rows(path: Path, *changes: dict[str, Any]) -> Path:
-    path.write_text("\n".join(json.dumps(GOOD | change) for change in changes) + "\n")
-    return path
+    return written(path, GOOD, *changes)
 
 
 def run(folder: Path, *changes: dict[str, Any], **options: Any) -> RunConfig:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from mmr1.data_cli import main
 from mmr1.errors import ConfigurationError
 from mmr1.preflight import check_data
 from tests.models import small_config
+from tests.unit.data.written_rows import written
 
 GOOD = {"problem": "Where?", "solution": [1, 2, 3, 4], "image": "a.png", "task": "grounding"}
 HUGE = f"What is in <box>[0, 0, {'9' * 400}, 4]</box>?"
@@ -30,8 +30,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def rows(path: Path, *changes: dict[str, Any]) -> Path:
-    path.write_text("\n".join(json.dumps(GOOD | change) for change in changes) + "\n")
-    return path
+    return written(path, GOOD, *changes)
 
 
 def run(folder: Path, *changes: dict[str, Any], **options: Any) -> RunConfig:
