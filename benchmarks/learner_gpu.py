@@ -172,7 +172,8 @@ def memory() -> None:
 
 
 def make_shape(folder: Path) -> None:
-    """A model of the 3B shape with random weights, and the small model's tokenizer and processor."""
+    """A model of the 3B shape with random weights, the small model's processor, and its tokenizer with a word for
+    each id that it lacks: what random weights sample is text, as long as it is in tokens."""
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     names = {"image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>"}
     names |= {"vision_start_token_id": "<|vision_start|>", "vision_end_token_id": "<|vision_end|>"}
@@ -187,6 +188,12 @@ def make_shape(folder: Path) -> None:
     model.save_pretrained(folder)
     del model
     AutoProcessor.from_pretrained(MODEL, max_pixels=SIDE * SIDE).save_pretrained(folder)
+    file = folder / "tokenizer.json"
+    described = json.loads(file.read_text())
+    known = {*described["model"]["vocab"].values(), *(token["id"] for token in described["added_tokens"])}
+    words = {f"\u0120w{index}": index for index in range(TEXT_3B["vocab_size"]) if index not in known}
+    described["model"]["vocab"] |= words  # no merge leads to them: a text is still cut as before
+    file.write_text(json.dumps(described))
 
 
 class Way(NamedTuple):

@@ -1,6 +1,7 @@
 """A weight update at the 3B shape from the learner's GPU to a rollout server's: seconds in phases.
 
     PYTHONPATH=. python benchmarks/weight_update_gpu.py     # two GPUs (NCCL) or one (CUDA's interprocess memory)
+    PYTHONPATH=. python benchmarks/weight_update_gpu.py --model examples/tiny_vlm   # on a CPU too: what is not the wire
 
 Random weights of Qwen2.5-VL-3B's shape in bfloat16, a real server with vLLM, the learner's own sender. No training, and
 nothing is sampled while weights travel.
@@ -54,7 +55,8 @@ def measure(learner: PlayedLearner, server: RolloutServer, repeats: int) -> None
         originals_send = weights.WeightSender._broadcast
         weights.WeightSender._broadcast = timed(seconds, "broadcast", originals_send)  # type: ignore[method-assign]
         learner.draw(repeat + 1, 0.01)
-        torch.cuda.synchronize()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         began = time.perf_counter()
         result = learner.update(probe=False)
         seconds["update"] = time.perf_counter() - began
@@ -83,15 +85,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--bucket", type=int, nargs="+", default=[64 * 2**20])
+    parser.add_argument("--model", type=Path, help="a folder; without it the 3B shape is made")
     options = parser.parse_args()
-    gpus = visible_gpus(os.environ)
+    gpus = visible_gpus(os.environ) or [""]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model = folder / "model"
+        model = options.model or folder / "model"
         began = time.perf_counter()
-        make_shape(model)
-        torch.cuda.empty_cache()
-        images = draw_images(folder / "images", 3, side=448)
+        if not options.model:
+            make_shape(model)
+            torch.cuda.empty_cache()
+        images = draw_images(folder / "images", 3, side=112 if options.model else 448)
         port = free_port()
         redis = subprocess.Popen(redis_command(find_redis_server(), port, folder), stdout=subprocess.DEVNULL)
         given: dict[str, Any] = {
@@ -108,7 +112,8 @@ def main() -> None:
         place = gpus[min(1, len(gpus) - 1)]
         server = start_server(folder, 0, place, **given, per_device_batch_size=8, num_generations=4)
         try:
-            learner = PlayedLearner(small_config(**{**given, "model": model}), images, torch.device("cuda:0"))
+            device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+            learner = PlayedLearner(small_config(**{**given, "model": model}), images, device)
             server.wait_healthy(WEIGHTS, 280.0)
             print(f"ready after {time.perf_counter() - began:.0f} s", flush=True)
             for bucket in options.bucket:

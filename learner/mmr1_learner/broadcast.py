@@ -6,7 +6,7 @@ taken too. Knows no versions and no servers but the devices that they name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -28,27 +28,47 @@ def send_tensors(
         WeightUpdateError: a receiver was lost, or the time was over.
     """
     sent: dict[str, int] = {}
-    sums: list[Tensor] = []  # on the device: asked for once, at the end
-    keys: Tensor | None = None
+    aside = Sums(collective.device) if collective.device.type != CPU else None
     num_bytes = 0
     with collective.sending():
         for bucket in buckets(specs, bucket_bytes):
             parts = [_bytes_of(tensors[spec.name], collective.device) for spec in bucket]
             flat = torch.cat(parts)
-            if flat.device.type == CPU:
-                sent |= {spec.name: fingerprint(part.numpy().data) for spec, part in zip(bucket, parts, strict=True)}
+            if aside is not None:
+                aside.add(flat, [part.numel() for part in parts])
             else:
-                num_words = flat.numel() // 8 + len(parts)
-                if keys is None or len(keys) < num_words:
-                    keys = word_keys(torch.arange(num_words, device=flat.device))
-                sums += word_sums(flat, [part.numel() for part in parts], keys)
+                sent |= {spec.name: fingerprint(part.numpy().data) for spec, part in zip(bucket, parts, strict=True)}
             num_bytes += flat.numel()
             collective.send(flat)
         collective.finish()
-        if sums:
-            digests = map(digest_of_sum, torch.stack(sums).tolist())
-            sent = dict(zip((spec.name for spec in specs), digests, strict=True))
+    if aside is not None:
+        sent = dict(zip((spec.name for spec in specs), aside.digests(), strict=True))
     return sent, num_bytes
+
+
+class Sums:
+    """The fingerprints of buckets on a GPU, taken on a stream of their own while the buckets are on their way."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._sums: list[Tensor] = []
+        self._keys: Tensor | None = None
+
+    def add(self, flat: Tensor, sizes: Sequence[int]) -> None:
+        """Of a bucket that the current stream has put together."""
+        self._stream.wait_stream(torch.cuda.current_stream(flat.device))
+        with torch.cuda.stream(self._stream):
+            num_words = flat.numel() // 8 + len(sizes)
+            if self._keys is None or len(self._keys) < num_words:
+                self._keys = word_keys(torch.arange(num_words, device=flat.device))
+            self._sums.append(word_sums(flat, sizes, self._keys))
+        flat.record_stream(self._stream)  # its memory is not used again before
+
+    def digests(self) -> Iterator[int]:
+        """Of every tensor so far, in order. Waits for the device."""
+        with torch.cuda.stream(self._stream):
+            sums = torch.cat(self._sums).tolist() if self._sums else []
+        return map(digest_of_sum, sums)
 
 
 def largest_bucket(manifests: Sequence[Sequence[TensorSpec]], bucket_bytes: int) -> int:
@@ -89,4 +109,4 @@ def name_of(device: torch.device) -> str:
 
 
 def _bytes_of(tensor: Tensor, device: torch.device) -> Tensor:
-    return tensor.detach().to(device).contiguous().view(-1).view(torch.uint8)
+    return tensor.detach().to(device, non_blocking=True).contiguous().view(-1).view(torch.uint8)

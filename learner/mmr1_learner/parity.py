@@ -61,6 +61,7 @@ class Scorer:
         self._encoder = encoder
         self._device = device
         self._store = ImageStore(config.resolved_image_root)
+        self._last: tuple[object, EncodedPrompt] | None = None  # a probe asks the same prompt every time
 
     def compare_preprocessing(self, server_id: str, theirs: Fingerprint) -> None:
         """Before any log-probability: both sides make the same tensors of an image.
@@ -76,7 +77,11 @@ class Scorer:
         Raises:
             ParityError: the engine saw other tokens: another tokenizer, template or image preprocessing.
         """
-        prompt = self._encoder.encode(group.prompt.text, [self._store.open(image) for image in group.prompt.images])
+        asked = (group.prompt.text, group.prompt.images)
+        if self._last is None or self._last[0] != asked:
+            images = [self._store.open(image) for image in group.prompt.images]
+            self._last = (asked, self._encoder.encode(group.prompt.text, images))
+        prompt = self._last[1]
         if prompt.token_ids != group.prompt_token_ids:
             raise ParityError(
                 f"prompt {group.prompt.id}: {group.server_id} saw {len(group.prompt_token_ids)} tokens, the learner "

@@ -53,7 +53,18 @@ class Published:
             with gathered([part for source in bucket for part in source.parameters]):
                 if self._ranks.is_first:
                     for source in bucket:
-                        self._whole[source.name] = source.merged().to("cpu", copy=True)
+                        self._whole[source.name] = self._copied(source.name, source.merged())
+                    if torch.cuda.is_available():
+                        torch.cuda.synchronize()  # the gathered memory is given to others now
+
+    def _copied(self, name: str, tensor: Tensor) -> Tensor:
+        """In the host's memory; from a GPU into the same pinned memory each time, which is many times as fast."""
+        if tensor.device.type == "cpu":
+            return tensor.to("cpu", copy=True)
+        place = self._whole.get(name)
+        if place is None:
+            place = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        return place.copy_(tensor, non_blocking=True)
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor by the model's own name, as its `save_pretrained` takes them; a tied one appears once."""

@@ -57,7 +57,7 @@ class Arriving:
         """Of everything so far, in order of arrival. Waits for the device."""
         if self._sums:
             begun = time.monotonic()
-            self._digests += map(digest_of_sum, torch.stack(self._sums).tolist())
+            self._digests += map(digest_of_sum, torch.cat(self._sums).tolist())
             self._sums = []
             self.spend("waiting_for_the_device", begun)
         return list(zip(self._names, self._digests, strict=True))
@@ -78,7 +78,7 @@ class Arriving:
         if flat.device.type == "cpu":
             self._digests += [fingerprint(data.numpy().data) for data in parts]
         else:
-            self._sums += word_sums(flat, sizes, self._keys_for(flat, len(bucket)))
+            self._sums.append(word_sums(flat, sizes, self._keys_for(flat, len(bucket))))
         begun = self.spend("fingerprints", begun)
         weights = []
         for spec, data in zip(bucket, parts, strict=True):

@@ -60,6 +60,7 @@ class Engine:
         self._max_prompt_length = config.max_prompt_length
         self._mm_processor_kwargs = mm_processor_kwargs(config)
         self._request_numbers = itertools.count()
+        self._sends_adapters = config.sends_adapters
         self._adapter: LoRARequest | None = None  # of the version that the engine holds
 
     @classmethod
@@ -148,14 +149,15 @@ class Engine:
         )
 
     async def start_update(self, *, adapter_only: bool = False) -> None:
-        announcing = self._llm.collective_rpc("mmr1_announce", args=(adapter_only,))
-        await _engine_call("announcing the update", announcing)
+        if self._sends_adapters:
+            announcing = self._llm.collective_rpc("mmr1_announce", args=(adapter_only,))
+            await _engine_call("announcing the update", announcing)
         await _engine_call("starting the update", self._llm.start_weight_update())
 
     async def receive_update(self, deadline_seconds: float) -> list[tuple[str, int]]:
         request = WeightTransferUpdateRequest({"deadline_seconds": deadline_seconds})
         await _engine_call("receiving the weights", self._llm.update_weights(request))
-        report = await self._report()
+        report = await self._report("mmr1_receive_report")
         _log.info(
             "weights_received", **{f"{what}_seconds": round(spent, 4) for what, spent in report["seconds"].items()}
         )
@@ -163,27 +165,31 @@ class Engine:
 
     async def finish_update(self) -> WriteReport:
         await _engine_call("finishing the update", self._llm.finish_weight_update())
-        await _engine_call("placing the adapters", self._llm.collective_rpc("mmr1_place_adapter"))
-        report = await self._report()
-        self._adapter = adapter_request(report["adapter_id"])
-        # vLLM resets none of these itself. The encoder's outputs are keyed by the image alone: weights do not enter.
-        await _engine_call("resetting the multimodal cache", self._llm.reset_mm_cache())
-        await _engine_call("resetting the encoder cache", self._llm.reset_encoder_cache())
-        if not await _engine_call("resetting the prefix cache", self._llm.reset_prefix_cache()):
+        if self._sends_adapters:
+            await _engine_call("placing the adapters", self._llm.collective_rpc("mmr1_place_adapter"))
+        # vLLM resets neither itself. The encoder's outputs are keyed by the image alone: weights do not enter. The
+        # processor's cache may stay: it has pixels, which no weights have made.
+        report, _, is_reset = await asyncio.gather(
+            self._report("mmr1_write_report"),
+            _engine_call("resetting the encoder cache", self._llm.reset_encoder_cache()),
+            _engine_call("resetting the prefix cache", self._llm.reset_prefix_cache()),
+        )
+        if not is_reset:
             raise WeightUpdateError("resetting the prefix cache: vLLM says that blocks are still in use")
+        self._adapter = adapter_request(report["adapter_id"])
         return WriteReport(report["num_parameters"], tuple(report["unwritten"]), report["num_packed_copies_refreshed"])
 
     async def abort_update(self) -> None:
         await _engine_call("aborting the update", self._llm.collective_rpc("mmr1_abort_update"))
 
-    async def _report(self) -> dict[str, Any]:
+    async def _report(self, name: str) -> dict[str, Any]:
         """What the update did on every worker. Each got every tensor, and keeps a part of it."""
-        reports = await _engine_call("reading the report", self._llm.collective_rpc("mmr1_update_report"))
+        reports = await _engine_call("reading the report", self._llm.collective_rpc(name))
         first = dict(reports[0])
         for rank, report in enumerate(reports):
-            if report["fingerprints"] != first["fingerprints"]:
+            if report.get("fingerprints") != first.get("fingerprints"):
                 raise WeightUpdateError(f"worker {rank} of this engine received other bytes than worker 0")
-        return {**first, "unwritten": sorted({name for report in reports for name in report["unwritten"]})}
+        return {**first, "unwritten": sorted({name for report in reports for name in report.get("unwritten", ())})}
 
     async def shutdown(self) -> None:
         """End the engine's processes. Nothing may be running."""

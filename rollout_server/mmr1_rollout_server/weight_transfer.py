@@ -230,16 +230,22 @@ class WorkerExtension:
     weight_transfer_engine: Any
     _weight_update_active: bool
 
-    def mmr1_update_report(self) -> dict[str, Any]:
-        """The report of the last update, as plain lists and numbers."""
+    def mmr1_receive_report(self) -> dict[str, Any]:
+        """What has been received, as plain lists and numbers."""
         report = self.weight_transfer_engine.report
         return {
             "fingerprints": [[name, str(digest)] for name, digest in report.fingerprints],
+            "seconds": report.seconds,
+        }
+
+    def mmr1_write_report(self) -> dict[str, Any]:
+        """What the finished update did to the model."""
+        report = self.weight_transfer_engine.report
+        return {
             "num_parameters": report.num_parameters,
             "unwritten": report.unwritten,
             "num_packed_copies_refreshed": report.num_packed_copies_refreshed,
             "adapter_id": report.adapter_id,
-            "seconds": report.seconds,
         }
 
     def mmr1_announce(self, adapter_only: bool) -> None:

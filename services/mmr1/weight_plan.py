@@ -6,6 +6,7 @@ knows sizes and bytes; the tensors of `word_sums` are handed in: it has no torch
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -73,7 +74,7 @@ def _shifted(words: Any, bits: int) -> Any:
     return (words >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def word_sums(flat: Any, sizes: Sequence[int], keys: Any) -> list[Any]:
+def word_sums(flat: Any, sizes: Sequence[int], keys: Any) -> Any:
     """The 64-bit digest of each tensor of a bucket that lies in a GPU's memory, without leaving it.
 
     The sum of words times the odd keys of their positions, modulo 2^64, after the upper bits of each word are folded
@@ -87,7 +88,7 @@ def word_sums(flat: Any, sizes: Sequence[int], keys: Any) -> list[Any]:
         keys: int64, at least one for each word, a tensor's last one being filled up with zeros.
 
     Returns:
-        One tensor without dimensions for each size; its integer modulo 2^64 is the digest.
+        [number of sizes], int64: each modulo 2^64 is a digest.
     """
     whole = [-(-size // _WORD_BYTES) for size in sizes]
     if any(size % _WORD_BYTES for size in sizes):
@@ -98,8 +99,13 @@ def word_sums(flat: Any, sizes: Sequence[int], keys: Any) -> list[Any]:
             begin += num_words * _WORD_BYTES
         flat = padded
     words = flat.view(keys.dtype)
+    if not len(words):
+        return keys.new_zeros(len(sizes))
     mixed = (words ^ _shifted(words, _FOLD)) * keys[: len(words)]  # a word and its inverse stay unlike
-    return [part.sum() for part in mixed.split(whole)]
+    # Running sums, of which each tensor's is the difference over its words: three launches, whatever their number.
+    ends = keys.new_tensor(list(itertools.accumulate(whole)))
+    reached = mixed.cumsum(0)[(ends - 1).clamp(min=0)] * (ends > 0)
+    return reached.diff(prepend=keys.new_zeros(1))
 
 
 def digest_of_sum(value: int) -> int:

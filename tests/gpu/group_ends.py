@@ -90,4 +90,4 @@ def filled(num_bytes: int, seed: int = 0) -> torch.Tensor:
 
 def digest(buffer: torch.Tensor) -> int:
     keys = word_keys(torch.arange(buffer.numel() // 8 + 1, device=buffer.device))
-    return digest_of_sum(int(word_sums(buffer, [buffer.numel()], keys)[0]))
+    return digest_of_sum(int(word_sums(buffer, [buffer.numel()], keys)))

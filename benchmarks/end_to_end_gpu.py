@@ -1,0 +1,273 @@
+"""Whole runs at the 3B shape: the step's time, the two halves that it is made of, and TRL on as many GPUs.
+
+    python benchmarks/end_to_end_gpu.py --layouts 1+1                       # two GPUs: one learner rank, one server
+    python benchmarks/end_to_end_gpu.py --layouts 1+3 2+2 3+1 3+1:3 --groups 24       # four; :3 is ZeRO-3
+    python benchmarks/end_to_end_gpu.py --layouts 1+1 --peer 2,3            # beside it TRL and its server on two others
+    python benchmarks/end_to_end_gpu.py --model examples/tiny_vlm --side 112 --cpu    # the same code without a GPU
+
+Each layout is `mmr1 up` with every part real, on the first GPUs; after some steps its processes are killed, because
+nothing is measured at the end. Random weights, so nothing is learned: the reward is the edit distance to random words.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import redis
+import yaml
+from end_to_end_peer import kill
+from PIL import Image
+
+from mmr1.local.gpus import visible_gpus
+from mmr1.streams.scripts import Scripts
+from mmr1.wire import decode_group
+from tests.conftest import free_port, free_ports
+
+NUM_GENERATIONS, TOKENS, WARM_UP = 8, 64, 3
+QUESTION = "What do you see? Answer in a few words."
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """`ranks+servers`, and `:stage` of ZeRO."""
+
+    ranks: int
+    servers: int
+    stage: int
+
+    @classmethod
+    def parse(cls, text: str) -> Layout:
+        layout, _, stage = text.partition(":")
+        ranks, servers = layout.split("+")
+        return cls(int(ranks), int(servers), int(stage or 2))
+
+    def __str__(self) -> str:
+        return f"{self.ranks}+{self.servers}:{self.stage}"
+
+
+def draw_problems(folder: Path, count: int, side: int) -> Path:
+    """Rows with an image each, coarse noise of `side` pixels, and a solution of random words."""
+    folder.mkdir()
+    rows = []
+    for index in range(count):
+        coarse = np.random.RandomState(index).randint(0, 255, (side // 8, side // 8, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((side, side), Image.Resampling.NEAREST).save(folder / f"{index}.png")
+        words = " ".join(f"w{number}" for number in random.Random(index).sample(range(400, 150_000), 40))
+        rows.append({"image": f"{index}.png", "problem": QUESTION, "solution": words})
+    file = folder / "train.json"
+    file.write_text(json.dumps(rows))
+    return file
+
+
+def run_options(layout: Layout, model: Path, data: Path, run_dir: Path, given: argparse.Namespace) -> dict[str, Any]:
+    """RUN.yaml of one layout: the whole step's groups over its ranks, a forward's worth at a time."""
+    groups_a_rank, rest = divmod(given.groups, layout.ranks)
+    num_forwards, more = divmod(groups_a_rank, min(given.groups_a_forward, groups_a_rank))
+    if rest or more:
+        raise SystemExit(
+            f"end_to_end: error: {given.groups} groups are not {layout.ranks} ranks times whole forwards of "
+            f"{given.groups_a_forward}; change --groups or --groups-a-forward"
+        )
+    return {
+        "run": f"shape-{layout.ranks}-{layout.servers}-{layout.stage}",
+        "run_dir": str(run_dir),
+        "model": str(model),
+        "dtype": "float32" if given.cpu else "bfloat16",
+        "train_file": str(data),
+        "task": "ocr",
+        "rewards": ["ocr=1.0"],
+        "kl": [],  # as the peer: no reference model
+        "num_steps": 1000,
+        "checkpoint_every": 1000,
+        "eval_at_start": False,
+        "num_generations": NUM_GENERATIONS,
+        "max_prompt_length": 1280,
+        "max_completion_length": TOKENS,
+        "per_device_batch_size": NUM_GENERATIONS * (groups_a_rank // num_forwards),
+        "gradient_accumulation_steps": num_forwards,
+        "gradient_checkpointing": given.checkpointing,
+        "learning_rate": 1e-6,
+        "learner_processes": layout.ranks,
+        "zero_stage": layout.stage,
+        "rollout_replicas": layout.servers,
+        "rollout_threads": given.threads,
+        "max_concurrent_prompts": 64,
+        "max_num_seqs": 512,
+        "weight_bucket_bytes": given.bucket,
+        "parity_prompts": 4,
+        # Noise says little about a small model, and this checks a program and no model.
+        **({"parity_bound": 1e-4} if given.cpu else {}),
+        "redis_port": free_port(),
+        "reward_port": free_port(),
+        "rollout_port": free_ports(layout.servers),
+        "learner_metrics_port": free_ports(1 + layout.servers),
+        "learner_master_port": free_port(),
+    }
+
+
+class Run:
+    """`mmr1 up` of one layout, until it has made its steps."""
+
+    def __init__(self, options: dict[str, Any], folder: Path, gpus: list[str]) -> None:
+        self.options, self.folder = options, Path(options["run_dir"])
+        config = folder / f"{options['run']}.yaml"
+        config.write_text(yaml.safe_dump(options))
+        self.log = folder / f"{options['run']}.log"
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(gpus)}
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "mmr1.cli", "up", str(config)], stdout=log, stderr=log, env=environment
+            )
+
+    def metrics(self) -> list[dict[str, Any]]:
+        path = self.folder / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def wait(self, steps: int, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while len(self.metrics()) < steps:
+            if self.process.poll() is not None or time.monotonic() > end:
+                why = "ended" if self.process.poll() is not None else f"made no {steps} steps in {seconds:.0f} s"
+                raise RuntimeError(f"{self.options['run']} {why}:\n{self.log.read_text()[-6000:]}")
+            time.sleep(0.2)
+
+    def sampled(self) -> list[tuple[float, float]]:
+        """When each group was being sampled: from, to, in seconds since the epoch."""
+        client = redis.Redis(port=self.options["redis_port"])
+        entries: Any = client.xrange(Scripts(client, self.options["run"]).key("groups"))
+        found = []
+        for entry_id, fields in entries:
+            group = next(decode_group(value) for name, value in fields.items() if name == b"payload")
+            published = int(entry_id.partition(b"-")[0]) / 1000
+            found.append((published - group.generate_seconds, published))
+        return found
+
+
+def union(spans: list[tuple[float, float]], begin: float, end: float) -> float:
+    """Seconds between `begin` and `end` that lie in any of the spans."""
+    total, reached = 0.0, begin
+    for first, last in sorted(spans):
+        first, last = max(first, reached), min(last, end)
+        total += max(0.0, last - first)
+        reached = max(reached, last)
+    return total
+
+
+STATE = re.compile(r"^ *(rollout-\d+) \| timestamp=(\S+)Z .*event=state .*\bstate=(\w+)")
+
+
+def pauses(run: Run) -> list[float]:
+    """How long admission was closed in each update, in seconds, by the servers' own log."""
+    found, closed = [], {}
+    for line in filter(None, map(STATE.match, run.log.read_text().splitlines())):
+        server, when, state = line.groups()
+        at = datetime.fromisoformat(when).timestamp()
+        if state == "updating":
+            closed[server] = at
+        elif state == "serves" and server in closed:
+            found.append(at - closed.pop(server))
+    return found
+
+
+def figures(run: Run, layout: Layout) -> dict[str, Any]:
+    measured = run.metrics()[WARM_UP:]
+    seconds = [step["seconds"] for step in measured]
+    update = [step["phases"]["weight_update"] for step in measured]
+    learner = [step["seconds"] - step["phases"]["wait"] - step["phases"]["weight_update"] for step in measured]
+    begin, end = measured[0]["time"] - measured[0]["seconds"], measured[-1]["time"]
+    rollout = union(run.sampled(), begin, end) / len(measured)
+    middle = statistics.median(seconds)
+    larger = max(statistics.median(learner), rollout)
+    groups = statistics.fmean(step["num_groups"] for step in measured)
+    closed = pauses(run)[-len(measured) * layout.servers :]
+    return {
+        "layout": str(layout),
+        "steps": len(measured),
+        "groups": groups,
+        "seconds": round(middle, 3),
+        "quartiles": [round(part, 3) for part in statistics.quantiles(seconds, n=4)[::2]],
+        "learner": round(statistics.median(learner), 3),
+        "rollout": round(rollout, 3),
+        "update": round(statistics.median(update), 3),
+        "admission_closed": round(statistics.median(closed), 3) if closed else None,
+        "step_to_larger_half": round(middle / larger, 3),
+        "groups_an_hour": round(3600 * groups / statistics.fmean(seconds)),
+        "lag": statistics.fmean(step["lag_mean"] for step in measured if step["lag_mean"] is not None),
+        "phases": {name: round(value, 3) for name, value in measured[-1]["phases"].items()},
+    }
+
+
+def measure(layout: Layout, model: Path, data: Path, folder: Path, gpus: list[str], given: argparse.Namespace) -> None:
+    options = run_options(layout, model, data, folder / f"run-{layout.ranks}-{layout.servers}-{layout.stage}", given)
+    began = time.monotonic()
+    run = Run(options, folder, gpus)
+    try:
+        run.wait(WARM_UP + given.steps, given.limit)
+        print(json.dumps({**figures(run, layout), "whole": round(time.monotonic() - began, 1)}), flush=True)
+    finally:
+        kill(run.process)
+        if out := os.environ.get("OUT"):
+            Path(out, f"{options['run']}.log").write_text(run.log.read_text()[-400_000:])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layouts", nargs="+", default=["1+1"], type=Layout.parse)
+    parser.add_argument("--groups", type=int, default=8, help="in a step")
+    parser.add_argument("--groups-a-forward", type=int, default=4, help="at most, on each rank")
+    parser.add_argument("--checkpointing", default="vision", help="gradient_checkpointing: true, false or vision")
+    parser.add_argument("--steps", type=int, default=8, help=f"measured, after {WARM_UP}")
+    parser.add_argument("--side", type=int, default=896, help="of the images, in pixels")
+    parser.add_argument("--threads", type=int, default=4, help="rollout_threads")
+    parser.add_argument("--bucket", type=int, default=2**28, help="weight_bucket_bytes")
+    parser.add_argument("--limit", type=float, default=240.0, help="seconds for one layout")
+    parser.add_argument("--model", type=Path, help="a folder; without it the 3B shape is made")
+    parser.add_argument("--cpu", action="store_true", help="a check of this program: float32, no GPU")
+    parser.add_argument("--peer", help="GPUs of TRL and of its server: A,B, beside the layouts")
+    parser.add_argument(
+        "--peer-runs", nargs="+", default=["rows=16,checkpointing=1,liger=0"], help="see end_to_end_peer.py"
+    )
+    given = parser.parse_args()
+    gpus = visible_gpus(os.environ)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model = given.model.resolve() if given.model else folder / "model"
+        if not given.model:
+            from learner_gpu import make_shape
+
+            make_shape(model)
+        data = draw_problems(folder / "data", 64, given.side)
+        peer = start_peer(model, data, given) if given.peer else None
+        try:
+            for layout in given.layouts:
+                try:
+                    measure(layout, model, data, folder, [] if given.cpu else gpus, given)
+                except RuntimeError as error:
+                    print(f"{layout}: {error}", flush=True)
+        finally:
+            if peer is not None:
+                peer.wait()
+
+
+def start_peer(model: Path, data: Path, given: argparse.Namespace) -> subprocess.Popen[bytes]:
+    command = [sys.executable, str(Path(__file__).with_name("end_to_end_peer.py"))]
+    command += ["--model", str(model), "--data", str(data), "--gpus", given.peer, "--groups", str(given.groups)]
+    return subprocess.Popen([*command, "--runs", *given.peer_runs])
+
+
+if __name__ == "__main__":
+    main()
