@@ -105,7 +105,7 @@ def run(given: argparse.Namespace, options: str, folder: Path) -> None:
     finally:
         kill(server)
         if out := os.environ.get("OUT"):
-            Path(out, f"peer-server-{options}.log").write_text(log.read_text()[-100_000:])
+            Path(out, f"peer-server.log").write_text(log.read_text()[-100_000:])
 
 
 def rewards(completions: list[Any], **_: Any) -> list[float]:
