@@ -105,7 +105,7 @@ def run(given: argparse.Namespace, options: str, folder: Path) -> None:
     finally:
         kill(server)
         if out := os.environ.get("OUT"):
-            Path(out, f"peer-server.log").write_text(log.read_text()[-100_000:])
+            Path(out, "peer-server.log").write_text(log.read_text()[-100_000:])
 
 
 def rewards(completions: list[Any], **_: Any) -> list[float]:
@@ -115,22 +115,38 @@ def rewards(completions: list[Any], **_: Any) -> list[float]:
 
 def train(given: argparse.Namespace, options: dict[str, int]) -> None:
     """In a process of its own. Its model is in bfloat16 with bfloat16 moments: no master weights."""
-    import torch
     from datasets import Dataset, Image
-    from transformers import TrainerCallback
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOTrainer
 
     rows = json.loads(given.data.read_text())
     problems = [[{"role": "user", "content": row["problem"]}] for row in rows]
     images = [str(given.data.parent / row["image"]) for row in rows]
     dataset = Dataset.from_dict({"prompt": problems, "image": images}).cast_column("image", Image())
-    arguments = GRPOConfig(
+    trainer = GRPOTrainer(
+        model=str(given.model), reward_funcs=[rewards], args=peer_arguments(given, options), train_dataset=dataset
+    )
+    parts: dict[str, float] = collections.defaultdict(float)
+    for place, name, part in (
+        (trainer.vllm_generation, "generate", "generate"),
+        (trainer.vllm_generation, "sync_weights", "weight_update"),
+        (trainer, "_get_per_token_logps_and_entropies", "log_probabilities"),
+        (trainer.accelerator, "backward", "backward"),
+    ):
+        setattr(place, name, timed(getattr(place, name), part, parts))
+    trainer.add_callback(watch(given, parts))
+    trainer.train()
+
+
+def peer_arguments(given: argparse.Namespace, options: dict[str, int]) -> Any:
+    from trl import GRPOConfig
+
+    return GRPOConfig(
         output_dir="trl_out",
         per_device_train_batch_size=options["rows"],
         gradient_accumulation_steps=given.groups * NUM_GENERATIONS // options["rows"],
         num_generations=NUM_GENERATIONS,
         max_completion_length=TOKENS,
-        max_steps=given.steps,
+        max_steps=options.get("steps", given.steps),
         logging_steps=1,
         bf16=True,
         gradient_checkpointing=bool(options["checkpointing"]),
@@ -150,15 +166,12 @@ def train(given: argparse.Namespace, options: dict[str, int]) -> None:
         optim="adamw_torch_fused",
         dataloader_num_workers=0,
     )
-    trainer = GRPOTrainer(model=str(given.model), reward_funcs=[rewards], args=arguments, train_dataset=dataset)
-    parts: dict[str, float] = collections.defaultdict(float)
-    for place, name, part in (
-        (trainer.vllm_generation, "generate", "generate"),
-        (trainer.vllm_generation, "sync_weights", "weight_update"),
-        (trainer, "_get_per_token_logps_and_entropies", "log_probabilities"),
-        (trainer.accelerator, "backward", "backward"),
-    ):
-        setattr(place, name, timed(getattr(place, name), part, parts))
+
+
+def watch(given: argparse.Namespace, parts: dict[str, float]) -> Any:
+    """Prints each step's seconds as a callback of the trainer's."""
+    import torch
+    from transformers import TrainerCallback
 
     class Watch(TrainerCallback):  # type: ignore[misc]
         began = 0.0
@@ -181,8 +194,7 @@ def train(given: argparse.Namespace, options: dict[str, int]) -> None:
             }
             print(json.dumps(line), flush=True)
 
-    trainer.add_callback(Watch())
-    trainer.train()
+    return Watch()
 
 
 def timed(call: Callable[..., Any], part: str, parts: dict[str, float]) -> Callable[..., Any]:
@@ -205,7 +217,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--gpus", default="0,1", help="the trainer's and the server's")
     parser.add_argument("--groups", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=3, help="where a run has no steps= of its own")
     parser.add_argument("--runs", nargs="+", default=["rows=16,checkpointing=1,liger=0"])
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--train", help=argparse.SUPPRESS)

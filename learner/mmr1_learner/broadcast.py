@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmr1.errors import ConfigurationError
 from mmr1.records import TensorSpec
-from mmr1.weight_plan import buckets, digest_of_sum, fingerprint, tensor_bytes, word_keys, word_sums
+from mmr1.weight_plan import buckets, digest_of_sum, fingerprint, tensor_bytes, word_sums
 from mmr1_learner.collective import Meeting
 
 CPU = "cpu"  # what a server without a GPU calls the place where its weights are
@@ -52,16 +52,12 @@ class Sums:
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._sums: list[Tensor] = []
-        self._keys: Tensor | None = None
 
     def add(self, flat: Tensor, sizes: Sequence[int]) -> None:
         """Of a bucket that the current stream has put together."""
         self._stream.wait_stream(torch.cuda.current_stream(flat.device))
         with torch.cuda.stream(self._stream):
-            num_words = flat.numel() // 8 + len(sizes)
-            if self._keys is None or len(self._keys) < num_words:
-                self._keys = word_keys(torch.arange(num_words, device=flat.device))
-            self._sums.append(word_sums(flat, sizes, self._keys))
+            self._sums.append(word_sums(flat, sizes))
         flat.record_stream(self._stream)  # its memory is not used again before
 
     def digests(self) -> Iterator[int]:

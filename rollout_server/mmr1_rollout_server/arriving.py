@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from mmr1.records import TensorSpec
-from mmr1.weight_plan import buckets, digest_of_sum, fingerprint, tensor_bytes, word_keys, word_sums
+from mmr1.weight_plan import buckets, digest_of_sum, fingerprint, tensor_bytes, word_sums
 from mmr1_rollout_server.transfer_groups import Group
 
 Weights = list[tuple[str, torch.Tensor]]
@@ -36,7 +36,6 @@ class Arriving:
         self._names: list[str] = []
         self._digests: list[int] = []
         self._sums: list[torch.Tensor] = []
-        self._keys: torch.Tensor | None = None
         self.seconds: dict[str, float] = {}  # spent on what; a GPU may do it later
 
     def weights(self, specs: Sequence[TensorSpec]) -> Iterator[Weights]:
@@ -78,7 +77,7 @@ class Arriving:
         if flat.device.type == "cpu":
             self._digests += [fingerprint(data.numpy().data) for data in parts]
         else:
-            self._sums.append(word_sums(flat, sizes, self._keys_for(flat, len(bucket))))
+            self._sums.append(word_sums(flat, sizes))
         begun = self.spend("fingerprints", begun)
         weights = []
         for spec, data in zip(bucket, parts, strict=True):
@@ -87,13 +86,6 @@ class Arriving:
             weights.append((spec.name, own.view(dtype).view(spec.shape)))
         self.spend("copying", begun)
         return weights
-
-    def _keys_for(self, flat: torch.Tensor, num_tensors: int) -> torch.Tensor:
-        """At least one for each word, the last one of a tensor being filled up."""
-        num_words = flat.numel() // 8 + num_tensors
-        if self._keys is None or len(self._keys) < num_words:
-            self._keys = word_keys(torch.arange(num_words, device=flat.device))
-        return self._keys
 
     def _left(self) -> float:
         return max(0.001, self._end - time.monotonic())

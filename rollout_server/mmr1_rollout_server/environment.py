@@ -25,7 +25,10 @@ def apply(config: RunConfig) -> None:
         VLLM_NO_USAGE_STATS="1",
         **{SERVER_PID: str(os.getpid())},
     )
-    if not has_cuda(os.environ):
+    if has_cuda(os.environ):
+        # A forked engine inherits OpenMP's threads as locks without holders, and hangs in its first parallel loop.
+        os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    else:
         # vLLM compiles a few small functions with g++ when they are first used, eager or not: seconds in the middle of
         # the first update, and a compiler that an image need not have.
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")

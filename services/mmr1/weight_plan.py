@@ -6,7 +6,6 @@ knows sizes and bytes; the tensors of `word_sums` are handed in: it has no torch
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -20,12 +19,12 @@ _T = TypeVar("_T")
 ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int64": 8, "int32": 4, "uint8": 1, "bool": 1}
 
 _WORD_BYTES = 8
-_FOLD = 29
+FOLD = 29
 
 # SplitMix64's constants, as signed numbers.
-_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
-_MIX = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
-_LAST_SHIFT = 31
+GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+MIX = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
+LAST_SHIFT = 31
 
 
 def tensor_bytes(spec: TensorSpec) -> int:
@@ -58,15 +57,15 @@ def fingerprint(data: bytes | memoryview) -> int:
 
 
 def word_keys(positions: Any) -> Any:
-    """The odd factor of each 64-bit word of a bucket, from its position: `word_sums` takes them.
+    """The odd factor of each 64-bit word of a bucket, from its position in it.
 
     SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014) of the position. Keys in
     an arithmetic progression would let like changes cancel: signs flipped in words 0 and 3 one way, 1 and 2 the other.
     """
-    mixed = (positions + 1) * _GOLDEN
-    for shift, factor in _MIX:
+    mixed = (positions + 1) * GOLDEN
+    for shift, factor in MIX:
         mixed = (mixed ^ _shifted(mixed, shift)) * factor
-    return (mixed ^ _shifted(mixed, _LAST_SHIFT)) | 1
+    return (mixed ^ _shifted(mixed, LAST_SHIFT)) | 1
 
 
 def _shifted(words: Any, bits: int) -> Any:
@@ -74,8 +73,8 @@ def _shifted(words: Any, bits: int) -> Any:
     return (words >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def word_sums(flat: Any, sizes: Sequence[int], keys: Any) -> Any:
-    """The 64-bit digest of each tensor of a bucket that lies in a GPU's memory, without leaving it.
+def word_sums(flat: Any, sizes: Sequence[int]) -> Any:
+    """The 64-bit digest of each tensor of a bucket, where the bucket lies: in a GPU's memory, without leaving it.
 
     The sum of words times the odd keys of their positions, modulo 2^64, after the upper bits of each word are folded
     onto the lower ones, at no multiple of a number's width: no change of a single word leaves it as it was, and changes
@@ -85,27 +84,39 @@ def word_sums(flat: Any, sizes: Sequence[int], keys: Any) -> Any:
     Args:
         flat: [bytes of the bucket], uint8, starting at a multiple of eight bytes.
         sizes: of its tensors, in bytes.
-        keys: int64, at least one for each word, a tensor's last one being filled up with zeros.
 
     Returns:
         [number of sizes], int64: each modulo 2^64 is a digest.
     """
     whole = [-(-size // _WORD_BYTES) for size in sizes]
-    if any(size % _WORD_BYTES for size in sizes):
+    if any(size % _WORD_BYTES for size in sizes):  # a tensor's last word is filled up with zeros
         padded = flat.new_zeros(sum(whole) * _WORD_BYTES)
         begin = 0
         for part, num_words in zip(flat.split(list(sizes)), whole, strict=True):
             padded[begin : begin + len(part)] = part
             begin += num_words * _WORD_BYTES
         flat = padded
-    words = flat.view(keys.dtype)
-    if not len(words):
-        return keys.new_zeros(len(sizes))
-    mixed = (words ^ _shifted(words, _FOLD)) * keys[: len(words)]  # a word and its inverse stay unlike
-    # Running sums, of which each tensor's is the difference over its words: three launches, whatever their number.
-    ends = keys.new_tensor(list(itertools.accumulate(whole)))
-    reached = mixed.cumsum(0)[(ends - 1).clamp(min=0)] * (ends > 0)
-    return reached.diff(prepend=keys.new_zeros(1))
+    words = flat.view(_integers(flat))
+    if flat.is_cuda:
+        from mmr1.word_sums_kernel import sum_words  # triton
+
+        return sum_words(words, whole)
+    return plain_word_sums(words, whole)
+
+
+def plain_word_sums(words: Any, num_words: Sequence[int]) -> Any:
+    """The definition of `word_sums`, in tensor operations: int64 words of all tensors, and how many each has."""
+    keys = word_keys(words.new_ones(len(words)).cumsum(0) - 1)
+    mixed = (words ^ _shifted(words, FOLD)) * keys  # a word and its inverse stay unlike
+    result = words.new_zeros(len(num_words))
+    for index, part in enumerate(mixed.split(list(num_words))):
+        result[index] = part.sum()
+    return result
+
+
+def _integers(flat: Any) -> Any:
+    """The type of 64-bit integers, of whatever library the bucket is."""
+    return flat.new_zeros(0).long().dtype
 
 
 def digest_of_sum(value: int) -> int:

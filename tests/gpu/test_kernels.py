@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mmr1.families import FAMILIES
+from mmr1.weight_plan import word_sums
 from mmr1_learner.fused_kernels import fuse_kernels
 from mmr1_learner.model import Policy, PromptEncoder, load_policy
 from mmr1_learner.rows import Completion, Row, RowBatch, pack
@@ -90,3 +91,10 @@ def test_a_layer_that_is_filled_up(tmp_path: Path, inner: int) -> None:
     torch.testing.assert_close(fused(x), plain(x), atol=1e-5, rtol=1e-5)
     for (name, ours), theirs in zip(fused.named_parameters(), plain.parameters(), strict=True):
         assert (ours.grad - theirs.grad).norm() < 1e-5 * theirs.grad.norm(), name
+
+
+@pytest.mark.parametrize("sizes", [[64, 8, 4096], [0, 16, 0, 8, 0], [8 * 8192, 8 * 8193, 8, 8 * 40_000], [1, 7, 13, 3]])
+def test_fingerprints_by_the_kernel_are_those_of_the_definition(sizes: list[int]) -> None:
+    flat = torch.randint(0, 256, (sum(sizes),), dtype=torch.uint8)
+    for _ in range(2):  # the second time with what the first has remembered
+        assert word_sums(flat.cuda(), sizes).tolist() == word_sums(flat, sizes).tolist()
