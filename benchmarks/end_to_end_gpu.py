@@ -102,6 +102,7 @@ def run_options(layout: Layout, model: Path, data: Path, run_dir: Path, given: a
         "gradient_checkpointing": given.checkpointing,
         "learning_rate": 1e-6,
         "learner_processes": layout.ranks,
+        "learner_threads": given.threads,
         "zero_stage": layout.stage,
         "rollout_replicas": layout.servers,
         "rollout_threads": given.threads,
@@ -232,7 +233,7 @@ def main() -> None:
     parser.add_argument("--checkpointing", default="vision", help="gradient_checkpointing: true, false or vision")
     parser.add_argument("--steps", type=int, default=8, help=f"measured, after {WARM_UP}")
     parser.add_argument("--side", type=int, default=896, help="of the images, in pixels")
-    parser.add_argument("--threads", type=int, default=4, help="rollout_threads")
+    parser.add_argument("--threads", type=int, default=4, help="rollout_threads and learner_threads")
     parser.add_argument("--bucket", type=int, default=2**28, help="weight_bucket_bytes")
     parser.add_argument("--limit", type=float, default=240.0, help="seconds for one layout")
     parser.add_argument("--model", type=Path, help="a folder; without it the 3B shape is made")

@@ -50,7 +50,7 @@ log = structlog.get_logger()
 
 _GENERATE_SECONDS = 300.0
 _MAX_UNSCORED_STEPS = 3
-_PROBE_TOKENS = 16  # nobody samples while a probe is: enough for a mean, and soon over
+_PROBE_COMPLETIONS, _PROBE_TOKENS = 4, 4  # nobody samples while a probe is: enough for a mean, and soon over
 _LATE_SERVER_SECONDS = 2.0  # between looks for rollout servers that joined late or missed an update
 
 
@@ -278,7 +278,7 @@ class Leader:
 
     def _probe(self, client: RolloutClient) -> float:
         """After each update: one fixed prompt with its image, sampled as the next step's are, but not to its end."""
-        report = self._scorer.compare(self._sample(client, 1, _PROBE_TOKENS))
+        report = self._scorer.compare(self._sample(client, 1, _PROBE_COMPLETIONS, _PROBE_TOKENS))
         widest = max(self._bounds.values(), default=self._config.bound(self._config.dtype))
         bound = self._bounds.get(client.address, widest)
         # Planted adapters, which must be seen, come before the update's own probe: the last one counts.
@@ -290,13 +290,15 @@ class Leader:
             )
         return report.max_abs_dlogp
 
-    def _sample(self, client: RolloutClient, count: int, tokens: int | None = None) -> list[Group]:
-        prompts = self._parity_prompts(count, tokens)
+    def _sample(
+        self, client: RolloutClient, count: int, num_generations: int = 1, tokens: int | None = None
+    ) -> list[Group]:
+        prompts = self._parity_prompts(count, num_generations, tokens)
         return self._sender.call(
             lambda: client.generate_many(prompts, timeout=_GENERATE_SECONDS, probe=True), self._tick
         )
 
-    def _parity_prompts(self, count: int, tokens: int | None = None) -> list[Prompt]:
+    def _parity_prompts(self, count: int, num_generations: int, tokens: int | None) -> list[Prompt]:
         """`tokens` are the most that each completion gets, where that is less than the run's."""
         temperature = self._config.temperature_at(self._state.step, self._config.num_steps)
         longest = min(self._config.max_completion_length, tokens or self._config.max_completion_length)
@@ -304,7 +306,8 @@ class Leader:
         for index, problem in enumerate(self._problems[:count]):
             sampling = self._prompts.sampling(temperature, index)
             sampling = replace(sampling, max_completion_length=longest, ignore_eos=True, top_p=1.0)
-            prompts.append(self._prompts.make(PromptId(f"{self._config.run}/parity", index), problem, sampling, 1))
+            id_ = PromptId(f"{self._config.run}/parity", index)
+            prompts.append(self._prompts.make(id_, problem, sampling, num_generations))
         return prompts
 
     def _record_parity(self, report: ParityReport, client: RolloutClient) -> None:
