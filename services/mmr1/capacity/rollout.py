@@ -1,0 +1,46 @@
+"""A rollout server's memory and seconds: prompts by multiplications, decoding by the bytes that it reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mmr1.capacity import measured
+from mmr1.capacity.measured import Gpu
+from mmr1.capacity.work import Work
+from mmr1.config import RunConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    num_servers: int
+    tensor_parallel_size: int
+    num_running: float  # completions that a server decodes at once
+    bytes_needed: float  # on each of its GPUs
+    seconds: float  # for the step's prompts, of all servers together
+
+
+def rollout(config: RunConfig, work: Work, gpu: Gpu, num_servers: int, size: int, prompts: int) -> Rollout:
+    """`num_servers` servers of `size` GPUs each, for `prompts` prompts a step.
+
+    What GPUs of one server say to each other is not counted: it was not measured.
+    """
+    # The feeder keeps so many prompts out; see DESIGN: it is the only back-pressure.
+    outstanding = (config.max_off_policy_steps + 1) * prompts * work.num_generations / num_servers
+    running = min(config.max_num_seqs, config.max_concurrent_prompts * work.num_generations, outstanding)
+    prefill = work.prefill_flops() / (measured.PREFILL_FRACTION * size * gpu.flops)
+    decoding = _decode_step_seconds(work, gpu, size, running) * work.completion_tokens * work.num_generations / running
+    cache = running * (work.prompt_tokens / work.num_generations + work.completion_tokens)
+    needed = (work.shape.weight_bytes + cache * work.shape.cache_bytes_per_token) / size + measured.ENGINE_BYTES
+    return Rollout(num_servers, size, running, needed, prompts / num_servers * (prefill + decoding))
+
+
+def _decode_step_seconds(work: Work, gpu: Gpu, size: int, running: float) -> float:
+    """One token of every running completion: weights once, and the cache of each, on average half grown."""
+    cache = running * (work.prompt_tokens + work.completion_tokens / 2) * work.shape.cache_bytes_per_token
+    return (work.shape.decoder_bytes + cache) / (measured.DECODE_FRACTION * size * gpu.bandwidth)
+
+
+def update_seconds(config: RunConfig, work: Work) -> float:
+    """Of one weight update, the probe not included. Each step has one."""
+    sent = measured.WEIGHT_BYTES * work.adapter_parameters if config.sends_adapters else work.shape.weight_bytes
+    return sent / measured.UPDATE_BYTES_PER_SECOND
