@@ -21,8 +21,8 @@ GPUS = {"h100": Gpu(78, 989e12, 3.35e12), "h200": Gpu(139, 989e12, 4.8e12)}
 
 # --- The learner's memory -------------------------------------------------------------------------------------------
 # Bytes a parameter, as in "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models" (Rajbhandari et al.
-# 2020, section 3.1; how stages cut them: figure 1): bfloat16 weights 2; float32 master weights 4 and AdamW's two moments
-# 8. benchmarks/learner_gpu.txt: 52.6 GB held between steps at 3.755 B parameters, which is 14.0 bytes: gradients (2) are
+# 2020, section 3.1; how stages cut them: figure 1): weights 2, float32 master weights 4, AdamW's two moments 8.
+# benchmarks/learner_gpu.txt: 52.6 GB held between steps at 3.755 B parameters, which is 14.0 bytes: gradients (2) are
 # not held between steps.
 WEIGHT_BYTES = 2
 OPTIMIZER_BYTES = 12

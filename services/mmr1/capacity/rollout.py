@@ -19,19 +19,24 @@ class Rollout:
     seconds: float  # for the step's prompts, of all servers together
 
 
-def rollout(config: RunConfig, work: Work, gpu: Gpu, num_servers: int, size: int, prompts: int) -> Rollout:
-    """`num_servers` servers of `size` GPUs each, for `prompts` prompts a step.
+def rollout(config: RunConfig, work: Work, gpu: Gpu, servers: tuple[int, int], prompts: int, room: float) -> Rollout:
+    """`servers`: how many, and GPUs of each; for `prompts` prompts a step, with `room` bytes of each GPU.
 
-    What GPUs of one server say to each other is not counted: it was not measured.
+    As many completions run at once as the options and the cache allow, one at least. What GPUs of one server say to
+    each other is not counted: it was not measured.
     """
-    # The feeder keeps so many prompts out; see DESIGN: it is the only back-pressure.
+    num_servers, size = servers
+    # The feeder keeps so many prompts out and no more; see docs/walk.md.
     outstanding = (config.max_off_policy_steps + 1) * prompts * work.num_generations / num_servers
-    running = min(config.max_num_seqs, config.max_concurrent_prompts * work.num_generations, outstanding)
+    wanted = min(config.max_num_seqs, config.max_concurrent_prompts * work.num_generations, outstanding)
+    fixed = work.shape.weight_bytes / size + measured.ENGINE_BYTES
+    # A prompt's cache is shared by its completions.
+    cache = (work.prompt_tokens / work.num_generations + work.completion_tokens) * work.shape.cache_bytes_per_token
+    running = max(1.0, min(wanted, (room - fixed) * size / cache))
     prefill = work.prefill_flops() / (measured.PREFILL_FRACTION * size * gpu.flops)
     decoding = _decode_step_seconds(work, gpu, size, running) * work.completion_tokens * work.num_generations / running
-    cache = running * (work.prompt_tokens / work.num_generations + work.completion_tokens)
-    needed = (work.shape.weight_bytes + cache * work.shape.cache_bytes_per_token) / size + measured.ENGINE_BYTES
-    return Rollout(num_servers, size, running, needed, prompts / num_servers * (prefill + decoding))
+    seconds = prompts / num_servers * (prefill + decoding)
+    return Rollout(num_servers, size, running, fixed + running * cache / size, seconds)
 
 
 def _decode_step_seconds(work: Work, gpu: Gpu, size: int, running: float) -> float:
