@@ -11,15 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmr1.capacity import measured
-from mmr1.capacity.learner import Checkpointing, Learner, best_learner
+from mmr1.capacity.learner import ALIKE, Checkpointing, Learner, best_learner
 from mmr1.capacity.measured import Gpu
 from mmr1.capacity.rollout import Rollout, rollout, update_seconds
 from mmr1.capacity.work import Work
 from mmr1.config import RunConfig
 from mmr1.config.plan_options import PlanConfig
-
-# Two layouts closer than this are alike, as far as can be told beforehand; then the simpler one is taken.
-ALIKE = 0.05
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,8 @@ from mmr1.capacity.work import Work
 Checkpointing = bool | Literal["vision"]
 
 
+# Two ways or two layouts closer than this are alike, as far as can be told beforehand.
+ALIKE = 0.05
 MOST_GROWTH = 0.25  # of a step's prompts, so that they can be shared out well
 
 
@@ -90,8 +92,9 @@ def best_learner(
 ) -> Learner:
     """The fastest way to pass `prompts` through `ranks` (how many, ZeRO's stage) in `room` bytes; else the smallest.
 
-    A forward holds whole groups where it can: part of one computes its prompt anew. The step may grow a little, because
-    seven groups a rank are slower one by one than eight are by fours.
+    Of ways that are alike it is the one with the fewest prompts, and then with the most in a forward. A forward holds
+    whole groups where it can: part of one computes its prompt anew. The step may grow a little, because seven groups a
+    rank are slower one by one than eight are by fours.
     """
     num_ranks, zero_stage = ranks
     groups = -(-prompts // num_ranks)
@@ -110,4 +113,6 @@ def best_learner(
     fitting = [learner for learner in found if learner.peak_bytes <= room]
     if not fitting:
         return min(found, key=lambda one: one.peak_bytes)
-    return min(fitting, key=lambda one: one.seconds / one.generations_per_step)
+    fastest = min(one.seconds / one.generations_per_step for one in fitting)
+    alike = [one for one in fitting if one.seconds / one.generations_per_step <= (1 + ALIKE) * fastest]
+    return min(alike, key=lambda one: (one.generations_per_step, -one.per_forward, one.seconds))

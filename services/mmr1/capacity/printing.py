@@ -45,7 +45,7 @@ def _heading(plan: Plan) -> list[str]:
     shape = work.shape
     source = "counted from its config.json" if shape.counted else "of its weights"
     return [
-        f"{config.model}: {shape.model_type}, {shape.num_parameters / 1e9:.2f} B parameters ({source}).",
+        f"{config.model}: {shape.model_type}, {_billions(shape.num_parameters)} parameters ({source}).",
         f"{config.planned_prompts} prompts a step, each of {work.prompt_tokens} tokens ({work.image_tokens} of images) "
         f"and with {work.num_generations} completions of {work.completion_tokens}: "
         f"{work.learner_flops(work.num_generations) / 1e12:.3g} TFLOP to train on. "
@@ -53,6 +53,10 @@ def _heading(plan: Plan) -> list[str]:
         f"{config.gpus} x {config.gpu} with {plan.gpu.memory_gib:g} GiB ({plan.memory_bytes / 1e9:.0f} GB) each; "
         f"{KEPT_FREE:.0%} is kept free. Estimates: constants measured at 3 B parameters, not on this machine.",
     ]
+
+
+def _billions(number: int) -> str:
+    return f"{number / 1e9:.2f} B" if number >= 1e8 else f"{number / 1e6:.2f} M"
 
 
 def _table(plan: Plan) -> Table:
