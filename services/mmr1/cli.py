@@ -21,6 +21,7 @@ BUILT_IN = {
     "up": "run the whole stack on this machine: mmr1 up CONFIG [--option value ...]",
     "train": "the same by the name that others give it: mmr1 train CONFIG [--option value ...]",
     "demo": "the demonstrations: mmr1 demo counting|ocr|grounding|detection",
+    "plan": "how to share N GPUs between learner and rollout servers: mmr1 plan --model PATH --gpus N",
     "doctor": "check this machine and say what is missing",
     "data": "make or validate a dataset: mmr1 data digits, mmr1 data validate FILE",
     "rewards": "the reward server's tasks, and how one response is scored: mmr1 rewards [try --task NAME ...]",
@@ -31,6 +32,7 @@ BUILT_IN = {
 }
 ELSEWHERE = {
     "data": "mmr1.data_cli",
+    "plan": "mmr1.capacity.command",
     "ledger": "mmr1.ledger_cli",
     "probe": "mmr1.probe_cli",
     "report": "mmr1.report",

@@ -7,6 +7,7 @@ about how a model is trained.
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
 from pathlib import Path
@@ -29,23 +30,53 @@ HUB_SECONDS = 10.0
 
 def check_model(model: str) -> Path | None:
     """The folder of a local or cached model; None: it is on the hub and will be downloaded."""
-    folder = Path(model).expanduser()
-    if folder.exists():
+    folder = local_folder(model)
+    if folder is not None:
         return _check_folder(model, folder)
-    parts = Path(model).parts
-    if len(parts) != 2 or model.startswith((".", "~", "/")) or Path(parts[0]).is_dir():
-        raise ConfigurationError(
-            f"model {model!r} does not exist; give a model folder or a hub name like Qwen/Qwen2.5-VL-3B-Instruct"
-        )
-    cached = _cached_snapshot(_hub_cache() / f"models--{parts[0]}--{parts[1]}")
-    if cached is not None:
-        return _check_folder(model, cached)
     if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "TRUE", "YES", "ON"):
         raise ConfigurationError(
             f"model {model!r} is neither a folder nor in the cache {_hub_cache()}; download it, or unset HF_HUB_OFFLINE"
         )
     _check_hub(model)
     return None
+
+
+def local_folder(model: str) -> Path | None:
+    """The folder that a model's name stands for, whatever is in it; None: a hub name that is not in the cache.
+
+    Raises:
+        ConfigurationError: it is no folder, and no hub name either.
+    """
+    folder = Path(model).expanduser()
+    if folder.exists():
+        return folder
+    parts = Path(model).parts
+    if len(parts) != 2 or model.startswith((".", "~", "/")) or Path(parts[0]).is_dir():
+        raise ConfigurationError(
+            f"model {model!r} does not exist; give a model folder or a hub name like Qwen/Qwen2.5-VL-3B-Instruct"
+        )
+    return _cached_snapshot(_hub_cache() / f"models--{parts[0]}--{parts[1]}")
+
+
+def count_parameters(model: str, folder: Path) -> int | None:
+    """Of the safetensors in the folder, by their headers, or by the index where some are missing; None: neither says.
+
+    Raises:
+        ConfigurationError: one of them is damaged.
+    """
+    found = {path.name for path in folder.glob("*.safetensors")}
+    for index in folder.glob("*.safetensors.index.json"):
+        try:
+            document = json.loads(index.read_text())
+            named = set(document["weight_map"].values())
+            total = document.get("metadata", {}).get("total_parameters")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            raise ConfigurationError(f"model {model!r}: {index.name} cannot be read; download it again") from None
+        if not named <= found:
+            return total if isinstance(total, int) and total > 0 else None
+    for name in sorted(found):
+        _check_weights(model, folder / name)
+    return sum(math.prod(shape) for shape in _shapes(folder).values()) or None
 
 
 def _cached_snapshot(folder: Path) -> Path | None:
@@ -177,4 +208,12 @@ def _check_hub(model: str) -> None:
         )
 
 
-__all__ = ["PROCESSOR_FILES", "TOKENIZER_FILES", "WEIGHT_PATTERNS", "check_folder_for", "check_model"]
+__all__ = [
+    "PROCESSOR_FILES",
+    "TOKENIZER_FILES",
+    "WEIGHT_PATTERNS",
+    "check_folder_for",
+    "check_model",
+    "count_parameters",
+    "local_folder",
+]

@@ -22,6 +22,7 @@ from PIL import Image
 
 from mmr1 import ledger_cli, rewards_cli, templates_cli
 from mmr1.adapter_limits import check_adapter_family
+from mmr1.capacity.command import main as plan
 from mmr1.config import RunConfig, load_config
 from mmr1.config.eval_options import EvalConfig
 from mmr1.config.loading import load_options
@@ -50,6 +51,7 @@ from mmr1_learner.replay import main as replay
 from mmr1_reward_server.rewards import builtin_tasks
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "failures.md"
+TINY = PAGE.parents[1] / "examples" / "tiny_vlm"
 GOOD: dict[str, Any] = {
     "model": "examples/tiny_vlm",
     "train_file": "data/train.json",
@@ -309,6 +311,8 @@ CASES: dict[str, Callable[[], object]] = {
     "another evaluation": lambda: check_same_evaluation(
         {"model": "files 0c1f"}, {"model": "files 9a2b"}, Path("runs/mine/eval")
     ),
+    "plan of a model that is away": lambda: plan(["--model", "nobody/nothing", "--gpus", "2"]),
+    "plan of long images": lambda: plan([f"--model={TINY}", "--gpus=2", "--max_prompt_length=64"]),
     "misspelt template": lambda: templates_cli.main(["pr1_orc"]),
     "report of neither": report_of_neither,
     "evaluation that goes on": evaluation_that_goes_on,

@@ -1,0 +1,118 @@
+"""A learner rank's memory and seconds, by ZeRO stage, number of ranks and what goes through one forward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from mmr1.capacity import measured
+from mmr1.capacity.measured import Gpu
+from mmr1.capacity.work import Work
+
+Checkpointing = bool | Literal["vision"]
+
+
+# Two ways or two layouts closer than this are alike, as far as can be told beforehand.
+ALIKE = 0.05
+MOST_GROWTH = 0.25  # of a step's prompts, so that they can be shared out well
+
+
+@dataclass(frozen=True, slots=True)
+class Learner:
+    """How the ranks work, what each of them takes, and what a step of all of them costs."""
+
+    num_ranks: int
+    zero_stage: int
+    per_forward: int  # generations: the option per_device_batch_size
+    num_forwards: int  # a step and rank: the option gradient_accumulation_steps
+    gradient_checkpointing: Checkpointing
+    peak_bytes: float
+    seconds: float  # a step
+
+    @property
+    def generations_per_step(self) -> int:
+        return self.num_ranks * self.per_forward * self.num_forwards
+
+
+def held_bytes(work: Work, num_ranks: int, zero_stage: int) -> float:
+    """Between steps: weights, master weights and moments, and the reference's weights where there is one of its own."""
+    weights = measured.WEIGHT_BYTES * (work.shape.num_parameters + (0 if work.trains_all else work.adapter_parameters))
+    reference = work.shape.weight_bytes if work.with_reference and work.trains_all else 0
+    cut = num_ranks if zero_stage == 3 else 1
+    return (weights + reference) / cut + measured.OPTIMIZER_BYTES * work.trained_parameters / num_ranks
+
+
+def kept_bytes(work: Work, generations: int, checkpointing: Checkpointing) -> float:
+    """Activations of one forward. A part that is computed again keeps each layer's input, and one layer whole."""
+    text, vision = work.shape.text, work.shape.vision
+    patches = work.num_prefixes(generations) * work.num_calls * work.patches
+    parts = [(text, work.text_tokens(generations), checkpointing is True)]
+    if work.trains_vision:
+        parts.append((vision, patches, bool(checkpointing)))
+    total = 0.0
+    for stack, tokens, again in parts:
+        layer = measured.KEPT_HIDDEN * stack.hidden + measured.KEPT_INTERMEDIATE * stack.intermediate
+        total += 2 * tokens * (stack.num_layers * stack.hidden + layer if again else stack.num_layers * layer)
+    return total
+
+
+def peak_bytes(work: Work, num_ranks: int, zero_stage: int, generations: int, checkpointing: Checkpointing) -> float:
+    """The larger of the backward pass and the optimizer's step, above what is held."""
+    trained = work.trained_parameters / num_ranks
+    gathered = 2 * measured.GATHERED_LAYERS * work.shape.text.layer_parameters if zero_stage == 3 else 0
+    # The table of tokens is gathered whole, as one layer is.
+    gathered += 2 * work.shape.vocab_size * work.shape.text.hidden if zero_stage == 3 else 0
+    backward = measured.GRADIENT_BYTES * trained + kept_bytes(work, generations, checkpointing) + gathered
+    return held_bytes(work, num_ranks, zero_stage) + max(backward, measured.STEP_BYTES * trained)
+
+
+def step_seconds(
+    work: Work, gpu: Gpu, ranks: tuple[int, int], forward: tuple[int, int], checkpointing: Checkpointing
+) -> float:
+    """Of one step. `ranks`: how many, and ZeRO's stage; `forward`: generations in one, and how many of them."""
+    (num_ranks, stage), (generations, num_forwards) = ranks, forward
+    twice = checkpointing is True
+    layers = work.shape.text.num_layers + work.shape.vision.num_layers
+    computing = work.learner_flops(generations, twice=twice) / (measured.LEARNER_FRACTION * gpu.flops)
+    launching = layers * measured.LAUNCH_SECONDS_PER_LAYER * (4 / 3 if twice else 1)
+    moved = _sent_bytes(work, stage, num_forwards) * (num_ranks - 1) / num_ranks
+    optimizer = work.trained_parameters / num_ranks / measured.OPTIMIZER_PARAMETERS_PER_SECOND
+    return num_forwards * max(computing, launching) + optimizer + moved / measured.LINK_BYTES_PER_SECOND
+
+
+def _sent_bytes(work: Work, stage: int, num_forwards: int) -> float:
+    """Gradients are summed after each forward; weights are gathered once a step, at ZeRO-3 twice a forward."""
+    gathers = 2 * num_forwards * work.shape.weight_bytes if stage == 3 else 2 * work.trained_parameters
+    return gathers + 2 * num_forwards * work.trained_parameters
+
+
+def best_learner(
+    work: Work, gpu: Gpu, ranks: tuple[int, int], prompts: int, ways: Sequence[Checkpointing], room: float
+) -> Learner:
+    """The fastest way to pass `prompts` through `ranks` (how many, ZeRO's stage) in `room` bytes; else the smallest.
+
+    Of ways that are alike it is the one with the fewest prompts, and then with the most in a forward. A forward holds
+    whole groups where it can: part of one computes its prompt anew. The step may grow a little, because seven groups a
+    rank are slower one by one than eight are by fours.
+    """
+    num_ranks, zero_stage = ranks
+    groups = -(-prompts // num_ranks)
+    most = max(groups, int((1 + MOST_GROWTH) * prompts) // num_ranks) * work.num_generations
+    whole = [n * work.num_generations for n in range(1, measured.MOST_GROUPS_A_FORWARD + 1)]
+    parts = [n for n in range(1, work.num_generations) if work.num_generations % n == 0]
+    found = []
+    for per_forward in whole + parts:
+        num_forwards = -(-groups * work.num_generations // per_forward)
+        if per_forward * num_forwards > most:
+            continue
+        for way in ways:
+            peak = peak_bytes(work, num_ranks, zero_stage, per_forward, way)
+            seconds = step_seconds(work, gpu, ranks, (per_forward, num_forwards), way)
+            found.append(Learner(num_ranks, zero_stage, per_forward, num_forwards, way, peak, seconds))
+    fitting = [learner for learner in found if learner.peak_bytes <= room]
+    if not fitting:
+        return min(found, key=lambda one: one.peak_bytes)
+    fastest = min(one.seconds / one.generations_per_step for one in fitting)
+    alike = [one for one in fitting if one.seconds / one.generations_per_step <= (1 + ALIKE) * fastest]
+    return min(alike, key=lambda one: (one.generations_per_step, -one.per_forward, one.seconds))

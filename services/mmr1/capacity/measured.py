@@ -1,0 +1,76 @@
+"""What `mmr1 plan` computes from: measured figures and a few choices, each with its source. The one file to fit anew.
+
+Figures are of the shape of Qwen2.5-VL-3B on NVIDIA H200s in bfloat16, unless it says otherwise. Nothing is computed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    memory_gib: float  # what a program can have of it
+    flops: float  # a second: dense bfloat16
+    bandwidth: float  # bytes a second, of its memory
+
+
+# NVIDIA's data sheets of the SXM cards: 80 and 141 GB, 989 TFLOP/s without sparsity, 3.35 and 4.8 TB/s. What a program
+# can have is a little less than what the sheet says.
+GPUS = {"h100": Gpu(78, 989e12, 3.35e12), "h200": Gpu(139, 989e12, 4.8e12)}
+
+# --- The learner's memory -------------------------------------------------------------------------------------------
+# Bytes a parameter, as in "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models" (Rajbhandari et al.
+# 2020, section 3.1; how stages cut them: figure 1): weights 2, float32 master weights 4, AdamW's two moments 8.
+# benchmarks/learner_gpu.txt: 52.6 GB held between steps at 3.755 B parameters, which is 14.0 bytes: gradients (2) are
+# not held between steps.
+WEIGHT_BYTES = 2
+OPTIMIZER_BYTES = 12
+# At the end of a step's backward passes: what was summed so far and what is added to it. Fitted to the same table: four
+# and eight groups a forward leave 15 GB that do not grow with the groups, 4 bytes a parameter. Cut over ranks by ZeRO-2
+# and 3 alike, as ZeRO's gradients are; that has not been measured.
+GRADIENT_BYTES = 4
+# In the optimizer's step the gradients in float32 too. Same table: 30.1 GB above what stays, with one group a forward,
+# whatever is recomputed: 8 bytes a parameter.
+STEP_BYTES = 8
+# ZeRO-3 gathers one layer's weights at a time; two, because the next is fetched meanwhile. A choice, not measured.
+GATHERED_LAYERS = 2
+# Numbers of two bytes kept for the backward pass, a token and layer: these times the hidden and the intermediate size.
+# Same table: 5.9 GB a group more between four and eight groups a forward (the text's layers), 6 GB more without the
+# vision tower's checkpointing.
+KEPT_HIDDEN = 9.5
+KEPT_INTERMEDIATE = 3.0
+# Of a GPU's memory nothing is planned for this share: CUDA's context, NCCL's buffers, gaps between tensors. A choice.
+KEPT_FREE = 0.06
+
+# --- The learner's speed --------------------------------------------------------------------------------------------
+# docs/performance.md, "On a GPU": 0.184 s a group with four groups a forward, 16 groups a step, the vision tower
+# computed twice; 0.2 s of the step are the optimizer's. What is left is this share of the chip's peak (25 % with the
+# optimizer).
+LEARNER_FRACTION = 0.264
+OPTIMIZER_PARAMETERS_PER_SECOND = 3.755e9 / 0.2
+# Same table: one group a forward takes 0.381 s, because the GPU waits for launches: seconds a layer, forward and
+# backward, which no forward goes below. With everything computed twice, a third more.
+LAUNCH_SECONDS_PER_LAYER = (0.381 - 0.2 / 16) / (36 + 32)
+# Groups a forward: more than four gained 5 % there and took 24 GB.
+MOST_GROUPS_A_FORWARD = 4
+# docs/performance.md, "Weight updates between GPUs": a raw broadcast of 7.51 GB over NVLink takes 20 ms. Taken for the
+# gathers and sums of ZeRO as well, with nothing under way meanwhile; that has not been measured.
+LINK_BYTES_PER_SECOND = 7.51e9 / 0.020
+
+# --- The rollout server ---------------------------------------------------------------------------------------------
+# One H200: 14,400 tokens a second with 64 prompts x 8 completions x 256 tokens, images of 448 x 448. How many ran at
+# once was not written down: 128, the default of max_num_seqs, is assumed, and 300 prompt tokens.
+ROLLOUT_TOKENS_PER_SECOND = 14_400
+# The one constant fitted to it: decoding reads weights and caches at this share of the memory's bandwidth.
+DECODE_FRACTION = 0.209
+# Prompts are taken to be computed at the share of the peak that the learner's passes reach. Assumed.
+PREFILL_FRACTION = LEARNER_FRACTION
+# Beside weights and caches: CUDA graphs, activations and the buckets of weight updates. A choice, not measured.
+ENGINE_BYTES = 4e9
+
+# --- Both -----------------------------------------------------------------------------------------------------------
+# docs/performance.md, same section: 96 to 103 ms for 7.51 GB over NCCL, fingerprints included, the probe not.
+UPDATE_BYTES_PER_SECOND = 7.51e9 / 0.1
+# GPUs in one machine of the usual kind; beyond, links are slower than what was measured.
+GPUS_OF_A_NODE = 8

@@ -1,0 +1,51 @@
+"""A rollout server's memory and seconds: prompts by multiplications, decoding by the bytes that it reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mmr1.capacity import measured
+from mmr1.capacity.measured import Gpu
+from mmr1.capacity.work import Work
+from mmr1.config import RunConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    num_servers: int
+    tensor_parallel_size: int
+    num_running: float  # completions that a server decodes at once
+    bytes_needed: float  # on each of its GPUs
+    seconds: float  # for the step's prompts, of all servers together
+
+
+def rollout(config: RunConfig, work: Work, gpu: Gpu, servers: tuple[int, int], prompts: int, room: float) -> Rollout:
+    """`servers`: how many, and GPUs of each; for `prompts` prompts a step, with `room` bytes of each GPU.
+
+    As many completions run at once as the options and the cache allow, one at least. What GPUs of one server say to
+    each other is not counted: it was not measured.
+    """
+    num_servers, size = servers
+    # The feeder keeps so many prompts out and no more; see docs/walk.md.
+    outstanding = (config.max_off_policy_steps + 1) * prompts * work.num_generations / num_servers
+    wanted = min(config.max_num_seqs, config.max_concurrent_prompts * work.num_generations, outstanding)
+    fixed = work.shape.weight_bytes / size + measured.ENGINE_BYTES
+    # A prompt's cache is shared by its completions.
+    cache = (work.prompt_tokens / work.num_generations + work.completion_tokens) * work.shape.cache_bytes_per_token
+    running = max(1.0, min(wanted, (room - fixed) * size / cache))
+    prefill = work.prefill_flops() / (measured.PREFILL_FRACTION * size * gpu.flops)
+    decoding = _decode_step_seconds(work, gpu, size, running) * work.completion_tokens * work.num_generations / running
+    seconds = prompts / num_servers * (prefill + decoding)
+    return Rollout(num_servers, size, running, fixed + running * cache / size, seconds)
+
+
+def _decode_step_seconds(work: Work, gpu: Gpu, size: int, running: float) -> float:
+    """One token of every running completion: weights once, and the cache of each, on average half grown."""
+    cache = running * (work.prompt_tokens + work.completion_tokens / 2) * work.shape.cache_bytes_per_token
+    return (work.shape.decoder_bytes + cache) / (measured.DECODE_FRACTION * size * gpu.bandwidth)
+
+
+def update_seconds(config: RunConfig, work: Work) -> float:
+    """Of one weight update, the probe not included. Each step has one."""
+    sent = measured.WEIGHT_BYTES * work.adapter_parameters if config.sends_adapters else work.shape.weight_bytes
+    return sent / measured.UPDATE_BYTES_PER_SECOND

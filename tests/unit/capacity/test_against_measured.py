@@ -1,0 +1,109 @@
+"""What is computed against what was measured: benchmarks/learner_gpu.txt and docs/performance.md, on H200s."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mmr1.capacity.learner import Checkpointing, held_bytes, peak_bytes, step_seconds
+from mmr1.capacity.measured import GPUS, ROLLOUT_TOKENS_PER_SECOND
+from mmr1.capacity.rollout import rollout, update_seconds
+from mmr1.capacity.shapes import read_shape
+from mmr1.capacity.work import Work, work_of
+from mmr1.config.plan_options import PlanConfig
+
+Planned = Callable[..., PlanConfig]
+ONE_RANK = (1, 2)  # at ZeRO-2
+
+
+@pytest.fixture
+def work(planned: Planned, model: Path) -> Work:
+    return work_of(planned(), read_shape("3b", model), model)
+
+
+def test_parameters_and_the_learners_memory_between_steps(work: Work) -> None:
+    assert work.shape.num_parameters == pytest.approx(3.755e9, rel=0.002)
+    assert work.shape.weight_bytes == pytest.approx(7.51e9, rel=0.002)
+    assert held_bytes(work, *ONE_RANK) == pytest.approx(52.6e9, rel=0.005)
+
+
+def test_flops_of_a_group(work: Work) -> None:
+    assert work.image_tokens == 1024
+    assert work.learner_flops(8) == pytest.approx(45e12, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("groups", "checkpointing", "measured"),
+    [(1, True, 82.7), (1, False, 82.7), (2, False, 92.5), (4, "vision", 92.0), (8, "vision", 115.7)],
+)
+def test_peak_memory(work: Work, groups: int, checkpointing: Checkpointing, measured: float) -> None:
+    found = peak_bytes(work, *ONE_RANK, generations=8 * groups, checkpointing=checkpointing)
+    assert found == pytest.approx(measured * 1e9, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("groups", "checkpointing", "measured", "within"),
+    [
+        (1, False, 0.381, 0.02),
+        (2, False, 0.221, 0.12),
+        (4, "vision", 0.184, 0.02),
+        (8, "vision", 0.175, 0.06),
+    ],
+)
+def test_seconds_a_group(work: Work, groups: int, checkpointing: Checkpointing, measured: float, within: float) -> None:
+    seconds = step_seconds(work, GPUS["h200"], ONE_RANK, (8 * groups, 16 // groups), checkpointing) / 16
+    assert seconds == pytest.approx(measured, rel=within)
+
+
+def test_share_of_the_peak_with_the_optimizer(work: Work) -> None:
+    gpu = GPUS["h200"]
+    seconds = step_seconds(work, gpu, ONE_RANK, (32, 4), "vision")
+    assert 16 * work.learner_flops(8) / seconds / gpu.flops == pytest.approx(0.25, abs=0.01)
+
+
+def test_tokens_a_second_of_a_rollout_server(planned: Planned, model: Path) -> None:
+    config = planned("--image_size=448", "--max_prompt_length=300", "--max_completion_length=256")
+    server = rollout(
+        config, work_of(config, read_shape("3b", model), model), GPUS["h200"], (1, 1), prompts=64, room=119e9
+    )
+    assert 64 * 8 * 256 / server.seconds == pytest.approx(ROLLOUT_TOKENS_PER_SECOND, rel=0.02)
+
+
+def test_weight_update(planned: Planned, work: Work) -> None:
+    assert update_seconds(planned(), work) == pytest.approx(0.1, rel=0.01)
+    adapters = planned("--lora_rank=8", "--lora_updates=adapter", "--freeze_vision_tower")
+    assert update_seconds(adapters, work) == 0  # this work has none
+
+
+def test_a_small_cache_runs_fewer_at_once(planned: Planned, work: Work) -> None:
+    shape, gpu = work.shape, GPUS["h200"]
+    roomy, tight = (rollout(planned(), work, gpu, (1, 1), prompts=64, room=room) for room in (119e9, 11.8e9))
+    assert roomy.num_running == 128 and tight.num_running < 128
+    assert tight.bytes_needed == pytest.approx(11.8e9) and tight.seconds > roomy.seconds
+    assert rollout(planned(), work, gpu, (1, 1), prompts=64, room=shape.weight_bytes).bytes_needed > shape.weight_bytes
+
+
+@pytest.mark.parametrize(("stage", "cut"), [(2, (2, 12)), (3, (0, 14))])
+def test_zero_cuts_what_its_paper_says(work: Work, stage: int, cut: tuple[int, int]) -> None:
+    whole, shared = cut
+    expected = work.shape.num_parameters * (whole + shared / 4)
+    assert held_bytes(work, 4, stage) == pytest.approx(expected)
+
+
+def test_a_reference_and_frozen_or_adapted_parts(planned: Planned, model: Path, work: Work) -> None:
+    shape = work.shape
+
+    def memory(*arguments: str) -> tuple[Work, float]:
+        changed = work_of(planned(*arguments), shape, model)
+        return changed, held_bytes(changed, *ONE_RANK)
+
+    reference, held = memory("--kl=k3")
+    assert held - held_bytes(work, *ONE_RANK) == shape.weight_bytes
+    assert reference.learner_flops(8) == pytest.approx(4 / 3 * work.learner_flops(8))
+    frozen, _ = memory("--freeze_vision_tower")
+    assert shape.num_parameters - frozen.trained_parameters == shape.vision_parameters
+    adapted, held = memory("--lora_rank=8", "--freeze_vision_tower", "--lora_target_modules=q_proj")
+    assert adapted.trained_parameters == 36 * 8 * (2048 + 2048)
+    assert held == 2 * shape.num_parameters + 14 * adapted.trained_parameters
