@@ -8,8 +8,11 @@ from __future__ import annotations
 import signal
 import time
 import uuid
+from collections.abc import Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import structlog
@@ -44,6 +47,7 @@ from mmr1_learner.source import Collected, GroupSource
 from mmr1_learner.step_records import completion_records, step_record
 from mmr1_learner.token_gaps import Gaps
 from mmr1_learner.trackers import Trackers
+from mmr1_learner.waiting import results
 from mmr1_learner.weights import UpdateResult, WeightSender
 
 log = structlog.get_logger()
@@ -75,6 +79,8 @@ class Leader:
         self._details = CompletionDetails(encoder.processor.tokenizer, ImageStore(config.resolved_image_root))
         self._bounds: dict[str, float] = {}  # of each server, by address: the gate may find a narrower one
         self._of_bound: dict[str, float] = {}  # how much of it each server's last probe in this update has used
+        # Under way, by client: a try that fails closes its clients, so none is answered with an older try's samples.
+        self._probes: dict[RolloutClient, Future[list[Group]]] = {}
         patience = Patience(self._tick, self._redis_pauses, self._redis_is_back)
         self.queue = RunQueue(connect(RedisAccess.from_config(config)), config.run, patience)
         self._sender = WeightSender(config, self.queue, policy, config.reachable_host, ranks.device)
@@ -250,7 +256,7 @@ class Leader:
         self._trackers.close(exit_code)
 
     def _send(self, probe: Any) -> UpdateResult:
-        self._of_bound = {}
+        self._of_bound, self._probes = {}, {}
         try:
             result = self._sender.update(self.version, probe, self._tick, self._probe)
         finally:
@@ -278,7 +284,7 @@ class Leader:
 
     def _probe(self, client: RolloutClient) -> float:
         """After each update: one fixed prompt with its image, sampled as the next step's are, but not to its end."""
-        report = self._scorer.compare(self._sample(client, 1, _PROBE_COMPLETIONS, _PROBE_TOKENS))
+        report = self._scorer.compare(self._probed(client))
         widest = max(self._bounds.values(), default=self._config.bound(self._config.dtype))
         bound = self._bounds.get(client.address, widest)
         # Planted adapters, which must be seen, come before the update's own probe: the last one counts.
@@ -290,15 +296,18 @@ class Leader:
             )
         return report.max_abs_dlogp
 
-    def _sample(
-        self, client: RolloutClient, count: int, num_generations: int = 1, tokens: int | None = None
-    ) -> list[Group]:
-        prompts = self._parity_prompts(count, num_generations, tokens)
-        return self._sender.call(
-            lambda: client.generate_many(prompts, timeout=_GENERATE_SECONDS, probe=True), self._tick
-        )
+    def _probed(self, client: RolloutClient) -> list[Group]:
+        """What it sampled for its probe. All servers are asked with the first: they sample at once, and not in turn."""
+        if client not in self._probes:
+            prompts = self._parity_prompts(1, _PROBE_COMPLETIONS, _PROBE_TOKENS)
+            for one in {*self._sender.clients(), client}:
+                self._probes[one] = self._sender.begin(partial(_generate, one, prompts))
+        return results([self._probes.pop(client)], self._tick)[0]
 
-    def _parity_prompts(self, count: int, num_generations: int, tokens: int | None) -> list[Prompt]:
+    def _sample(self, client: RolloutClient, count: int) -> list[Group]:
+        return self._sender.call(partial(_generate, client, self._parity_prompts(count)), self._tick)
+
+    def _parity_prompts(self, count: int, num_generations: int = 1, tokens: int | None = None) -> list[Prompt]:
         """`tokens` are the most that each completion gets, where that is less than the run's."""
         temperature = self._config.temperature_at(self._state.step, self._config.num_steps)
         longest = min(self._config.max_completion_length, tokens or self._config.max_completion_length)
@@ -372,3 +381,7 @@ class Leader:
 
     def _on_signal(self, *_: object) -> None:
         self._stop = True
+
+
+def _generate(client: RolloutClient, prompts: Sequence[Prompt]) -> list[Group]:
+    return client.generate_many(prompts, timeout=_GENERATE_SECONDS, probe=True)

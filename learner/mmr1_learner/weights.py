@@ -116,7 +116,11 @@ class WeightSender:
 
     def call(self, question: Callable[[], _T], tick: Tick) -> _T:
         """Ask a server something that takes long. Raises what `question` and `tick` do."""
-        return results([self._pool.submit(question)], tick)[0]
+        return results([self.begin(question)], tick)[0]
+
+    def begin(self, question: Callable[[], _T]) -> Future[_T]:
+        """The same, without waiting for the answer."""
+        return self._pool.submit(question)
 
     def close(self) -> None:
         """Leave the servers; whatever still waits for one of them ends."""

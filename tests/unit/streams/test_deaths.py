@@ -26,6 +26,11 @@ async def dies(consumer: PromptConsumer) -> None:
     await consumer.register("127.0.0.1:1", "serves", V0, 0)
 
 
+async def loads(consumer: PromptConsumer) -> None:
+    """It holds a lease and will sample nothing soon: others leave it no share of what is new."""
+    await consumer.register("127.0.0.1:1", "accepts_weights", V0, 30)
+
+
 def test_a_dead_holders_prompt_moves_and_the_old_holder_is_fenced(queue: RunQueue, redis_url: str) -> None:
     """SEMANTICS 5: holders refresh their claims, so slow generation counts nothing; a holder's death counts."""
     queue.feed(make_prompt())
@@ -58,6 +63,7 @@ def test_what_a_living_server_has_lost_sight_of_goes_to_another_and_counts_nothi
         queue.feed(make_prompt(position))
 
     async def serve(slow: PromptConsumer, other: PromptConsumer) -> None:
+        await loads(other)
         held = await slow.take(2, V0, 1)
         await asyncio.sleep(0.05)
         assert await slow.take(8, V0, 1, [one.entry_id for one in held]) == [], "it works on them"
@@ -188,6 +194,7 @@ def test_a_buried_prompt_tells_who_held_it_last_and_what_that_one_said(queue: Ru
     queue.feed(make_prompt(1))
 
     async def serve(a: PromptConsumer, b: PromptConsumer) -> None:
+        await loads(b)
         spoke, _ = await a.take(2, V0, 1)
         assert await a.note_error(spoke, "CUDA error: out of memory")
         assert not await b.note_error(spoke, "it is not mine")
@@ -209,6 +216,7 @@ def test_who_leaves_gives_everything_back_and_is_gone(queue: RunQueue, redis_url
         queue.feed(make_prompt(position))
 
     async def serve(a: PromptConsumer, b: PromptConsumer) -> None:
+        await loads(b)
         assert len(await a.take(2, V0, 1)) == 2
         await a.leave()
         assert [member.server_id for member in queue.members()] == ["b"]

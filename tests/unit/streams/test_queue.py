@@ -209,3 +209,34 @@ def test_nothing_that_is_settled_is_fed_again_however_it_is_asked_for(queue: Run
     assert not client.exists("mmr1:{test}:settled"), "place 3 is the oldest now"
     nothing_comes_back()
     check(queue, fed=4, trained=1, dropped={"stale": 1}, dead={"image": 1}, pending=1)
+
+
+def test_servers_share_what_is_new_and_leave_nothing_lying(queue: RunQueue, redis_url: str) -> None:
+    """The first to ask has room for all; were it to take all, the others would have nothing to do in this step."""
+    for position in range(9):
+        queue.feed(make_prompt(position))
+
+    async def serve(a: PromptConsumer, b: PromptConsumer) -> None:
+        held = await a.take(64, V0, 1)
+        assert len(held) == 5, "half of nine"
+        assert await a.take(64, V0, 1, [one.entry_id for one in held]) == [], "nor in a second call"
+        for delivery in held:
+            await a.publish(delivery, make_group(delivery.prompt))
+        rest = await a.take(64, V0, 1)
+        assert len(rest) == 2, "b has not asked: half of the four that are left"
+        assert len(await b.take(64, V0, 1)) == 2
+
+    with_consumers(redis_url, serve, "a", "b")
+    check(queue, num_groups=5, num_prompts=4)
+
+
+@pytest.mark.parametrize("state", ["starting", "accepts_weights", "broken", "draining"])
+def test_a_server_that_does_not_sample_has_no_share(queue: RunQueue, redis_url: str, state: str) -> None:
+    for position in range(6):
+        queue.feed(make_prompt(position))
+
+    async def serve(a: PromptConsumer, b: PromptConsumer) -> None:
+        await b.register("127.0.0.1:1", state, V0, 30)
+        assert len(await a.take(64, V0, 1)) == 6
+
+    with_consumers(redis_url, serve, "a", "b")

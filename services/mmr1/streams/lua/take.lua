@@ -60,6 +60,20 @@ for _, pending in ipairs(idle) do
   local known_dead = owner == 'nobody' or server_of(owner) == server_of(ARGV[1])
   if owner ~= ARGV[1] and (known_dead or not early) then offer(pending) end
 end
+
+-- Of new prompts each server has its share, so that the first to ask does not work on all while others wait: what is fed
+-- and unfinished, by the servers that sample or soon will. What another leaves lying is taken in the next calls.
+local function share()
+  local servers, all = 1, redis.call('HGETALL', leases)
+  for i = 2, #all, 2 do
+    local lease = cjson.decode(all[i])
+    local works = lease.state == 'serves' or lease.state == 'updating' or lease.state == 'paused'
+    if works and lease.consumer ~= ARGV[1] and lease.deadline >= now() then servers = servers + 1 end
+  end
+  return math.ceil(redis.call('XLEN', prompts) / servers) - num_working
+end
+
+wanted = math.min(wanted, math.max(share(), 0))
 if #taken < wanted and not alone and not waits then
   local fresh = redis.call('XREADGROUP', 'GROUP', 'rollout', ARGV[1], 'COUNT', wanted - #taken, 'STREAMS', prompts, '>')
   for _, entry in ipairs(fresh and fresh[1][2] or {}) do
