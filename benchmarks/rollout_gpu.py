@@ -1,7 +1,7 @@
 """Sampling through Redis, gRPC and rewards against `vllm.LLM.generate` on one GPU: tokens a second, turn by turn.
 
     PYTHONPATH=. python benchmarks/rollout_gpu.py                                       # the 3B shape, on a GPU
-    PYTHONPATH=. python benchmarks/rollout_gpu.py --peers same defaults                 # and vLLM's own batch sizes
+    PYTHONPATH=. python benchmarks/rollout_gpu.py --peers defaults                       # vLLM's own batch sizes
     PYTHONPATH=. python benchmarks/rollout_gpu.py --model examples/tiny_vlm --prompts 8 --tokens 12     # without a GPU
 
 Ours is a rollout server as runs have it, with a real redis-server, a real reward server and weights from the learner's
@@ -34,12 +34,14 @@ from mmr1.images import ImageStore
 from mmr1.records import ImageRef, Prompt, PromptId, RewardSpec, Sampling
 from tests.e2e.reference_policy import PLACEHOLDER
 
-WARM_UP = 0  # the round that compiles, captures and fills pools
+WARM_UP = 0  # the round that compiles and fills pools: all prompts, and completions of at most WARM_UP_TOKENS
+WARM_UP_TOKENS = 32
 
 
 def draw_round(store: ImageStore, number: int, given: argparse.Namespace, forbidden: tuple[int, ...]) -> list[Prompt]:
     """The prompts of one round, each about an image that no other round has. Places follow each other over rounds."""
     (Path(str(store.root)) / f"{number}").mkdir()
+    tokens = min(given.tokens, WARM_UP_TOKENS) if number == WARM_UP else given.tokens
     prompts = []
     for index in range(given.prompts):
         place = number * given.prompts + index
@@ -47,7 +49,7 @@ def draw_round(store: ImageStore, number: int, given: argparse.Namespace, forbid
         pixels = np.random.RandomState(place).randint(0, 255, (given.side, given.side, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(Path(str(store.root)) / name, compress_level=1)
         seed = None if given.no_seeds else place + 1  # a run gives each prompt one
-        sampling = Sampling(1.0, given.tokens, seed=seed, forbidden_token_ids=forbidden, ignore_eos=True)
+        sampling = Sampling(1.0, tokens, seed=seed, forbidden_token_ids=forbidden, ignore_eos=True)
         prompts.append(make_prompt(store.ref(name), place, sampling, given))
     return prompts
 
@@ -154,7 +156,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--generations", type=positive, default=8, help="completions of a prompt")
     parser.add_argument("--tokens", type=positive, default=256, help="of each completion")
     parser.add_argument("--side", type=positive, default=448, help="of the images, in pixels")
-    parser.add_argument("--rounds", type=positive, default=3, help="measured, after a warm-up of the same size")
+    parser.add_argument("--rounds", type=positive, default=3, help="measured, after a warm-up of few tokens")
     parser.add_argument("--peers", nargs="*", choices=KINDS, default=["same"], help="defaults: vLLM's own batch sizes")
     parser.add_argument("--reward", default="ocr", help="a task of the reward server that scores any text")
     parser.add_argument("--no-seeds", action="store_true", help="prompts without one, on both sides; a run gives one")

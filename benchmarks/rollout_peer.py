@@ -60,7 +60,10 @@ class Peer:
 
     def load(self) -> dict[str, Any]:
         arguments = self._ours.engine_arguments(self._config, "peer")
-        self._llm = self._vllm.LLM(**{name: getattr(arguments, name) for name in KINDS[self._kind]})
+        given = {name: getattr(arguments, name) for name in KINDS[self._kind]}
+        if arguments.enforce_eager:  # on a CPU, where vLLM ends at seeds and ours has `cpu_generator.py` with this
+            given["worker_extension_cls"] = arguments.worker_extension_cls
+        self._llm = self._vllm.LLM(**given)
         chosen = self._llm.llm_engine.vllm_config
         return {
             "vllm": self._vllm.__version__,
