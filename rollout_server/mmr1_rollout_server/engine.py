@@ -120,7 +120,10 @@ class Engine:
         request_id = f"{self._server_id}-{next(self._request_numbers)}"
         try:
             params = sampling_params(sampling, num_generations)
-            asked = self._llm.generate(request, params, request_id, lora_request=self._adapter)
+            # Given as it is, a prompt is made into tokens and pixels by vLLM 0.26 in our event loop, which also answers
+            # gRPC and keeps leases; the renderer has a thread for that in every version.
+            (rendered,) = await self._llm.renderer.render_cmpl_async([request])
+            asked = self._llm.generate(rendered, params, request_id, lora_request=self._adapter)
             async for output in asked:  # noqa: B007 - the last one is kept
                 pass
         except EngineDeadError as error:
