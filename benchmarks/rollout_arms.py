@@ -22,7 +22,7 @@ import yaml
 
 from mmr1.images import ImageStore
 from mmr1.local.redis_server import find_redis_server, redis_command
-from mmr1.records import Group, Outcome, Prompt
+from mmr1.records import Group, Prompt
 from mmr1.streams import RunQueue
 from mmr1.wire import encode_prompt
 from tests.conftest import free_port
@@ -132,7 +132,8 @@ class Ours:
                 time.sleep(POLL_SECONDS)
         seconds = time.perf_counter() - began
         self.queue.acknowledge([group.prompt.id for group in groups])
-        return {"seconds": seconds, **account(groups), "feeding": fed, **where_time_went(groups, seconds)}
+        at_once = self.options["max_concurrent_prompts"]
+        return {"seconds": seconds, **account(groups), "feeding": fed, **where_time_went(groups, seconds, at_once)}
 
     def _check(self, waited: float = 0.0) -> None:
         """Raises Failed when a part has ended, a prompt is dead, or the groups are not there in time."""
@@ -147,7 +148,7 @@ class Ours:
 
 def account(groups: list[Group]) -> dict[str, Any]:
     rollouts = [rollout for group in groups for rollout in group.rollouts]
-    unscored = sum(rollout.score is None or rollout.score.outcome is not Outcome.OK for rollout in rollouts)
+    unscored = sum(rollout.score is None or not rollout.score.outcome.has_reward for rollout in rollouts)
     return {
         "completions": len(rollouts),
         "tokens": sum(len(rollout.token_ids) for rollout in rollouts),
@@ -156,14 +157,15 @@ def account(groups: list[Group]) -> dict[str, Any]:
     }
 
 
-def where_time_went(groups: list[Group], seconds: float) -> dict[str, float]:
-    """Medians of a group's sampling and scoring; `around` is what the longest sampling leaves of the whole."""
+def where_time_went(groups: list[Group], seconds: float, at_once: int) -> dict[str, float]:
+    """Medians of a group's sampling and scoring; `around` is what the longest sampling leaves of the whole, said only
+    where all groups are sampled at once."""
     sampling = [group.generate_seconds for group in groups]
-    return {
+    medians = {
         "sampling": statistics.median(sampling),
         "scoring": statistics.median(group.score_seconds for group in groups),
-        "around": seconds - max(sampling),
     }
+    return medians | ({"around": seconds - max(sampling)} if at_once >= len(groups) else {})
 
 
 class Peer:

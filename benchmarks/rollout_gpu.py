@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import random
 import signal
 import statistics
 import sys
@@ -56,13 +57,14 @@ def draw_round(store: ImageStore, number: int, given: argparse.Namespace, forbid
 
 def make_prompt(image: ImageRef, place: int, sampling: Sampling, given: argparse.Namespace) -> Prompt:
     question = "What is written in the image? " * 8
+    words = random.Random(place).sample(range(400, 150_000), 40)
     return Prompt(
         id=PromptId(RUN, place),
         text=f"<|im_start|>user\n{PLACEHOLDER}{question}<|im_end|>\n<|im_start|>assistant\n",
         images=(image,),
         task="ocr",
         problem=question,
-        solution="w7 w11 w13",
+        solution=" ".join(f"w{word}" for word in words),
         num_generations=given.generations,
         sampling=sampling,
         rewards=(RewardSpec(given.reward),),
