@@ -76,15 +76,17 @@ def step_seconds(
     layers = work.shape.text.num_layers + work.shape.vision.num_layers
     computing = work.learner_flops(generations, twice=twice) / (measured.LEARNER_FRACTION * gpu.flops)
     launching = layers * measured.LAUNCH_SECONDS_PER_LAYER * (4 / 3 if twice else 1)
-    moved = _sent_bytes(work, stage, num_forwards) * (num_ranks - 1) / num_ranks
     optimizer = work.trained_parameters / num_ranks / measured.OPTIMIZER_PARAMETERS_PER_SECOND
-    return num_forwards * max(computing, launching) + optimizer + moved / measured.LINK_BYTES_PER_SECOND
+    moving = _moving_seconds(work, stage, num_forwards) * (num_ranks - 1) / num_ranks
+    return num_forwards * max(computing, launching) + optimizer + moving
 
 
-def _sent_bytes(work: Work, stage: int, num_forwards: int) -> float:
+def _moving_seconds(work: Work, stage: int, num_forwards: int) -> float:
     """Gradients are summed after each forward; weights are gathered once a step, at ZeRO-3 twice a forward."""
-    gathers = 2 * num_forwards * work.shape.weight_bytes if stage == 3 else 2 * work.trained_parameters
-    return gathers + 2 * num_forwards * work.trained_parameters
+    sums = 2 * num_forwards * work.trained_parameters / measured.LINK_BYTES_PER_SECOND
+    if stage == 3:
+        return sums + 2 * num_forwards * work.shape.weight_bytes / measured.GATHER_BYTES_PER_SECOND
+    return sums + 2 * work.trained_parameters / measured.LINK_BYTES_PER_SECOND
 
 
 def best_learner(

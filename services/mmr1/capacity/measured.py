@@ -55,22 +55,26 @@ LAUNCH_SECONDS_PER_LAYER = (0.381 - 0.2 / 16) / (36 + 32)
 # Groups a forward: more than four gained 5 % there and took 24 GB.
 MOST_GROUPS_A_FORWARD = 4
 # docs/performance.md, "Weight updates between GPUs": a raw broadcast of 7.51 GB over NVLink takes 20 ms. Taken for the
-# gathers and sums of ZeRO as well, with nothing under way meanwhile; that has not been measured.
+# sums of gradients as well, with nothing under way meanwhile: two ranks took 2.37 s where that gives 2.19.
 LINK_BYTES_PER_SECOND = 7.51e9 / 0.020
+# ZeRO-3 gathers one layer's weights after another, and waits for each. benchmarks/end_to_end_gpu.jsonl: three ranks took
+# 4.3 s for two forwards of four groups each; computing alone gives 1.5 of them.
+GATHER_BYTES_PER_SECOND = 2 * 2 * 7.51e9 * (2 / 3) / (4.32 - 1.47)
 
 # --- The rollout server ---------------------------------------------------------------------------------------------
 # One H200: 14,400 tokens a second with 64 prompts x 8 completions x 256 tokens, images of 448 x 448. How many ran at
 # once was not written down: 128, the default of max_num_seqs, is assumed, and 300 prompt tokens.
 ROLLOUT_TOKENS_PER_SECOND = 14_400
 # The one constant fitted to it: decoding reads weights and caches at this share of the memory's bandwidth.
-DECODE_FRACTION = 0.209
-# Prompts are taken to be computed at the share of the peak that the learner's passes reach. Assumed.
-PREFILL_FRACTION = LEARNER_FRACTION
+DECODE_FRACTION = 0.23
+# Prompts, their images' preparation included, at this share of the peak. Fitted to benchmarks/end_to_end_gpu.jsonl: one
+# server took 1.06 s for 8 prompts with an 896 x 896 image, and 3.35 s for 24.
+PREFILL_FRACTION = 0.13
 # Beside weights and caches: CUDA graphs, activations and the buckets of weight updates. A choice, not measured.
 ENGINE_BYTES = 4e9
 
 # --- Both -----------------------------------------------------------------------------------------------------------
-# docs/performance.md, same section: 96 to 103 ms for 7.51 GB over NCCL, fingerprints included, the probe not.
-UPDATE_BYTES_PER_SECOND = 7.51e9 / 0.1
+# docs/performance.md, same section: 65 to 81 ms for 7.51 GB over NCCL, fingerprints included, the probe not.
+UPDATE_BYTES_PER_SECOND = 7.51e9 / 0.068
 # GPUs in one machine of the usual kind; beyond, links are slower than what was measured.
 GPUS_OF_A_NODE = 8
