@@ -1,9 +1,9 @@
 """Whole runs at the 3B shape: the step's time, the two halves that it is made of, and TRL on as many GPUs.
 
-    python benchmarks/end_to_end_gpu.py --layouts 1+1                       # two GPUs: one learner rank, one server
-    python benchmarks/end_to_end_gpu.py --layouts 1+3 2+2 3+1 3+1:3 --groups 24       # four; :3 is ZeRO-3
-    python benchmarks/end_to_end_gpu.py --layouts 1+1 --peer 2,3            # beside it TRL and its server on two others
-    python benchmarks/end_to_end_gpu.py --model examples/tiny_vlm --side 112 --cpu    # the same code without a GPU
+    PYTHONPATH=. python benchmarks/end_to_end_gpu.py --layouts 1+1                  # two GPUs: a learner rank, a server
+    PYTHONPATH=. python benchmarks/end_to_end_gpu.py --layouts 1+3 2+2 3+1 3+1:3 --groups 24  # four; :3 is ZeRO-3
+    PYTHONPATH=. python benchmarks/end_to_end_gpu.py --layouts 1+1 --peer 2,3       # beside it TRL on two others
+    PYTHONPATH=. python benchmarks/end_to_end_gpu.py --model examples/tiny_vlm --side 112 --cpu  # without a GPU
 
 Each layout is `mmr1 up` with every part real, on the first GPUs; after some steps its processes are killed, because
 nothing is measured at the end. Random weights, so nothing is learned: the reward is the edit distance to random words.

@@ -65,7 +65,8 @@ def measure(learner: PlayedLearner, server: RolloutServer, repeats: int) -> None
         weights.WeightSender._broadcast = originals_send  # type: ignore[method-assign]
         rounded = {name: round(value, 4) for name, value in seconds.items()}
         print(json.dumps({"repeat": repeat, "gigabytes": result.num_bytes / 1e9, **rounded}), flush=True)
-    print("\n".join(line for line in server.log.read_text().splitlines() if "weights_received" in line), flush=True)
+    told = [line for line in server.log.read_text().splitlines() if "weights_received" in line or "event=state" in line]
+    print("\n".join(told[-4 * repeats :]), flush=True)  # closed, received, in place, open: of each update
 
 
 def parity(learner: PlayedLearner) -> None:

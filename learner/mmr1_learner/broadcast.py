@@ -105,4 +105,5 @@ def name_of(device: torch.device) -> str:
 
 
 def _bytes_of(tensor: Tensor, device: torch.device) -> Tensor:
-    return tensor.detach().to(device, non_blocking=True).contiguous().view(-1).view(torch.uint8)
+    # To a GPU the copy may be under way: what reads it comes later on the stream. In the host's memory nothing waits.
+    return tensor.detach().to(device, non_blocking=device.type != CPU).contiguous().view(-1).view(torch.uint8)

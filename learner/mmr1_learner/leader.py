@@ -54,7 +54,7 @@ log = structlog.get_logger()
 
 _GENERATE_SECONDS = 300.0
 _MAX_UNSCORED_STEPS = 3
-_PROBE_COMPLETIONS, _PROBE_TOKENS = 4, 4  # nobody samples while a probe is: enough for a mean, and soon over
+_PROBE_TOKENS = 16  # nobody samples while a probe is: enough to be past what every answer begins with, and soon over
 _LATE_SERVER_SECONDS = 2.0  # between looks for rollout servers that joined late or missed an update
 
 
@@ -258,7 +258,7 @@ class Leader:
     def _send(self, probe: Any) -> UpdateResult:
         self._of_bound, self._probes = {}, {}
         try:
-            result = self._sender.update(self.version, probe, self._tick, self._probe)
+            result = self._sender.update(self.version, probe, self._tick, self._adapter_probe)
         finally:
             outputs.export_probes(self._of_bound.values())
         self._state = replace(self._state, num_weight_updates=self._state.num_weight_updates + 1)
@@ -284,7 +284,14 @@ class Leader:
 
     def _probe(self, client: RolloutClient) -> float:
         """After each update: one fixed prompt with its image, sampled as the next step's are, but not to its end."""
-        report = self._scorer.compare(self._probed(client))
+        return self._judged(client, self._probed(client, _PROBE_TOKENS))
+
+    def _adapter_probe(self, client: RolloutClient) -> float:
+        """To the run's full length: it must see planted adapters, once for each group of servers."""
+        return self._judged(client, self._probed(client))
+
+    def _judged(self, client: RolloutClient, groups: list[Group]) -> float:
+        report = self._scorer.compare(groups)
         widest = max(self._bounds.values(), default=self._config.bound(self._config.dtype))
         bound = self._bounds.get(client.address, widest)
         # Planted adapters, which must be seen, come before the update's own probe: the last one counts.
@@ -296,10 +303,10 @@ class Leader:
             )
         return report.max_abs_dlogp
 
-    def _probed(self, client: RolloutClient) -> list[Group]:
+    def _probed(self, client: RolloutClient, tokens: int | None = None) -> list[Group]:
         """What it sampled for its probe. All servers are asked with the first: they sample at once, and not in turn."""
         if client not in self._probes:
-            prompts = self._parity_prompts(1, _PROBE_COMPLETIONS, _PROBE_TOKENS)
+            prompts = self._parity_prompts(1, tokens)
             for one in {*self._sender.clients(), client}:
                 self._probes[one] = self._sender.begin(partial(_generate, one, prompts))
         return results([self._probes.pop(client)], self._tick)[0]
@@ -307,7 +314,7 @@ class Leader:
     def _sample(self, client: RolloutClient, count: int) -> list[Group]:
         return self._sender.call(partial(_generate, client, self._parity_prompts(count)), self._tick)
 
-    def _parity_prompts(self, count: int, num_generations: int = 1, tokens: int | None = None) -> list[Prompt]:
+    def _parity_prompts(self, count: int, tokens: int | None = None) -> list[Prompt]:
         """`tokens` are the most that each completion gets, where that is less than the run's."""
         temperature = self._config.temperature_at(self._state.step, self._config.num_steps)
         longest = min(self._config.max_completion_length, tokens or self._config.max_completion_length)
@@ -316,7 +323,7 @@ class Leader:
             sampling = self._prompts.sampling(temperature, index)
             sampling = replace(sampling, max_completion_length=longest, ignore_eos=True, top_p=1.0)
             id_ = PromptId(f"{self._config.run}/parity", index)
-            prompts.append(self._prompts.make(id_, problem, sampling, num_generations))
+            prompts.append(self._prompts.make(id_, problem, sampling, 1))
         return prompts
 
     def _record_parity(self, report: ParityReport, client: RolloutClient) -> None:

@@ -67,7 +67,10 @@ class Published:
         return place.copy_(tensor, non_blocking=True)
 
     def state(self) -> dict[str, Tensor]:
-        """Every tensor by the model's own name, as its `save_pretrained` takes them; a tied one appears once."""
+        """Every tensor by the model's own name, as its `save_pretrained` takes them; a tied one appears once.
+
+        What they hold changes with the next step or `refresh`.
+        """
         return dict(self._whole) if self._copies else {source.name: source.weight.data for source in self._sources}
 
     def named_tensors(self) -> list[tuple[str, Tensor]]:

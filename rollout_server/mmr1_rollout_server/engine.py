@@ -170,10 +170,12 @@ class Engine:
         await _engine_call("finishing the update", self._llm.finish_weight_update())
         if self._sends_adapters:
             await _engine_call("placing the adapters", self._llm.collective_rpc("mmr1_place_adapter"))
-        # vLLM resets neither itself. The encoder's outputs are keyed by the image alone: weights do not enter. The
-        # processor's cache may stay: it has pixels, which no weights have made.
-        report, _, is_reset = await asyncio.gather(
+        # vLLM resets none of these itself. The encoder's outputs are keyed by the image alone: weights do not enter.
+        # The processor's cache has pixels, which no weights have made; but it is in two processes, and a request that
+        # ended between them leaves them unlike.
+        report, _, _, is_reset = await asyncio.gather(
             self._report("mmr1_write_report"),
+            _engine_call("resetting the multimodal cache", self._llm.reset_mm_cache()),
             _engine_call("resetting the encoder cache", self._llm.reset_encoder_cache()),
             _engine_call("resetting the prefix cache", self._llm.reset_prefix_cache()),
         )

@@ -7,7 +7,10 @@ knows sizes and bytes; the tensors of `word_sums` are handed in: it has no torch
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from shutil import which
 from typing import Any, TypeVar
 
 import xxhash
@@ -97,11 +100,18 @@ def word_sums(flat: Any, sizes: Sequence[int]) -> Any:
             begin += num_words * _WORD_BYTES
         flat = padded
     words = flat.view(_integers(flat))
-    if flat.is_cuda:
-        from mmr1.word_sums_kernel import sum_words  # triton
+    kernel = _kernel() if flat.is_cuda else None
+    return kernel(words, whole) if kernel else plain_word_sums(words, whole)
 
-        return sum_words(words, whole)
-    return plain_word_sums(words, whole)
+
+@cache
+def _kernel() -> Any:
+    """The same sums in one kernel; None where Triton is missing, or the C compiler that it calls. They agree."""
+    try:
+        from mmr1.word_sums_kernel import sum_words
+    except ImportError:
+        return None
+    return sum_words if os.environ.get("CC") or any(map(which, ("gcc", "clang"))) else None
 
 
 def plain_word_sums(words: Any, num_words: Sequence[int]) -> Any:

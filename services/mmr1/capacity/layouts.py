@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmr1.capacity import measured
-from mmr1.capacity.learner import ALIKE, Checkpointing, Learner, best_learner
+from mmr1.capacity.learner import ALIKE, MOST_GROWTH, Checkpointing, Learner, best_learner
 from mmr1.capacity.measured import Gpu
 from mmr1.capacity.rollout import Rollout, rollout, update_seconds
 from mmr1.capacity.work import Work
@@ -84,8 +84,14 @@ class Plan:
 
 
 def layouts(config: PlanConfig, work: Work, gpu: Gpu) -> list[Layout]:
-    """All that use every GPU: those that fit first, then the fastest a prompt."""
+    """All that use every GPU: those that fit first, then the fastest a prompt.
+
+    The step stays about as large as it is; where all layouts have more ranks than there are prompts, as small as can be.
+    """
     found = [_layout(config, work, gpu, cut, config.planned_prompts) for cut in _cuts(work, config.gpus)]
+    smallest = min(layout.prompts_per_step for layout in found)
+    most = max(smallest, int((1 + MOST_GROWTH) * config.planned_prompts))
+    found = [layout for layout in found if layout.prompts_per_step <= most]
     return sorted(found, key=lambda one: (not one.fits, one.seconds_per_prompt))
 
 

@@ -57,8 +57,8 @@ MOST_GROUPS_A_FORWARD = 4
 # docs/performance.md, "Weight updates between GPUs": a raw broadcast of 7.51 GB over NVLink takes 20 ms. Taken for the
 # sums of gradients as well, with nothing under way meanwhile: two ranks took 2.37 s where that gives 2.19.
 LINK_BYTES_PER_SECOND = 7.51e9 / 0.020
-# ZeRO-3 gathers one layer's weights after another, and waits for each. benchmarks/end_to_end_gpu.jsonl: three ranks took
-# 4.3 s for two forwards of four groups each; computing alone gives 1.5 of them.
+# ZeRO-3 gathers one layer's weights after another, and waits for each. benchmarks/end_to_end_gpu.jsonl: three ranks
+# took 4.3 s for two forwards of four groups each; computing alone gives 1.5 of them.
 GATHER_BYTES_PER_SECOND = 2 * 2 * 7.51e9 * (2 / 3) / (4.32 - 1.47)
 
 # --- The rollout server ---------------------------------------------------------------------------------------------

@@ -5,7 +5,8 @@
 if not lives(ARGV[1]) then return {'no lease'} end
 local current = redis.call('HGET', writer, 'incarnation')
 if current ~= ARGV[3] then return {'stale'} end
-if tonumber(redis.call('HGET', writer, 'number') or '0') - tonumber(ARGV[4]) > tonumber(ARGV[5]) then return {'stale'} end
+local newest = tonumber(redis.call('HGET', writer, 'number') or '0')
+if newest - tonumber(ARGV[4]) > tonumber(ARGV[5]) then return {'stale'} end
 local schema = tonumber(redis.call('HGET', writer, 'schema') or '1')
 if tonumber(ARGV[8]) > schema or tonumber(ARGV[8]) < schema - 1 then return {'schema', schema} end
 
@@ -64,16 +65,19 @@ end
 -- Of new prompts each server has its share, so that the first to ask does not work on all while others wait: what is fed
 -- and unfinished, by the servers that sample or soon will. What another leaves lying is taken in the next calls.
 local function share()
+  local unfinished, time = redis.call('XLEN', prompts), now()
+  if num_working >= unfinished then return 0 end
   local servers, all = 1, redis.call('HGETALL', leases)
   for i = 2, #all, 2 do
     local lease = cjson.decode(all[i])
-    local works = lease.state == 'serves' or lease.state == 'updating' or lease.state == 'paused'
-    if works and lease.consumer ~= ARGV[1] and lease.deadline >= now() then servers = servers + 1 end
+    local fresh = lease.incarnation == tonumber(current) and newest - lease.number <= tonumber(ARGV[5])
+    local works = lease.state == 'updating' or lease.state == 'paused' or (lease.state == 'serves' and fresh)
+    if works and lease.consumer ~= ARGV[1] and lease.deadline >= time then servers = servers + 1 end
   end
-  return math.ceil(redis.call('XLEN', prompts) / servers) - num_working
+  return math.ceil(unfinished / servers) - num_working
 end
 
-wanted = math.min(wanted, math.max(share(), 0))
+if #taken < wanted and not alone and not waits then wanted = math.min(wanted, share()) end
 if #taken < wanted and not alone and not waits then
   local fresh = redis.call('XREADGROUP', 'GROUP', 'rollout', ARGV[1], 'COUNT', wanted - #taken, 'STREAMS', prompts, '>')
   for _, entry in ipairs(fresh and fresh[1][2] or {}) do
