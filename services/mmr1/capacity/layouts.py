@@ -86,7 +86,7 @@ class Plan:
 def layouts(config: PlanConfig, work: Work, gpu: Gpu) -> list[Layout]:
     """All that use every GPU: those that fit first, then the fastest a prompt.
 
-    The step stays about as large as it is; where all layouts have more ranks than there are prompts, as small as can be.
+    The step stays about as large as it is; where all have more ranks than there are prompts, as small as may be.
     """
     found = [_layout(config, work, gpu, cut, config.planned_prompts) for cut in _cuts(work, config.gpus)]
     smallest = min(layout.prompts_per_step for layout in found)

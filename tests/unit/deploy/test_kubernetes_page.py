@@ -103,6 +103,7 @@ def test_what_the_demonstration_asks_for() -> None:
 
     memory, most = (round(total(kind, "memory") / 2**30) for kind in ("requests", "limits"))
     cpus, limit = (f"{total(kind, 'cpu'):g}" for kind in ("requests", "limits"))
-    assert f"It asks for {cpus} CPUs and {memory} GiB of memory, and may take {limit} and {most}." in re.sub(
+    cpus += " CPU" if cpus == "1" else " CPUs"
+    assert f"It asks for {cpus} and {memory} GiB of memory, and may take {limit} and {most}." in re.sub(
         r"\s+", " ", PAGE
     )

@@ -29,7 +29,7 @@ from tests.unit.deploy.kubernetes_overlays import (
 
 VERSION = re.escape(__version__)
 IMAGES = re.compile(
-    rf"mmr1-reward-server:{VERSION}|mmr1-(rollout-server|learner):{VERSION}-(cpu|cuda)|redis:7\.\d+\.\d+"
+    rf"mmr1-reward-server:{VERSION}|mmr1-(rollout-server|learner):{VERSION}-(cpu|cuda)|docker\.io/library/redis:7\.\d+\.\d+"
 )
 SERVERS = ("Deployment", "StatefulSet")
 UNITS = {"m": 1e-3, "": 1, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
