@@ -26,11 +26,24 @@ def redis_program() -> str:
 
 
 @contextlib.contextmanager
-def running_redis(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+def running_redis(
+    folder: Path, *options: str, program: str | None = None
+) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """A redis-server and its port, killed at the end."""
     port = free_port()
     process = subprocess.Popen(
-        [redis_program(), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", "", *options],
+        [
+            program or redis_program(),
+            "--port",
+            str(port),
+            "--bind",
+            "127.0.0.1",
+            "--dir",
+            str(folder),
+            "--save",
+            "",
+            *options,
+        ],
         stdout=subprocess.DEVNULL,
     )
     try:

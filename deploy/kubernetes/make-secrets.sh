@@ -20,7 +20,8 @@ random() { printf %s "$(openssl rand -hex 32)"; }
 random >"$out.new/reward/reward.key"
 random >"$out.new/run/rollout.token"
 {
-  echo "user default off"
+  # Nobody can be it. Redis 7 reads its file back as this user, and leaves out what the user might not write.
+  echo "user default off resetpass ~* &* +@all"
   echo "user probe on nopass resetkeys resetchannels -@all +ping"
   for name in learner rollout ledger scaler; do
     random >"$out.new/run/$name.password"

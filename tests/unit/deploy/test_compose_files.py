@@ -127,7 +127,7 @@ def test_redis_lets_in_whom_the_security_page_says() -> None:
     shipped = (ROOT / "deploy" / "compose" / "users.acl").read_text().splitlines()
     found = {line.split()[1]: re.split(r"#\{\w+\}", line)[1] for line in shipped if "#{" in line}
     assert found == {user: rules[user] for user in ("mmr1-learner", "mmr1-rollout")}
-    assert shipped[-1] == "user default off"
+    assert shipped[-1] == "user default off resetpass ~* &* +@all"
     assert shipped[-2] == "user health on nopass resetkeys resetchannels -@all +ping"
 
 

@@ -32,11 +32,13 @@ from mmr1_learner.connection import connect
 from tests.certificates import Authority, authority
 from tests.conftest import make_group, make_prompt
 from tests.models import small_config
+from tests.own_redis import SYSTEM_REDIS
 from tests.redis_servers import behind_tls, running_redis
 
 ROOT = Path(__file__).resolve().parents[3]
 PASSWORD = "swordfish with spaces"
 V0 = PolicyVersion(1, 0)
+(DEFAULT,) = {line for line in (ROOT / "deploy/compose/users.acl").read_text().splitlines() if " default " in line}
 ADMIN = "redis://admin:a@127.0.0.1:{}/0"
 
 
@@ -48,7 +50,7 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     page = (ROOT / "docs" / "security.md").read_text()
     users = [line.strip() for line in page.splitlines() if line.startswith("    user mmr1-")]
     rules = [*(line.replace("#SHA256", f"#{digest}") for line in users), "user admin on >a ~* &* +@all"]
-    (folder / "users.acl").write_text("\n".join([*rules, "user default off"]) + "\n")
+    (folder / "users.acl").write_text("\n".join([*rules, DEFAULT]) + "\n")
     with running_redis(folder, "--aclfile", str(folder / "users.acl")) as (_, found):
         yield found
 
@@ -332,3 +334,24 @@ def test_wrong_credentials_are_named(
 def test_tls_files_need_a_url_that_asks_for_tls(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="rediss://"):
         small_config(tmp_path, redis_url="redis://h/0", redis_tls_ca="ca.pem")
+
+
+@pytest.mark.parametrize("program", [None, *([SYSTEM_REDIS] if SYSTEM_REDIS else [])])
+def test_a_redis_with_these_users_remembers_a_run_when_it_is_started_again(tmp_path: Path, program: str | None) -> None:
+    """Redis 7 reads its file back as the default user: what that one might not write, it leaves out."""
+    page = (ROOT / "docs" / "security.md").read_text()
+    assert (
+        f"`{DEFAULT}`" in " ".join(page.split()) and DEFAULT in (ROOT / "deploy/kubernetes/make-secrets.sh").read_text()
+    )
+    (tmp_path / "users.acl").write_text(f"user admin on >a ~* &* +@all\n{DEFAULT}\n")
+    options = ("--aclfile", str(tmp_path / "users.acl"), "--appendonly", "yes")
+    with running_redis(tmp_path, *options, program=program) as (_, port):
+        queue = RunQueue(redis.Redis.from_url(ADMIN.format(port)), "test")
+        queue.become_writer()
+        assert all(queue.feed(make_prompt(position)) for position in range(3))
+    with running_redis(tmp_path, *options, program=program) as (_, port):
+        ledger = read_ledger(redis.Redis.from_url(ADMIN.format(port)), "test")
+        assert ledger is not None and (ledger.fed, ledger.pending) == (3, 3)
+        for stranger in (redis.Redis(port=port), redis.Redis(port=port, username="default", password="")):
+            with pytest.raises(redis.exceptions.AuthenticationError):
+                stranger.ping()
