@@ -131,9 +131,7 @@ def _take_steps(
             return False
         started = time.monotonic()
         report = trainer.step(plan)
-        trained = time.monotonic()
         published.refresh()
-        trainer.phases["gather"] = time.monotonic() - trained  # of whole weights, where they are cut or adapted
         step += 1
         if leader:
             leader.after_step(plan, report, trainer.phases, time.monotonic() - started, trainer.gaps)
@@ -152,19 +150,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher says it twice
     arguments, options = parser.parse_known_args(argv)
     config = with_steps(load_config(arguments.config, [*options, "--learner_processes", number_of_ranks()]))
-    asked = load_config(arguments.config, options).learner_processes
     set_environment(config)
     rank = os.environ.get("RANK", "0")
     configure_logging(f"learner-{rank}")
     works_for(config.run)
     if rank == "0":  # the others wait for it to join them, and their launcher ends them when it does not
-        if asked not in (1, config.learner_processes):
-            log.warning(
-                "there are not as many ranks as learner_processes says; mmr1 up or torchrun start as many",
-                asked=asked,
-                ranks=config.learner_processes,
-                prompts_per_step=config.prompts_per_step,
-            )
         check(config)
         _keep(config, arguments.config)
         start_tracing("mmr1-learner", f"learner-{rank}")

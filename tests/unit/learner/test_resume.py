@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -295,11 +296,16 @@ def test_a_probe_is_sampled_as_the_step_that_follows_the_update(
         asked.extend(prompt.sampling.temperature for prompt in prompts)
         return []
 
+    def answered(question: Callable[[], list[Group]]) -> Future[list[Group]]:
+        answer: Future[list[Group]] = Future()
+        answer.set_result(question())
+        return answer
+
     def learner() -> Learner:
         life = run.learner()
         problems = [Problem(0, "How many?", 3, (), "counting")]
         servers, serve = life.leader._sender, life.leader._sender.update
-        servers.call = lambda call, _: call()
+        servers.clients, servers.begin = list, answered
         servers.update = lambda version, probe, *_: probe(Mock(generate_many=ask)) and serve(version)
         life.leader._problems, life.leader._prompts = problems, PromptFactory(config, problems, ())
         life.leader._scorer = Mock(compare=lambda _: ParityReport(1e-9, 1e-9, 1, 0.0))

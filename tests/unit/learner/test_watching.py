@@ -71,7 +71,7 @@ def leader(tmp_path: Path) -> Any:
     leader: Any = object.__new__(Leader)
     leader.__dict__ |= {"_config": Bounded(), "_bounds": {"a": 0.0004}, "_scorer": Compared(), "version": "1.1"}
     leader.__dict__ |= {"_state": RunState(0, 0, 0), "files": RunFiles(tmp_path)}
-    leader._sample = lambda client, count: client.distance
+    leader._probed = lambda client, tokens=None: client.distance
     leader._tick = None
     return leader
 
