@@ -8,22 +8,19 @@ from __future__ import annotations
 import signal
 import time
 import uuid
-from collections.abc import Sequence
-from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
+import grpc
 import structlog
 
 from mmr1.config import RunConfig
 from mmr1.dataset import eval_problems, train_problems
 from mmr1.errors import ConfigurationError, WeightUpdateError
 from mmr1.images import ImageStore
-from mmr1.records import Group, PolicyVersion, Prompt, PromptId
+from mmr1.records import PolicyVersion, PromptId
 from mmr1.redis_access import RedisAccess
-from mmr1.rollout_client import RolloutClient
 from mmr1.run_identity import identity_of, options_of, say_changed_options
 from mmr1.streams import Patience, RunQueue
 from mmr1.telemetry import following
@@ -35,8 +32,9 @@ from mmr1_learner.connection import connect
 from mmr1_learner.errors import StopRequestedError
 from mmr1_learner.evaluate import Evaluator, evaluation_records, say, tracked
 from mmr1_learner.model import PromptEncoder
-from mmr1_learner.parity import ParityReport, Scorer, gate_of
+from mmr1_learner.parity import Scorer
 from mmr1_learner.plan import StepPlan
+from mmr1_learner.probing import Prober
 from mmr1_learner.prompt_lengths import check_prompt_lengths
 from mmr1_learner.prompts import PromptFactory
 from mmr1_learner.published import Published
@@ -47,14 +45,12 @@ from mmr1_learner.source import Collected, GroupSource
 from mmr1_learner.step_records import completion_records, step_record
 from mmr1_learner.token_gaps import Gaps
 from mmr1_learner.trackers import Trackers
-from mmr1_learner.waiting import results
-from mmr1_learner.weights import UpdateResult, WeightSender
+from mmr1_learner.waiting import Tick
+from mmr1_learner.weights import Delivered, Probe, UpdateResult, WeightSender, reason
 
 log = structlog.get_logger()
 
-_GENERATE_SECONDS = 300.0
 _MAX_UNSCORED_STEPS = 3
-_PROBE_TOKENS = 16  # nobody samples while a probe is: enough to be past what every answer begins with, and soon over
 _LATE_SERVER_SECONDS = 2.0  # between looks for rollout servers that joined late or missed an update
 
 
@@ -75,15 +71,15 @@ class Leader:
             check_prompt_lengths(config, encoder, self._prompts, problems)
         self._identity = identity_of(config, self._problems)
         self._evaluator = Evaluator(config, self._prompts, held_out) if held_out else None
-        self._scorer = Scorer(config, policy, encoder, ranks.device)
         self._details = CompletionDetails(encoder.processor.tokenizer, ImageStore(config.resolved_image_root))
-        self._bounds: dict[str, float] = {}  # of each server, by address: the gate may find a narrower one
-        self._of_bound: dict[str, float] = {}  # how much of it each server's last probe in this update has used
-        # Under way, by client: a try that fails closes its clients, so none is answered with an older try's samples.
-        self._probes: dict[RolloutClient, Future[list[Group]]] = {}
         patience = Patience(self._tick, self._redis_pauses, self._redis_is_back)
         self.queue = RunQueue(connect(RedisAccess.from_config(config)), config.run, patience)
         self._sender = WeightSender(config, self.queue, policy, config.reachable_host, ranks.device)
+        scorer = Scorer(config, policy, encoder, ranks.device)
+        self._prober = Prober(config, self._sender, scorer, policy, self._prompts, self._problems, self.files)
+        self._delivered: Delivered | None = None  # a version that is being proved while the next step begins
+        self._record: dict[str, Any] = {}  # of the step that made it
+        self._in_doubt = False  # the last such version was not proved: the next is, before anything else is done
         self.version = PolicyVersion(0, 0)
         self._state = RunState(0, 0, 0)
         self._unsaved: list[PromptId] = []  # applied since the last durable checkpoint
@@ -106,7 +102,7 @@ class Leader:
         self.files.status("loading", "waiting for rollout servers")
         self._sender.wait_for_servers(self._config.rollout_replicas, self._tick)
         self.files.status("parity", "comparing log-probabilities with the rollout servers")
-        self._send(self._parity_gate)
+        self._send(self._prober.gate)
         if state is None and self._config.eval_at_start:
             self._evaluate("before", 0)
         self._evaluate_if_due(self._state.step)
@@ -149,6 +145,7 @@ class Leader:
             self._tick()
             self._collected = self._source.collect(self.version, self._while_waiting)
         except StopRequestedError:
+            self._pass_over()
             return StepPlan(step, (), stop=True)
         self._refuse_unscored(step)
         self._unsaved += [group.prompt.id for group in self._collected.groups]
@@ -175,6 +172,9 @@ class Leader:
         if self._config.proof:  # before any checkpoint can contain the step
             groups = [str(group.prompt.id) for group in plan.groups]
             self.files.append("proof", [{"step": plan.step + 1, "groups": groups}], durable=True)
+        with suppress(StopRequestedError):
+            self._settle()  # a step without gradients has left it: the parameters are still those that were sent
+        self._pass_over()
         lags, sampled_by = self._collected.lags, self.version
         self._state = replace(self._state, step=plan.step + 1)  # what is sampled from here on, probes too, is of it
         result = None
@@ -182,26 +182,31 @@ class Leader:
             self.version = PolicyVersion(sampled_by.incarnation, sampled_by.number + 1)
             # The step is in the parameters: when told to stop, the checkpoint that ends the run contains it.
             with suppress(StopRequestedError):
-                result = self._send(self._probe)
-        took = {"wait": self._collected.wait_seconds, **phases, "weight_update": time.monotonic() - started}
-        seconds += took["wait"] + took["weight_update"]
-        record = step_record(self._config, plan, self._collected, report, took, seconds)
-        record["policy_version"] = str(self.version)
-        record["probe_max_abs_dlogp"] = result.probe_max_abs_dlogp if result else None
-        self.files.append("metrics", [record])
-        self._trackers.log(record["step"], record)
+                if self._may_go_ahead():
+                    self._send_ahead()
+                else:
+                    result = self._send(self._prober.probe)
+        sending = time.monotonic() - started
+        took = {"wait": self._collected.wait_seconds, **phases}
+        took["weight_update"] = (
+            phases.get("weight_update", 0.0) + sending
+        )  # what of an earlier one was in the step, too
+        seconds += took["wait"] + sending
+        self._record = step_record(self._config, plan, self._collected, report, took, seconds)
+        self._record["policy_version"] = str(self.version)
         self.files.append("completions", completion_records(self._config, plan, lags, gaps, self._details))
-        outputs.export(record)
+        if self._delivered is None:
+            self._write_record(result)
         accounts = self.queue.accounts()
         outputs.export_accounts(accounts)
         log.info(
             "step",
             step=plan.step + 1,
             version=str(self.version),
-            reward=round(record["reward_mean"] or 0.0, 3),
+            reward=round(self._record["reward_mean"] or 0.0, 3),
             groups=len(plan.groups),
             pending=accounts.ledger.pending,
-            seconds=round(record["seconds"], 2),
+            seconds=round(seconds, 2),
         )
         with suppress(StopRequestedError):  # measured when the run goes on
             self._evaluate_if_due(plan.step + 1)
@@ -255,94 +260,94 @@ class Leader:
         self._sender.close()
         self._trackers.close(exit_code)
 
-    def _send(self, probe: Any) -> UpdateResult:
-        self._of_bound, self._probes = {}, {}
+    def _send(self, probe: Probe) -> UpdateResult:
+        """Bring the servers to our version and prove it; when this returns they serve it."""
+        self._prober.begin(self.version, self._state.step, self._tick)
         try:
-            result = self._sender.update(self.version, probe, self._tick, self._adapter_probe)
+            result = self._sender.update(self.version, probe, self._tick, self._prober.adapters)
         finally:
-            outputs.export_probes(self._of_bound.values())
+            outputs.export_probes(self._prober.of_bound.values())
+        self._in_doubt = False
+        self._count_update()
+        return result
+
+    def _may_go_ahead(self) -> bool:
+        """Whether the next step may begin before the version is proved.
+
+        It needs groups that an older version has sampled, parameters that rank 0 scores with alone while the others
+        compute, and no checkpoint or evaluation that would keep the servers waiting.
+        """
+        step, config = self._state.step, self._config
+        return (
+            config.max_off_policy_steps > 0
+            and self._policy.scores_alone
+            and not self._in_doubt
+            and step < config.num_steps
+            and step % config.checkpoint_every != 0
+            and not config.evaluates_within(step, config.num_steps)
+        )
+
+    def _send_ahead(self) -> None:
+        """Bring the servers to our version, and ask them for what will prove it. They serve nothing meanwhile."""
+        self._prober.begin(self.version, self._state.step, self._tick)
+        self._delivered = self._sender.deliver(self.version, self._tick, self._prober.adapters)
+        self._prober.ask(self._delivered.clients)
+
+    def while_computing(self, *, last: bool) -> None:
+        """Between the parts of a step: prove the version that was sent before it, if the servers have answered.
+
+        The `last` time, before the parameters change, they are waited for. A version that is not proved in a step is
+        passed over: nothing serves until the next one is. The other ranks compute, and must not wait for servers that
+        come back.
+        """
+        if self._delivered is None or not (last or self._prober.has_answers()):
+            return
+        try:
+            self._prove(self._heed_stop)
+        except (grpc.RpcError, WeightUpdateError, StopRequestedError) as error:
+            log.warning("version passed over", version=str(self.version), reason=reason(error))
+            self._in_doubt = True
+            self._pass_over()
+
+    def _settle(self) -> None:
+        """Prove the version under way, while the other ranks listen. It is sent again when that fails."""
+        if self._delivered is None:
+            return
+        try:
+            self._prove(self._tick)
+        except (grpc.RpcError, WeightUpdateError) as error:
+            log.warning("weight update failed", version=str(self.version), attempt=0, reason=reason(error))
+            self._delivered = None
+            self._write_record(self._send(self._prober.late))
+
+    def _prove(self, tick: Tick) -> None:
+        assert self._delivered is not None
+        self._prober.wait_with(tick)
+        try:
+            result = self._sender.prove(self._delivered, self._prober.probe, tick)
+        finally:
+            outputs.export_probes(self._prober.of_bound.values())
+        self._delivered = None
+        self._count_update()
+        self._write_record(result)
+
+    def _pass_over(self) -> None:
+        """The version under way, if there is one, is never proved."""
+        if self._delivered is not None:
+            self._delivered = None
+            self._write_record(None)
+
+    def _count_update(self) -> None:
         self._state = replace(self._state, num_weight_updates=self._state.num_weight_updates + 1)
         self.files.write("weight_updates", {"count": self._state.num_weight_updates})
         outputs.WEIGHT_UPDATES.inc()
-        return result
 
-    def _parity_gate(self, client: RolloutClient) -> float:
-        """The gate before the first step and after each resume: many prompts, and planted perturbations."""
-        status = self._sender.call(client.status, self._tick)
-        self._scorer.compare_preprocessing(status.server_id, status.preprocessing)
-        groups = self._sample(client, self._config.parity_prompts)
-        report, self._bounds[client.address] = gate_of(self._config, self._scorer, self._policy, groups)
-        self._of_bound[client.address] = report.mean_abs_dlogp / self._bounds[client.address]
-        self._record_parity(report, client)
-        return report.max_abs_dlogp
-
-    def _late_probe(self, client: RolloutClient) -> float:
-        """For servers that come after the gate: nobody has asked yet what they make of an image."""
-        status = self._sender.call(client.status, self._tick)
-        self._scorer.compare_preprocessing(status.server_id, status.preprocessing)
-        return self._probe(client)
-
-    def _probe(self, client: RolloutClient) -> float:
-        """After each update: one fixed prompt with its image, sampled as the next step's are, but not to its end."""
-        return self._judged(client, self._probed(client, _PROBE_TOKENS))
-
-    def _adapter_probe(self, client: RolloutClient) -> float:
-        """To the run's full length: it must see planted adapters, once for each group of servers."""
-        return self._judged(client, self._probed(client))
-
-    def _judged(self, client: RolloutClient, groups: list[Group]) -> float:
-        report = self._scorer.compare(groups)
-        widest = max(self._bounds.values(), default=self._config.bound(self._config.dtype))
-        bound = self._bounds.get(client.address, widest)
-        # Planted adapters, which must be seen, come before the update's own probe: the last one counts.
-        self._of_bound[client.address] = report.mean_abs_dlogp / bound
-        if not report.mean_abs_dlogp <= bound:
-            raise WeightUpdateError(
-                f"{client.address} received version {self.version}, but its log-probabilities are "
-                f"{report.mean_abs_dlogp:.2e} from the learner's (bound {bound:.0e})"
-            )
-        return report.max_abs_dlogp
-
-    def _probed(self, client: RolloutClient, tokens: int | None = None) -> list[Group]:
-        """What it sampled for its probe. All servers are asked with the first: they sample at once, and not in turn."""
-        if client not in self._probes:
-            prompts = self._parity_prompts(1, tokens)
-            for one in {*self._sender.clients(), client}:
-                self._probes[one] = self._sender.begin(partial(_generate, one, prompts))
-        return results([self._probes.pop(client)], self._tick)[0]
-
-    def _sample(self, client: RolloutClient, count: int) -> list[Group]:
-        return self._sender.call(partial(_generate, client, self._parity_prompts(count)), self._tick)
-
-    def _parity_prompts(self, count: int, tokens: int | None = None) -> list[Prompt]:
-        """`tokens` are the most that each completion gets, where that is less than the run's."""
-        temperature = self._config.temperature_at(self._state.step, self._config.num_steps)
-        longest = min(self._config.max_completion_length, tokens or self._config.max_completion_length)
-        prompts = []
-        for index, problem in enumerate(self._problems[:count]):
-            sampling = self._prompts.sampling(temperature, index)
-            sampling = replace(sampling, max_completion_length=longest, ignore_eos=True, top_p=1.0)
-            id_ = PromptId(f"{self._config.run}/parity", index)
-            prompts.append(self._prompts.make(id_, problem, sampling, 1))
-        return prompts
-
-    def _record_parity(self, report: ParityReport, client: RolloutClient) -> None:
-        log.info(
-            "parity gate passed",
-            server=client.address,
-            mean=f"{report.mean_abs_dlogp:.1e}",
-            max=f"{report.max_abs_dlogp:.1e}",
-        )
-        entry = {
-            "step": self._state.step,
-            "incarnation": self.version.incarnation,
-            "max_abs_dlogp": report.max_abs_dlogp,
-            "mean_abs_dlogp": report.mean_abs_dlogp,
-            "mismatch_kl": report.mismatch_kl,
-            "num_tokens": report.num_tokens,
-            "bound": self._bounds[client.address],
-        }
-        self.files.write("parity", [*self.files.read("parity", []), entry])
+    def _write_record(self, result: UpdateResult | None) -> None:
+        """The last step's, now that it is known what became of its version."""
+        self._record["probe_max_abs_dlogp"] = result.probe_max_abs_dlogp if result else None
+        self.files.append("metrics", [self._record])
+        self._trackers.log(self._record["step"], self._record)
+        outputs.export(self._record)
 
     def _evaluate(self, name: str, step: int) -> None:
         if self._evaluator is None:
@@ -363,6 +368,7 @@ class Leader:
     def _while_waiting(self) -> None:
         """A rollout server that joined late, or missed an update, gets the current version before it serves."""
         self._tick()
+        self._settle()
         if time.monotonic() - self._last_look < _LATE_SERVER_SECONDS:
             return
         self._last_look = time.monotonic()
@@ -370,7 +376,7 @@ class Leader:
         behind = self._sender.behind(self.version, self._tick)
         if behind:
             log.info("bringing rollout servers up to date", servers=[member.server_id for member in behind])
-            self._send(self._late_probe)
+            self._send(self._prober.late)
 
     def _redis_pauses(self, reason: str) -> None:
         log.warning("the run pauses", reason=reason)
@@ -383,12 +389,11 @@ class Leader:
     def _tick(self) -> None:
         """Called all the while that we wait for somebody: the other ranks wait for us, with a deadline."""
         self._policy.keep_alive()
+        self._heed_stop()
+
+    def _heed_stop(self) -> None:
         if self._stop:
             raise StopRequestedError
 
     def _on_signal(self, *_: object) -> None:
         self._stop = True
-
-
-def _generate(client: RolloutClient, prompts: Sequence[Prompt]) -> list[Group]:
-    return client.generate_many(prompts, timeout=_GENERATE_SECONDS, probe=True)

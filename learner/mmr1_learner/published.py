@@ -95,6 +95,11 @@ class Published:
             return {name: part.data.to("cpu", copy=True) for name, part in named.items() if self._ranks.is_first}
 
     @property
+    def scores_alone(self) -> bool:
+        """Whether rank 0 needs no other rank to score a batch."""
+        return not self._partitioned
+
+    @property
     def is_first(self) -> bool:
         return self._ranks.is_first
 

@@ -71,6 +71,8 @@ def train(config: RunConfig) -> bool:
     published = publish(config, trainer.policy, ranks)
     published.refresh()
     leader = Leader(config, ranks, published, encoder, checkpoints) if ranks.is_first else None
+    if leader:
+        trainer.meanwhile = leader.while_computing
     exit_code = 1
     try:
         if leader:

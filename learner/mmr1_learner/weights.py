@@ -9,9 +9,9 @@ rank 0 alone; knows no losses.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -57,6 +57,17 @@ class UpdateResult:
     seconds: float
     num_servers: int
     probe_max_abs_dlogp: float | None
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """An update whose tensors are in place, byte for byte. Admission is closed until the version is proved."""
+
+    version: PolicyVersion
+    members: tuple[Member, ...]
+    clients: list[RolloutClient]
+    started: float
     num_bytes: int
 
 
@@ -144,32 +155,61 @@ class WeightSender:
             WeightUpdateError: it did not succeed in several tries, or no server came back. Nothing serves then.
             ParityError: `adapter_probe` does not see adapters that are not the learner's.
         """
-        for attempt in range(1, _ATTEMPTS + 1):
+
+        def attempt(members: tuple[Member, ...]) -> UpdateResult:
+            return self.prove(self._send_to(members, version, tick, adapter_probe), probe, tick)
+
+        return self._persist(version, attempt, tick)
+
+    def deliver(self, version: PolicyVersion, tick: Tick, adapter_probe: Probe | None = None) -> Delivered:
+        """The first half of `update`, repeated as there. Raises what it does; `prove` is the second half."""
+        return self._persist(version, lambda members: self._send_to(members, version, tick, adapter_probe), tick)
+
+    def prove(self, delivered: Delivered, probe: Probe | None, tick: Tick) -> UpdateResult:
+        """Ask `probe` of every server, commit the version and open admission.
+
+        Raises:
+            WeightUpdateError, grpc.RpcError: not proved, or a server went. Nothing serves, and all servers are left.
+        """
+        clients, version = delivered.clients, delivered.version
+        with self._all_or_nothing(delivered.members, tick):
+            worst = max((self._ask(client, probe) for client in clients), default=0.0) if probe else None
+            self._queue.commit_version(version)
+            self._everywhere(clients, lambda c: c.resume(version), tick)
+        self._left_out.succeeded(delivered.members)
+        seconds = time.monotonic() - delivered.started
+        return UpdateResult(seconds, len(clients), worst, delivered.num_bytes)
+
+    def _persist(self, version: PolicyVersion, attempt: Callable[[tuple[Member, ...]], _T], tick: Tick) -> _T:
+        """Try with those that answer, several times."""
+        for number in range(1, _ATTEMPTS + 1):
             answering = self.wait_for_servers(1, tick)
             members = self._left_out.others(answering) or answering
             self._left_out.begin()
             try:
-                return self._try_update(version, tuple(members), probe, tick, adapter_probe)
+                return attempt(tuple(members))
             except (grpc.RpcError, WeightUpdateError) as error:
-                reason = _reason(error)
-                log.warning("weight update failed", version=str(version), attempt=attempt, reason=reason)
-                if attempt == _ATTEMPTS:
-                    raise WeightUpdateError(f"version {version}: {reason}") from error
+                why = reason(error)
+                log.warning("weight update failed", version=str(version), attempt=number, reason=why)
+                if number == _ATTEMPTS:
+                    raise WeightUpdateError(f"version {version}: {why}") from error
                 rest(self._config.lease_seconds / 2, tick)
         raise AssertionError("unreachable")
 
-    def _try_update(
-        self,
-        version: PolicyVersion,
-        members: tuple[Member, ...],
-        probe: Probe | None,
-        tick: Tick,
-        adapter_probe: Probe | None,
-    ) -> UpdateResult:
+    @contextmanager
+    def _all_or_nothing(self, members: tuple[Member, ...], tick: Tick) -> Iterator[None]:
+        """Whatever fails inside ends the group and every call to its servers; those at fault are left out."""
         with ExitStack() as on_failure:
             on_failure.callback(self.close)
             on_failure.callback(self._left_out.judge, members)
             on_failure.callback(rest, _CONSEQUENCES_SECONDS, tick)
+            yield
+            on_failure.pop_all()
+
+    def _send_to(
+        self, members: tuple[Member, ...], version: PolicyVersion, tick: Tick, adapter_probe: Probe | None
+    ) -> Delivered:
+        with self._all_or_nothing(members, tick):
             standing = self._collective
             collective = self._form_group(members, tick)
             clients = [self._client(member) for member in members]
@@ -178,12 +218,7 @@ class WeightSender:
             if self._adapters is not None and collective is not standing:
                 self._bring_base(collective, clients, version, adapter_probe, tick)
             self._deliver(collective, clients, version, tick, adapter_only=self._adapters is not None)
-            worst = max((self._ask(client, probe) for client in clients), default=0.0) if probe else None
-            self._queue.commit_version(version)
-            self._everywhere(clients, lambda c: c.resume(version), tick)
-            on_failure.pop_all()
-        self._left_out.succeeded(members)
-        return UpdateResult(time.monotonic() - started, len(clients), worst, self._num_bytes)
+        return Delivered(version, members, clients, started, self._num_bytes)
 
     def _bring_base(
         self,
@@ -342,7 +377,7 @@ def _compare(address: str, sent: dict[str, int], received: dict[str, int]) -> No
         )
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """One line: a server's own words when it refused, else the error's."""
     if isinstance(error, grpc.RpcError) and hasattr(error, "details"):
         return f"{error.code().name}: {error.details()}"

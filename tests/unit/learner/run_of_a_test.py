@@ -27,7 +27,7 @@ from mmr1_learner.leader import Leader
 from mmr1_learner.metrics import RunFiles
 from mmr1_learner.source import Collected, GroupSource
 from mmr1_learner.trackers import Trackers
-from mmr1_learner.weights import UpdateResult
+from mmr1_learner.weights import Delivered, UpdateResult
 from tests.conftest import make_group, make_prompt
 from tests.models import Letters, small_config
 
@@ -67,9 +67,9 @@ class Run:
     def connect(self) -> RunQueue:
         return RunQueue(redis.Redis.from_url(self.url), "test")
 
-    def learner(self) -> Learner:
+    def learner(self, **how: Any) -> Learner:
         found = self.checkpoints.newest()
-        return Learner(self, found[1] if found else None)
+        return Learner(self, found[1] if found else None, **how)
 
     def serve(
         self, rewards: Callable[[Prompt], tuple[float | None, ...]] = lambda _: (1.0, 0.0), count: int = 100
@@ -98,21 +98,30 @@ class Servers:
         self._queue = queue
 
     def update(self, version: PolicyVersion, *_: Any) -> UpdateResult:
-        self._queue.commit_version(version)
+        return self.prove(self.deliver(version))
+
+    def deliver(self, version: PolicyVersion, *_: Any) -> Delivered:
+        return Delivered(version, (), [], 0.0, 0)
+
+    def prove(self, delivered: Delivered, *_: Any) -> UpdateResult:
+        self._queue.commit_version(delivered.version)
         return UpdateResult(0.0, 1, None, 0)
 
 
 class Learner:
     """The real leader between its stations, so that a test can end it at any. It has no model and no signals."""
 
-    def __init__(self, run: Run, state: RunState | None) -> None:
+    def __init__(self, run: Run, state: RunState | None, *, goes_ahead: bool = False) -> None:
         self.run = run
         self.checkpoints = Checkpoints(run.folder / "checkpoints", keep_last=2)
         self.leader: Any = object.__new__(Leader)
         self.leader.__dict__ |= {
             "_config": run.config,
-            "_bounds": {},
-            "_policy": Mock(),  # that the other ranks hear from it is all that is asked of it here
+            # That the other ranks hear from it, and whether it scores alone, is all that is asked of it here.
+            "_policy": Mock(scores_alone=goes_ahead),
+            "_prober": Mock(of_bound={}),
+            "_delivered": None,
+            "_in_doubt": False,
             "_checkpoints": self.checkpoints,
             "_prompts": run.prompts,
             "_evaluator": None,

@@ -23,6 +23,7 @@ from mmr1_learner.checkpoint import RunState, _from_json, verify
 from mmr1_learner.leader import Leader
 from mmr1_learner.parity import ParityReport
 from mmr1_learner.plan import StepPlan
+from mmr1_learner.probing import Prober
 from mmr1_learner.prompts import PromptFactory
 from mmr1_learner.resume import check_prompts_per_step
 from mmr1_learner.train import _take_steps
@@ -307,8 +308,9 @@ def test_a_probe_is_sampled_as_the_step_that_follows_the_update(
         servers, serve = life.leader._sender, life.leader._sender.update
         servers.clients, servers.begin = list, answered
         servers.update = lambda version, probe, *_: probe(Mock(generate_many=ask)) and serve(version)
-        life.leader._problems, life.leader._prompts = problems, PromptFactory(config, problems, ())
-        life.leader._scorer = Mock(compare=lambda _: ParityReport(1e-9, 1e-9, 1, 0.0))
+        scorer: Any = Mock(compare=lambda _: ParityReport(1e-9, 1e-9, 1, 0.0))
+        prompts = PromptFactory(config, problems, ())
+        life.leader._prober = Prober(config, servers, scorer, Mock(), prompts, problems, life.leader.files)
         return life
 
     first = learner()

@@ -16,6 +16,7 @@ from mmr1_learner.checkpoint import RunState
 from mmr1_learner.leader import Leader
 from mmr1_learner.metrics import RunFiles
 from mmr1_learner.parity import ParityReport
+from mmr1_learner.probing import Prober
 from tests.unit.learner.run_of_a_test import Run
 
 
@@ -68,11 +69,11 @@ def leader(tmp_path: Path) -> Any:
         def bound(_: str) -> float:
             return 0.001
 
-    leader: Any = object.__new__(Leader)
-    leader.__dict__ |= {"_config": Bounded(), "_bounds": {"a": 0.0004}, "_scorer": Compared(), "version": "1.1"}
-    leader.__dict__ |= {"_state": RunState(0, 0, 0), "files": RunFiles(tmp_path)}
-    leader._probed = lambda client, tokens=None: client.distance
-    leader._tick = None
+    leader, prober = object.__new__(Leader), object.__new__(Prober)
+    prober.__dict__ |= {"_config": Bounded(), "_bounds": {"a": 0.0004}, "_scorer": Compared()}
+    prober.__dict__ |= {"_answer": lambda client, tokens: client.distance}
+    leader.__dict__ |= {"_state": RunState(0, 0, 0), "files": RunFiles(tmp_path), "version": "1.1"}
+    leader.__dict__ |= {"_prober": prober, "_tick": None}
     return leader
 
 
@@ -86,7 +87,7 @@ def test_the_probe_that_is_nearest_to_its_bound_is_shown(
     """`b` came after the gate and has the widest bound of those that were there, which is `a`'s."""
     leader._sender = Updates(*(Client(address, distance) for address, distance in distances.items()))
     with pytest.raises(WeightUpdateError) if share > 1 else nullcontext():
-        leader._send(leader._probe)
+        leader._send(leader._prober.probe)
     assert REGISTRY.get_sample_value("mmr1_learner_probe_bound_ratio") == pytest.approx(share)
 
 
@@ -98,7 +99,7 @@ def test_planted_adapters_are_not_taken_for_a_fault(leader: Any) -> None:
             super().update(version, probe)
 
     leader._sender = Planted(Client("a", 0.0001))
-    leader._send(leader._probe)
+    leader._send(leader._prober.probe)
     assert REGISTRY.get_sample_value("mmr1_learner_probe_bound_ratio") == pytest.approx(0.25)
 
 
