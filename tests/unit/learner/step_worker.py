@@ -1,9 +1,9 @@
 """One learner rank for tests that need real ranks: trains scenarios on the groups it is given, saves what they leave.
 
 A scenario has a `name`, a run's `options`, and maybe `first` and `last` (its steps, on the same groups each time),
-`load` (a folder with a training state), `save_at` (the step after which one is written), `export`, and `loop` (the loop
-of train.py takes the steps, checkpoints included). All of them run in one process one after the other: importing the
-engines takes longer than any.
+`load` (a folder with a training state), `save_at` (the step after which one is written), `export`, `loop` (the loop of
+train.py takes the steps, checkpoints included), and `meanwhile` (rank 0 scores between a step's parts). All of them run
+in one process one after the other: importing the engines takes longer than any.
 """
 
 from __future__ import annotations
@@ -41,7 +41,10 @@ def run(folder: Path, model: Path, ranks: Ranks, plan: StepPlan, scenario: dict[
     if "load" in scenario:
         trainer.state.load(Path(scenario["load"]))
     report: dict[str, float] = {}
+    scored: list[bool] = []
     published = publish(config.model_copy(update={"weight_bucket_bytes": 200_000}), trainer.policy, ranks)
+    if scenario.get("meanwhile") and ranks.is_first:
+        trainer.meanwhile = lambda *, last: scored.append(last) or score(trainer, published, plan, config)
     if scenario.get("loop"):
         checkpoints = Checkpoints(folder / scenario["name"], keep_last=2)
         leader: Any = Told(trainer, published, plan, config, checkpoints) if ranks.is_first else None
@@ -61,6 +64,7 @@ def run(folder: Path, model: Path, ranks: Ranks, plan: StepPlan, scenario: dict[
         "base": dict(published.base_tensors()) if isinstance(published, PublishedAdapters) and ranks.is_first else {},
         "reference": reference(trainer),
         "report": report,
+        "scored": scored,
         "gaps": dict(trainer.gaps),
         "held": held(trainer),
         "scores": scores(trainer, published, plan, config) if ranks.is_first else {},
@@ -112,6 +116,18 @@ def reference(trainer: Trainer) -> dict[str, Any]:
     named = dict(held.policy.hf.named_parameters())
     with gathered(list(named.values())):
         return {name: parameter.data.to("cpu", copy=True) for name, parameter in named.items()}
+
+
+def score(trainer: Trainer, published: Published, plan: StepPlan, config: RunConfig) -> None:
+    """One forward of rank 0 alone, as the comparison with a server's log-probabilities makes it."""
+    (forward, *_), *_ = cut(plan, config.model_copy(update={"per_device_batch_size": 2}), 1)[0]
+    batcher = trainer._batcher
+    batch = trainer._place(batcher.pack(plan, forward, batcher.encode(plan, [forward])))
+    was_training = published.training
+    published.eval()
+    with torch.no_grad():
+        published(batch)
+    published.train(was_training)
 
 
 def scores(trainer: Trainer, published: Published, plan: StepPlan, config: RunConfig) -> dict[str, Any]:

@@ -26,6 +26,8 @@ REF = {"ref_sync_steps": 2, "ref_sync_alpha": 0.25}
 LORA = {"lora_rank": 2, "lora_alpha": 8, "lora_target_modules": ["q_proj", "down_proj"]}
 ALONE_SENT = {"lora_updates": "adapter", "freeze_vision_tower": True}
 OFFLOAD = {"offload_optimizer": True}
+# What a forward in between could disturb: activations that are computed again, and what adapters drop out.
+IN_PARTS = {**LORA, "lora_dropout": 0.5, "gradient_checkpointing": True, "zero_stage": 2}
 
 
 class Results(NamedTuple):
@@ -73,6 +75,8 @@ def results(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Resu
             scenario("lora", ALONE, LORA, last=4, save_at=2, export=True),
             scenario("dropout", ALONE, {**LORA, "lora_dropout": 0.5}, last=4, save_at=2),
             scenario("sent alone", ALONE, {**LORA, **ALONE_SENT}),
+            scenario("in parts", SHARED, IN_PARTS, last=2),
+            scenario("scored meanwhile", SHARED, IN_PARTS, last=2, meanwhile=True),
         ],
     )
     plain = str(folder / "one" / "plain.state")
@@ -85,6 +89,7 @@ def results(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Resu
             scenario("stage 2", SHARED, {"zero_stage": 2}),
             scenario("stage 3", SHARED, third, last=4, save_at=2),
             scenario("stage 3 step", SHARED, third),
+            scenario("stage 2 scored", SHARED, {"zero_stage": 2}, meanwhile=True),
             scenario("stage 2 offload", SHARED, {"zero_stage": 2, **OFFLOAD}),
             scenario("stage 3 offload", SHARED, {**third, **OFFLOAD, "offload_parameters": True}),
             scenario("moving", SHARED, {**third, **REF}, last=4, save_at=3),
@@ -281,6 +286,17 @@ def test_what_goes_on_is_not_what_starts_anew(results: Results) -> None:
 def test_recomputed_activations_give_the_same_gradient(results: Results) -> None:
     assert_same_report(results.one["checkpointing"], results.one["step"])
     assert_close(results.one["checkpointing"]["parameters"], results.one["step"]["parameters"], bound=1e-6)
+
+
+def test_what_rank_0_scores_between_the_parts_of_a_step_changes_nothing(results: Results) -> None:
+    """A version is proved while the next step computes."""
+    assert results.one["scored meanwhile"]["scored"].count(False) > results.one["scored meanwhile"]["scored"].count(
+        True
+    )
+    assert_equal(results.one["scored meanwhile"]["parameters"], results.one["in parts"]["parameters"])
+    assert_equal(results.one["scored meanwhile"]["adapters"], results.one["in parts"]["adapters"])
+    assert True in results.two["stage 2 scored"]["scored"]
+    assert_equal(results.two["stage 2 scored"]["parameters"], results.two["stage 2"]["parameters"])
 
 
 def test_a_frozen_tower_stays_and_the_rest_learns(results: Results, base: dict[str, Any]) -> None:
