@@ -203,9 +203,11 @@ class Way(NamedTuple):
     checkpointing: bool | str
     fused_kernels: str = "auto"
     padded: bool = False  # a row for each completion and transformers' own attention: as if no family were known
+    batched: bool = False  # of padded rows: our attention in the vision tower, all windows of a length at once
 
     def __str__(self) -> str:
-        rows = f"{self.per_forward} groups a forward" if not self.padded else "padded rows, transformers' attention"
+        whose = "attention by length of window" if self.batched else "transformers' attention"
+        rows = f"{self.per_forward} groups a forward" if not self.padded else f"padded rows, {whose}"
         return f"{rows}, checkpointing {self.checkpointing}, fused kernels {self.fused_kernels}"
 
 
@@ -218,6 +220,7 @@ SHAPE_WAYS = (
     Way(4, "vision"),
     Way(8, "vision"),
     Way(8, True),
+    Way(1, True, "none", padded=True, batched=True),
 )
 
 
@@ -230,7 +233,7 @@ def shape(num_groups: int, repeats: int, ways: list[int]) -> None:
         for way in ways or range(len(SHAPE_WAYS)):
             command = [sys.executable, __file__, "shape-one", "--out", folder, "--ways", str(way)]
             few = SHAPE_WAYS[way].padded  # it takes long enough
-            command += ["--groups", str(2 if few else num_groups), "--repeats", str(2 if few else repeats)]
+            command += ["--groups", str(2 if few else num_groups), "--repeats", str(3 if few else repeats)]
             if subprocess.run(command, timeout=200).returncode:
                 print(f"{SHAPE_WAYS[way]}: failed; a card with less memory cannot take all of them", flush=True)
 
@@ -239,7 +242,8 @@ def shape_one(folder: Path, num_groups: int, repeats: int, way: Way) -> None:
     model = folder / "model"
     if way.padded:
         FAMILIES.clear()
-        learner_model.batch_vision_attention = lambda _: None
+        if not way.batched:
+            learner_model.batch_vision_attention = lambda _: None
     groups = make_groups(folder, num_groups, side=SIDE, length=lambda _: 64, model=model)
     config = make_config(
         folder,
