@@ -5,6 +5,9 @@
     PYTHONPATH=. python benchmarks/end_to_end_gpu.py --layouts 1+1 --peer 2,3       # beside it TRL on two others
     PYTHONPATH=. python benchmarks/end_to_end_gpu.py --model examples/tiny_vlm --side 112 --cpu  # without a GPU
 
+The first line printed names the options that are not a run's defaults. `--defaults` leaves those at their defaults that
+only make it faster, and has a checkpoint inside what is measured, every `--checkpoint-every` steps.
+
 Each layout is `mmr1 up` with every part real, on the first GPUs; after some steps its processes are killed, because
 nothing is measured at the end. Random weights, so nothing is learned: the reward is the edit distance to random words.
 """
@@ -73,6 +76,24 @@ def draw_problems(folder: Path, count: int, side: int) -> Path:
     return file
 
 
+def raised(given: argparse.Namespace) -> dict[str, Any]:
+    """What a run would have to be told for these figures, and is not without it."""
+    if given.defaults:
+        return {"checkpoint_every": given.checkpoint_every}
+    return {
+        "max_num_seqs": 512,
+        "max_concurrent_prompts": 64,
+        "weight_bucket_bytes": given.bucket,
+        "learner_threads": given.threads,
+        "rollout_threads": given.threads,
+        "checkpoint_every": 1000,  # none is made
+    }
+
+
+# With --defaults too: the peer has no reference model either, and held-out problems are not what is measured.
+NOT_DONE: dict[str, Any] = {"kl": [], "eval_at_start": False}
+
+
 def run_options(layout: Layout, model: Path, data: Path, run_dir: Path, given: argparse.Namespace) -> dict[str, Any]:
     """RUN.yaml of one layout: the whole step's groups over its ranks, a forward's worth at a time."""
     groups_a_rank, rest = divmod(given.groups, layout.ranks)
@@ -90,10 +111,9 @@ def run_options(layout: Layout, model: Path, data: Path, run_dir: Path, given: a
         "train_file": str(data),
         "task": "ocr",
         "rewards": ["ocr=1.0"],
-        "kl": [],  # as the peer: no reference model
+        **NOT_DONE,
+        **raised(given),
         "num_steps": 1000,
-        "checkpoint_every": 1000,
-        "eval_at_start": False,
         "num_generations": NUM_GENERATIONS,
         "max_prompt_length": 1280,
         "max_completion_length": TOKENS,
@@ -102,13 +122,8 @@ def run_options(layout: Layout, model: Path, data: Path, run_dir: Path, given: a
         "gradient_checkpointing": given.checkpointing,
         "learning_rate": 1e-6,
         "learner_processes": layout.ranks,
-        "learner_threads": given.threads,
         "zero_stage": layout.stage,
         "rollout_replicas": layout.servers,
-        "rollout_threads": given.threads,
-        "max_concurrent_prompts": 64,
-        "max_num_seqs": 512,
-        "weight_bucket_bytes": given.bucket,
         "parity_prompts": 4,
         # Noise says little about a small model, and this checks a program and no model.
         **({"parity_bound": 1e-4} if given.cpu else {}),
@@ -146,15 +161,16 @@ class Run:
                 raise RuntimeError(f"{self.options['run']} {why}:\n{self.log.read_text()[-6000:]}")
             time.sleep(0.2)
 
-    def sampled(self) -> list[tuple[float, float]]:
-        """When each group was being sampled: from, to, in seconds since the epoch."""
+    def sampled(self) -> dict[str, list[tuple[float, float]]]:
+        """When each group was being sampled, by the server that did: from, to, in seconds since the epoch."""
         client = redis.Redis(port=self.options["redis_port"])
         entries: Any = client.xrange(Scripts(client, self.options["run"]).key("groups"))
-        found = []
+        found: dict[str, list[tuple[float, float]]] = {}
         for entry_id, fields in entries:
             group = next(decode_group(value) for name, value in fields.items() if name == b"payload")
             published = int(entry_id.partition(b"-")[0]) / 1000
-            found.append((published - group.generate_seconds, published))
+            spans = found.setdefault(group.server_id, [])
+            spans.append((published - group.generate_seconds, published))
         return found
 
 
@@ -190,7 +206,9 @@ def figures(run: Run, layout: Layout) -> dict[str, Any]:
     update = [step["phases"]["weight_update"] for step in measured]
     learner = [step["seconds"] - step["phases"]["wait"] - step["phases"]["weight_update"] for step in measured]
     begin, end = measured[0]["time"] - measured[0]["seconds"], measured[-1]["time"]
-    rollout = union(run.sampled(), begin, end) / len(measured)
+    sampled = run.sampled()
+    rollout = union([span for spans in sampled.values() for span in spans], begin, end) / len(measured)
+    busy = {server: round(union(spans, begin, end) / len(measured), 3) for server, spans in sorted(sampled.items())}
     middle = statistics.median(seconds)
     larger = max(statistics.median(learner), rollout)
     groups = statistics.fmean(step["num_groups"] for step in measured)
@@ -203,6 +221,7 @@ def figures(run: Run, layout: Layout) -> dict[str, Any]:
         "quartiles": [round(part, 3) for part in statistics.quantiles(seconds, n=4)[::2]],
         "learner": round(statistics.median(learner), 3),
         "rollout": round(rollout, 3),
+        "busy": busy,  # of each server; `rollout` is when any of them was
         "update": round(statistics.median(update), 3),
         "admission_closed": round(statistics.median(closed), 3) if closed else None,
         "step_to_larger_half": round(middle / larger, 3),
@@ -227,7 +246,7 @@ def measure(layout: Layout, model: Path, data: Path, folder: Path, gpus: list[st
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layouts", nargs="+", default=["1+1"], type=Layout.parse)
+    parser.add_argument("--layouts", nargs="+", default=[Layout(1, 1, 2)], type=Layout.parse)
     parser.add_argument("--groups", type=int, default=8, help="in a step")
     parser.add_argument("--groups-a-forward", type=int, default=4, help="at most, on each rank")
     parser.add_argument("--checkpointing", default="vision", help="gradient_checkpointing: true, false or vision")
@@ -235,6 +254,10 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=896, help="of the images, in pixels")
     parser.add_argument("--threads", type=int, default=4, help="rollout_threads and learner_threads")
     parser.add_argument("--bucket", type=int, default=2**28, help="weight_bucket_bytes")
+    parser.add_argument(
+        "--defaults", action="store_true", help="threads, buckets, prompts and sequences of a run's own"
+    )
+    parser.add_argument("--checkpoint-every", type=int, default=5, help="with --defaults")
     parser.add_argument("--limit", type=float, default=240.0, help="seconds for one layout")
     parser.add_argument("--model", type=Path, help="a folder; without it the 3B shape is made")
     parser.add_argument("--cpu", action="store_true", help="a check of this program: float32, no GPU")
@@ -244,6 +267,10 @@ def main() -> None:
     )
     given = parser.parse_args()
     gpus = visible_gpus(os.environ)
+    first, last = WARM_UP + 1, WARM_UP + given.steps
+    if given.defaults and last // given.checkpoint_every == (first - 1) // given.checkpoint_every:
+        parser.error(f"no checkpoint in steps {first} to {last}; lower --checkpoint-every or raise --steps")
+    print(json.dumps({"defaults": given.defaults, "options": {**NOT_DONE, **raised(given)}}), flush=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = given.model.resolve() if given.model else folder / "model"

@@ -74,8 +74,7 @@ def deepspeed_config(config: RunConfig) -> dict[str, Any]:
     bfloat16 = config.dtype == "bfloat16"
     zero: dict[str, Any] = {
         "stage": max(1, config.zero_stage) if bfloat16 else config.zero_stage,
-        # On a GPU parameters are gathered on a stream of their own: one layer's while another computes.
-        "overlap_comm": config.zero_stage == 3 and torch.cuda.is_available(),
+        "overlap_comm": False,
         "contiguous_gradients": True,
         "reduce_bucket_size": 50_000_000,
         "allgather_bucket_size": 50_000_000,

@@ -293,14 +293,13 @@ class Leader:
         self._delivered = self._sender.deliver(self.version, self._tick, self._prober.adapters)
         self._prober.ask(self._delivered.clients)
 
-    def while_computing(self, *, last: bool) -> None:
-        """Between the parts of a step: prove the version that was sent before it, if the servers have answered.
+    def before_forwards(self) -> None:
+        """A step's first images are encoded: prove the version that was sent before it.
 
-        The `last` time, before the parameters change, they are waited for. A version that is not proved in a step is
-        passed over: nothing serves until the next one is. The other ranks compute, and must not wait for servers that
-        come back.
+        One that is not proved now is passed over, and nothing serves until the next one is: the other ranks compute,
+        and must not wait for servers that come back.
         """
-        if self._delivered is None or not (last or self._prober.has_answers()):
+        if self._delivered is None:
             return
         try:
             self._prove(self._heed_stop)

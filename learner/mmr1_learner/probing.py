@@ -65,10 +65,6 @@ class Prober:
         prompts = self._probes(1, tokens)
         self._asked |= {client: self._sender.begin(partial(_generate, client, prompts)) for client in clients}
 
-    def has_answers(self) -> bool:
-        """Whether all that were asked have answered, or failed to."""
-        return all(future.done() for future in self._asked.values())
-
     def wait_with(self, tick: Tick) -> None:
         """From now on, call `tick` while waiting."""
         self._tick = tick

@@ -72,7 +72,7 @@ def train(config: RunConfig) -> bool:
     published.refresh()
     leader = Leader(config, ranks, published, encoder, checkpoints) if ranks.is_first else None
     if leader:
-        trainer.meanwhile = leader.while_computing
+        trainer.before_forwards = leader.before_forwards
     exit_code = 1
     try:
         if leader:

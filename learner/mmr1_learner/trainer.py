@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -32,16 +31,6 @@ from mmr1_learner.token_gaps import Gaps, TokenGaps
 from mmr1_learner.training_state import TrainingState
 
 
-class Meanwhile(Protocol):
-    """What a rank has to do beside a step: called between its parts, and a `last` time before parameters change."""
-
-    def __call__(self, *, last: bool) -> None: ...
-
-
-def _nothing(*, last: bool) -> None:
-    """For a rank that has nothing else to do."""
-
-
 class Trainer:
     """Policy, reference and optimizer of one rank."""
 
@@ -53,7 +42,8 @@ class Trainer:
         torch.manual_seed(config.seed + ranks.rank)  # what adapters drop out is each rank's own
         self._batcher = Batcher(config, encoder)
         self._reference = None if reference is None else Reference(config, reference, ranks)
-        self.meanwhile: Meanwhile = _nothing
+        # Called when a step's first batch is there, and nothing has been computed yet: the parameters are as sent.
+        self.before_forwards: Callable[[], None] = _nothing
         self.phases: dict[str, float] = defaultdict(float)  # seconds of the last step, by what they went into
         self.gaps: Gaps = {}  # of the last step's tokens that are kept on record
         self.engine = make_engine(config, policy)
@@ -90,6 +80,7 @@ class Trainer:
             group["lr"] = rate
         report, gaps, norms = LossReport(), TokenGaps(plan, self._config), []
         with self._batcher.ahead(plan, updates, self._prepare) as batches:
+            self._begin(batches)
             todo = self._old_logprobs(batches) if only is None else {only.index: only.old_logprobs}
             for update, old in todo.items():
                 if batches[update]:
@@ -98,6 +89,13 @@ class Trainer:
         totals = self._ranks.sum(report.sums)
         self.gaps = gaps.of_all(self._ranks)
         return {**means(totals, len(norms)), "grad_norm": max(norms), "learning_rate": rate}
+
+    def _begin(self, batches: list[list[Future[RowBatch]]]) -> None:
+        """Wait for the first batch: its images are made into tensors while rollout servers sample their probes."""
+        with self._timed("encode"):
+            next(batch for update in batches for batch in update).exception()  # raised where it is asked for
+        with self._timed("weight_update"):
+            self.before_forwards()
 
     def _optimize(
         self,
@@ -131,11 +129,9 @@ class Trainer:
             before = stats.logprobs if tokens.old_logprobs is None else tokens.old_logprobs
             gaps.add(forwards[index], batch.sequences, before, batch.rollout_logprobs)
             self.watch.add(forwards[index], stats, tokens, loss)
-            self._look_up(last=False)
             with self._timed("backward"):
                 # DeepSpeed averages over ranks; the weights already divide by the sequences of all ranks.
                 self.engine.backward(loss * self._ranks.world_size)
-        self._look_up(last=True)
         unpartitioned = self._grad_norm() if self.engine.zero_optimization_stage() == 0 else None
         if unpartitioned is not None:
             self.watch.end(unpartitioned, moved=False)
@@ -147,11 +143,6 @@ class Trainer:
         # DeepSpeed leaves out a step whose norm is no number, unless its configuration says otherwise.
         self.watch.end(norm, moved=self.engine.was_step_applied())
         return norm
-
-    def _look_up(self, *, last: bool) -> None:
-        """A version that was sent before the step may be proved now: its parameters are still these."""
-        with self._timed("weight_update"):
-            self.meanwhile(last=last)
 
     def _grad_norm(self) -> float:
         """Of whole gradients, already averaged over ranks. Without ZeRO, DeepSpeed clips but does not report it."""
@@ -188,3 +179,7 @@ class Trainer:
         started = time.monotonic()
         yield
         self.phases[phase] += time.monotonic() - started
+
+
+def _nothing() -> None:
+    """Nobody waits for a step to begin."""

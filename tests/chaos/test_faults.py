@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
+import signal
+import subprocess
 from pathlib import Path
 from types import ModuleType
 
@@ -76,3 +79,37 @@ def test_what_strikes_itself_is_in_the_process_it_says(agent: ModuleType) -> Non
     for service, modules in at_home.items():
         for phase in OWN[service]:
             assert agent.PHASES[phase][0].startswith(modules), Fault(service, phase)
+
+
+def test_a_server_and_its_engine_die_once_a_bucket_of_weights_has_left(
+    agent: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent, "FOLDER", tmp_path)
+    server, engine = (subprocess.Popen(["sleep", "60"]) for _ in range(2))
+    try:
+        order = {"pid": server.pid, "beside": [engine.pid], "signal": int(signal.SIGKILL)}
+        (tmp_path / "bucket left.armed").write_text(json.dumps(order))
+        alive_at_send: list[bool] = []
+
+        class Collective:
+            def send(self, _: object) -> None:
+                alive_at_send.append(server.poll() is None)
+
+        Collective.__module__ = "mmr1_learner.collective"
+        module = ModuleType("mmr1_learner.collective")
+        vars(module)["Collective"] = Collective
+        agent.strike_between_buckets(module)
+        Collective().send(b"")
+        assert alive_at_send == [True]
+        assert [one.wait(10) for one in (server, engine)] == [-signal.SIGKILL] * 2
+        assert json.loads((tmp_path / "bucket left.struck").read_text())["pid"] == server.pid
+    finally:
+        for one in (server, engine):
+            one.kill()
+            one.wait()
+
+
+def test_every_collective_is_watched_for_buckets(agent: ModuleType) -> None:
+    sends = {"mmr1_learner.collective": "Collective", "mmr1_learner.device_collective": "NcclCollective"}
+    assert all(f"{name}.send" in functions_of(module) for module, name in sends.items())
+    assert "IpcCollective.send" in functions_of("mmr1_learner.device_collective")

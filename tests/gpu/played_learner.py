@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,15 @@ import redis
 import torch
 
 from mmr1.config import RunConfig
+from mmr1.dataset import train_problems
 from mmr1.errors import WeightUpdateError
 from mmr1.images import ImageStore
-from mmr1.records import Group, PolicyVersion, Sampling
+from mmr1.records import Group, PolicyVersion, PromptId, Sampling
 from mmr1.rollout_client import RolloutClient
 from mmr1.streams import RunQueue
 from mmr1_learner.model import PromptEncoder, load_policy
 from mmr1_learner.parity import ParityReport, Scorer
+from mmr1_learner.prompts import PromptFactory
 from mmr1_learner.published import Published
 from mmr1_learner.ranks import Ranks
 from mmr1_learner.weights import UpdateResult, WeightSender
@@ -74,6 +77,16 @@ class PlayedLearner:
             for index in range(count)
         ]
         return client.generate_many(prompts, timeout=120, probe=probe)
+
+    def ask_problems(self, client: RolloutClient, count: int, *, tokens: int) -> list[Group]:
+        """The first problems of the run's own file, as its gate asks them."""
+        problems = train_problems(self.config, check_images=False)
+        factory = PromptFactory(self.config, problems, self.encoder.forbidden_token_ids)
+        prompts = []
+        for index in range(count):
+            sampling = replace(factory.sampling(1.0, index), max_completion_length=tokens, ignore_eos=True)
+            prompts.append(factory.make(PromptId(f"{self.config.run}/parity", index), problems[index], sampling, 1))
+        return client.generate_many(prompts, timeout=120, probe=True)
 
     def gap(self, groups: Sequence[Group]) -> ParityReport:
         return self.scorer.compare(groups)

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 import torch
 
+from mmr1.data_cli import main as data_main
 from mmr1_learner.model import load_policy
-from mmr1_learner.parity import Scorer, perturbed, towers
+from mmr1_learner.parity import ParityError, Scorer, gate_of, narrowed, perturbed, towers
 from mmr1_learner.published import Published
 from tests.conftest import REPOSITORY
 from tests.e2e.reference_policy import draw_images
@@ -46,7 +47,9 @@ def world(
     request: pytest.FixtureRequest, redis_server: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[World]:
     way = request.param
-    images = draw_images(tmp_path_factory.mktemp("images"), 3)
+    images = draw_images(tmp_path_factory.mktemp("images"), 3)  # and digits, of which a run would learn, beside them
+    count = ["--num-train", "32", "--num-eval", "8"]
+    assert data_main(["digits", "--task", "counting", "--out", str(images.root), *count]) == 0
     options: dict[str, Any] = {
         "run": f"gpu-{way}",
         "model": str(MODEL),
@@ -123,9 +126,27 @@ def test_parity_in_bfloat16(world: World, record: Callable[..., None]) -> None:
         **{name: [one.mean_abs_dlogp, one.max_abs_dlogp, one.mismatch_kl] for name, one in figures.items()},
     )
     gap = figures["bfloat16"].mean_abs_dlogp
-    planted = [one.mean_abs_dlogp for name, one in figures.items() if name.startswith("planted")]
-    assert gap < learner.config.bound("bfloat16")
-    assert min(planted) > 3 * gap, "of images of noise the small model says little, and yet"
+    vision, language = (figures[f"planted in {tower}"].mean_abs_dlogp for tower in towers(learner.published))
+    bound = narrowed(learner.config.bound("bfloat16"), gap)
+    assert gap < bound < language
+    assert vision < bound, "of images of noise the small model says little: no run may rest on them"
+    with pytest.raises(ParityError, match=r"a planted change of model\.visual"):
+        gate_of(learner.config, learner.scorer, learner.published, groups)
+
+
+def test_the_gate_in_bfloat16_sees_planted_changes_of_both_towers(world: World, record: Callable[..., None]) -> None:
+    """Of the images and the prompts that a run has: there it lets the run begin, and that proves that it saw them."""
+    learner = world.learner
+    learner.draw(0, 0.0)
+    learner.update()
+    groups = learner.ask_problems(learner.sender.clients()[0], learner.config.parity_prompts, tokens=12)
+    report, bound = gate_of(learner.config, learner.scorer, learner.published, groups)
+    planted = {}
+    for tower in towers(learner.published):
+        with perturbed(learner.published, tower):
+            planted[tower] = learner.gap(groups).mean_abs_dlogp
+    record(way=world.way, gap=report.mean_abs_dlogp, bound=bound, planted=planted)
+    assert report.mean_abs_dlogp < bound < min(planted.values())
 
 
 def test_a_server_killed_in_the_middle_of_a_broadcast(

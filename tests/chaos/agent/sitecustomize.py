@@ -1,14 +1,15 @@
 """Imported by every Python process of a stack under test: strikes when the process reaches a phase that was armed.
 
 A test puts a file named after a phase into $MMR1_CHAOS; the first process that gets there takes it and sends the signal
-it names, to itself or to the process it names. Beside that it keeps a diary of the learner that the learner's own files
-have no part in: from which step each life went on, and which groups each optimizer step was made of. The program under
-test is the real one and knows nothing of this file.
+it names, to itself or to the process it names, and to those named beside it. It also keeps a diary of the learner that
+the learner's own files have no part in: from which step each life went on, and which groups each optimizer step was
+made of. The program under test is the real one and knows nothing of this file.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import importlib.abc
 import importlib.machinery
@@ -54,6 +55,9 @@ def strike(phase: str) -> bool:
     struck.with_suffix(".writing").write_text(json.dumps({"time": time.time(), "pid": victim}))
     struck.with_suffix(".writing").rename(struck)
     os.kill(victim, order["signal"])
+    for other in order.get("beside", []):
+        with contextlib.suppress(ProcessLookupError):  # its child, and gone with it
+            os.kill(other, order["signal"])
     return True
 
 
@@ -191,6 +195,15 @@ def spoil(module: ModuleType) -> None:
         module.Collective.send = spoiled_send
 
 
+def strike_between_buckets(module: ModuleType) -> None:
+    """When "bucket left" is armed, at the first bucket that has been sent: the broadcast is under way then."""
+    if module.__name__ in ("mmr1_learner.collective", "mmr1_learner.device_collective"):
+        for name in ("Collective", "NcclCollective", "IpcCollective"):
+            owner = vars(module).get(name)
+            if owner is not None and owner.__module__ == module.__name__:
+                owner.send = reaches("bucket left", owner.send, "after", 0.0)
+
+
 def change(module: ModuleType) -> None:
     """Everything that is to be done to a module of the program that has just been imported."""
     for phase, (name, path, moment, delay) in PHASES.items():
@@ -203,6 +216,7 @@ def change(module: ModuleType) -> None:
 
         mutate(mutation, module)
     spoil(module)
+    strike_between_buckets(module)
     keep_diary(module)
 
 

@@ -2,8 +2,8 @@
 
 A scenario has a `name`, a run's `options`, and maybe `first` and `last` (its steps, on the same groups each time),
 `load` (a folder with a training state), `save_at` (the step after which one is written), `export`, `loop` (the loop of
-train.py takes the steps, checkpoints included), and `meanwhile` (rank 0 scores between a step's parts). All of them run
-in one process one after the other: importing the engines takes longer than any.
+train.py takes the steps, checkpoints included), and `meanwhile` (rank 0 scores before a step's forwards). All of them
+run in one process one after the other: importing the engines takes longer than any.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def run(folder: Path, model: Path, ranks: Ranks, plan: StepPlan, scenario: dict[
     scored: list[bool] = []
     published = publish(config.model_copy(update={"weight_bucket_bytes": 200_000}), trainer.policy, ranks)
     if scenario.get("meanwhile") and ranks.is_first:
-        trainer.meanwhile = lambda *, last: scored.append(last) or score(trainer, published, plan, config)
+        trainer.before_forwards = lambda: scored.append(True) or score(trainer, published, plan, config)
     if scenario.get("loop"):
         checkpoints = Checkpoints(folder / scenario["name"], keep_last=2)
         leader: Any = Told(trainer, published, plan, config, checkpoints) if ranks.is_first else None

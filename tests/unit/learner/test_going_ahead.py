@@ -41,7 +41,6 @@ def run(redis_url: str, tmp_path: Path) -> Run:
 def learner(run: Run) -> Learner:
     learner = run.learner(goes_ahead=True)
     learner.leader._sender = Doubted(learner.queue)
-    learner.leader._prober.has_answers.return_value = False
     return learner
 
 
@@ -54,22 +53,12 @@ def records(run: Run) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def test_a_version_is_committed_when_the_servers_have_answered_and_not_before(run: Run, learner: Learner) -> None:
+def test_a_version_is_committed_before_the_next_steps_forwards_and_not_earlier(run: Run, learner: Learner) -> None:
     learner.collect()
     assert (learner.version.number, committed(learner), records(run)) == (1, 0, [])
-    learner.leader.while_computing(last=False)
-    assert committed(learner) == 0, "they have not answered yet"
-    learner.leader._prober.has_answers.return_value = True
-    learner.leader.while_computing(last=False)
+    learner.leader.before_forwards()
     assert committed(learner) == 1
     assert [(record["step"], record["policy_version"]) for record in records(run)] == [(1, str(learner.version))]
-
-
-def test_before_parameters_change_the_servers_are_waited_for(learner: Learner) -> None:
-    learner.collect()
-    learner.leader.while_computing(last=True)
-    assert committed(learner) == 1
-    learner.leader.while_computing(last=True)  # nothing is left to do
 
 
 def test_a_learner_that_waits_for_groups_lets_the_servers_serve(run: Run, learner: Learner) -> None:
@@ -94,7 +83,7 @@ def test_a_version_that_is_not_proved_is_passed_over_and_the_next_waited_for(
 ) -> None:
     learner.collect()
     learner.leader._sender.error = error
-    learner.leader.while_computing(last=True)
+    learner.leader.before_forwards()
     assert committed(learner) == 0
     assert records(run)[0]["probe_max_abs_dlogp"] is None
     learner.leader._sender.error = None
