@@ -27,7 +27,7 @@ from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 from vllm.platforms import current_platform
 
 from mmr1.records import TensorSpec
-from mmr1_rollout_server import cpu_generator, orphan_guard
+from mmr1_rollout_server import cpu_generator, engine_failures, orphan_guard
 from mmr1_rollout_server.adapter_loading import place, plain_layers
 from mmr1_rollout_server.arriving import Arriving
 from mmr1_rollout_server.destinations import find_destinations
@@ -327,5 +327,6 @@ def refresh_packed_copies(model: torch.nn.Module) -> int:
 if BACKEND not in WeightTransferEngineFactory._registry:
     WeightTransferEngineFactory.register_engine(BACKEND, BucketEngine)
 
+engine_failures.listen()
 cpu_generator.install()
 orphan_guard.guard()  # this file is the first of ours that runs in the engine's processes
