@@ -1,7 +1,8 @@
 """vLLM, as this project sees it: prompts in, groups out, and the calls of a weight update.
 
 Beside the worker extension and `engine_start.py` this is the only file that imports vllm (0.26 to 0.33), and it does so
-when loaded, so `environment.apply` comes first. It knows nothing of gRPC, streams, rewards, or whether a caller may sample now.
+when loaded, so `environment.apply` comes first. It knows nothing of gRPC, streams, rewards, or whether a caller may
+sample now.
 """
 
 from __future__ import annotations

@@ -37,6 +37,7 @@ def starting(config: RunConfig, *, on_cpu: bool) -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="mmr1-engine-") as folder:
         file = Path(folder) / "failures"
         os.environ[FAILURES] = str(file)
+        original = EngineCoreProc.run_engine_core
         EngineCoreProc.run_engine_core = staticmethod(run_engine_core)
         try:
             yield
@@ -47,7 +48,7 @@ def starting(config: RunConfig, *, on_cpu: bool) -> Iterator[None]:
                     raise ConfigurationError(f"vLLM does not start: {_ADVICE.split(reason)[0]}; {remedy}") from error
             raise
         finally:
-            EngineCoreProc.run_engine_core = staticmethod(_run_engine_core)
+            EngineCoreProc.run_engine_core = staticmethod(original)
             del os.environ[FAILURES]
 
 

@@ -58,7 +58,7 @@ def broken() -> None:
 
 
 def start(core: Callable[..., None], config: Any, monkeypatch: pytest.MonkeyPatch, *, on_cpu: bool) -> None:
-    """As vLLM's `CoreEngineProcManager` does: what it calls the engine's core, in a process, and no more than its end."""
+    """As vLLM's `CoreEngineProcManager` does: the engine's core in a process, of which only the end is known."""
     monkeypatch.setattr(engine_start, "_run_engine_core", core)
     with starting(config, on_cpu=on_cpu):
         process = multiprocessing.get_context("fork").Process(target=EngineCoreProc.run_engine_core)
@@ -101,7 +101,7 @@ def test_what_a_worker_beside_the_core_logs_is_the_reason(tmp_path: Path, monkey
             logger.exception("WorkerProc failed to start.")
         raise RuntimeError("WorkerProc initialization failed due to an exception in a background process.")
 
-    with pytest.raises(ConfigurationError, match="CUDA out of memory.*lower max_num_seqs"):
+    with pytest.raises(ConfigurationError, match=r"CUDA out of memory.*lower max_num_seqs"):
         start(core, small_config(tmp_path), monkeypatch, on_cpu=False)
 
 
