@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 
 from mmr1.config import RunConfig, load_config, save_config
 from mmr1.dataset import eval_problems, with_steps
-from mmr1.errors import ConfigurationError, StaleWriterError
+from mmr1.errors import ConfigurationError, StaleWriterError, WeightUpdateError
 from mmr1.lifecycle import run_command
 from mmr1.local.plan import CONFIG_NAME, has_cuda
 from mmr1.preflight import check_data, check_kimikl_task, check_training
@@ -177,6 +177,13 @@ def main(argv: list[str] | None = None) -> int:
             f"{error}; the run stops, and nothing of this step is kept: change what made it (a lower learning_rate, "
             "another dtype), and the same command goes on from the newest checkpoint"
         ) from None
+    except (RuntimeError, WeightUpdateError) as error:
+        from mmr1_learner.gpu_memory import out_of_memory
+
+        # Started again, it would run out at the same place. Of several ranks the one says so that it has happened to.
+        if ended := out_of_memory(error, config):
+            raise ended from None
+        raise
     except StopRequestedError:
         log.info("stopped while waiting; the newest checkpoint is where the run goes on")
         return TOLD_TO_STOP

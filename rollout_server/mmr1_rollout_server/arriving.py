@@ -75,7 +75,7 @@ class Arriving:
         parts = torch.split(flat, sizes)
         self._names += [spec.name for spec in bucket]
         if flat.device.type == "cpu":
-            self._digests += [fingerprint(data.numpy().data) for data in parts]
+            self._digests += digests(flat, sizes)
         else:
             self._sums.append(word_sums(flat, sizes))
         begun = self.spend("fingerprints", begun)
@@ -89,3 +89,10 @@ class Arriving:
 
     def _left(self) -> float:
         return max(0.001, self._end - time.monotonic())
+
+
+def digests(flat: torch.Tensor, sizes: Sequence[int]) -> list[int]:
+    """The fingerprints of a bucket's tensors. Waits for the device where the bucket is."""
+    if flat.device.type == "cpu":
+        return [fingerprint(data.numpy().data) for data in torch.split(flat, list(sizes))]
+    return list(map(digest_of_sum, word_sums(flat, sizes).tolist()))

@@ -2,8 +2,9 @@
 
 vLLM's loaders are Python and take longer for the 824 tensors of a 3B model than a GPU takes to copy them. Here they run
 once with their copies caught instead of made, which tells where every element goes; after that a bucket is a handful of
-grouped copies. Only for parameters that are used as a checkpoint has them: not on a CPU, which packs them, and not when
-they are quantised. What does not fit is refused, and vLLM's layerwise reload is taken instead.
+grouped copies, each of them accounted for. Only for parameters that are used as a checkpoint has them: not on a CPU,
+which packs them, and not when they are quantised. What does not fit is refused, and vLLM's layerwise reload is taken
+instead.
 """
 
 from __future__ import annotations
@@ -30,20 +31,63 @@ class Copy:
     destination: Tensor
 
 
-class Destinations:
-    """The copies of every tensor of one manifest, bucket by bucket in its order."""
+# Where a parameter's elements are: address, how many, of what type, and whether in one piece. The memory that was found
+# is held on to by the copies' destinations, so nothing else can get its address.
+Place = tuple[int, int, torch.dtype, bool]
 
-    def __init__(self, copies: dict[str, list[Copy]]) -> None:
-        self._copies = copies
+
+class Destinations:
+    """The copies of every tensor of one manifest, and the account of those that an update has made.
+
+    Args:
+        due: of each destination, by its address: the parameter that it is of, and how many elements it takes.
+        parameters: where the engine's parameters are, by name.
+    """
+
+    def __init__(
+        self, copies: dict[str, list[Copy]], due: dict[int, tuple[str, int]], parameters: dict[str, Place]
+    ) -> None:
+        self.copies = copies
+        self._due = due
+        self._parameters = parameters
+        self._written: Counter[int] = Counter()
+
+    def are_live(self, parameters: dict[str, Tensor]) -> bool:
+        """Whether these, all that the engine has, still are the memory that was found."""
+        return places(parameters) == self._parameters
+
+    def begin(self) -> None:
+        """A new update: nothing is written."""
+        self._written.clear()
 
     def write(self, weights: Sequence[tuple[str, Tensor]]) -> None:
-        """Copy these tensors to where they belong, in few launches."""
-        places, pieces = [], []
+        """Copy these tensors to where they belong, in few launches, and account for what was copied."""
+        written, pieces = self.pairs(weights)
+        if written:
+            torch._foreach_copy_(written, pieces)
+        for place in written:
+            self._written[place.data_ptr()] += place.numel()
+
+    def pairs(self, weights: Sequence[tuple[str, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
+        """Pieces of parameters, and the pieces of these tensors that belong there."""
+        belongs, pieces = [], []
         for name, tensor in weights:
-            for copy in self._copies[name]:
-                places.append(copy.destination)
+            for copy in self.copies[name]:
+                belongs.append(copy.destination)
                 pieces.append(tensor.as_strided(copy.size, copy.stride, tensor.storage_offset() + copy.offset))
-        torch._foreach_copy_(places, pieces)
+        return belongs, pieces
+
+    def unwritten(self) -> set[str]:
+        """Parameters of which a piece was not written since `begin`, or short, or more than once."""
+        return {name for address, (name, size) in self._due.items() if self._written[address] != size}
+
+
+def places(parameters: dict[str, Tensor]) -> dict[str, Place]:
+    """Where they are now. Asks no device, and runs at each update: it does little for each of hundreds."""
+    return {
+        name: (tensor.data_ptr(), tensor.numel(), tensor.dtype, tensor.is_contiguous())
+        for name, tensor in parameters.items()
+    }
 
 
 class _Caught(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -92,22 +136,81 @@ def find_destinations(
             copies[spec.name] = caught.copies
     except (ValueError, RuntimeError, KeyError):
         return None
-    return Destinations(copies) if _is_whole(model, copies, elements) else None
+    try:
+        due = _due(model, copies, elements)
+    except ValueError:
+        return None
+    return Destinations(copies, due, places(dict(model.named_parameters())))
 
 
-def _is_whole(model: nn.Module, copies: dict[str, list[Copy]], elements: Callable[[nn.Module], int]) -> bool:
-    """Whether every element that a checkpoint holds is written, by the accounts of each layer."""
-    written: Counter[int] = Counter()
-    for each in copies.values():
-        for copy in each:
-            written[copy.destination.untyped_storage().data_ptr()] += copy.destination.numel()
-    seen: set[int] = set()
-    for layer in model.modules():
-        own = [tensor for tensor in layer._parameters.values() if tensor is not None]
-        memory = {tensor.untyped_storage().data_ptr() for tensor in own}
+def _due(
+    model: nn.Module, copies: dict[str, list[Copy]], elements: Callable[[nn.Module], int]
+) -> dict[int, tuple[str, int]]:
+    """What an update must write: each element that a checkpoint holds, by the accounts of each layer, once.
+
+    Raises:
+        ValueError: the copies do other than this.
+    """
+    targets = [copy.destination for each in copies.values() for copy in each if copy.destination.numel()]
+    by_memory: dict[int, list[Tensor]] = {}
+    for target in targets:
+        by_memory.setdefault(target.untyped_storage().data_ptr(), []).append(target)
+    due: dict[int, tuple[str, int]] = {}
+    seen: set[tuple[int, int]] = set()
+    for prefix, layer in model.named_modules():
+        own = {name: tensor for name, tensor in layer._parameters.items() if tensor is not None and tensor.numel()}
+        memory = {(tensor.data_ptr(), tensor.numel()) for tensor in own.values()}
         if not own or memory <= seen:  # a tied parameter counts once
             continue
         seen |= memory
-        if sum(written[pointer] for pointer in memory) != elements(layer):
-            return False
-    return True
+        num_written = 0
+        for name, tensor in own.items():
+            inside = [each for each in by_memory.get(tensor.untyped_storage().data_ptr(), ()) if _is_in(each, tensor)]
+            num_written += num_covered(tensor, inside)
+            full_name = f"{prefix}.{name}" if prefix else name
+            due.update((each.data_ptr(), (full_name, each.numel())) for each in inside)
+        if num_written != elements(layer):
+            raise ValueError(f"{prefix}: {num_written} elements are written, a checkpoint holds {elements(layer)}")
+    if len(due) != len(targets):
+        raise ValueError("something that is no parameter is written, or one piece twice")
+    return due
+
+
+def _is_in(piece: Tensor, parameter: Tensor) -> bool:
+    begin, end = _span(parameter)
+    first, last = _span(piece)
+    return begin <= first and last <= end
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """Its addresses, in bytes, from the first to behind the last."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
+
+
+def num_covered(parameter: Tensor, pieces: Sequence[Tensor]) -> int:
+    """How many of the parameter's elements these pieces of it are; they must be its first ones, each of them once.
+
+    What may be left over is at the end: vLLM rounds the rows of a vocabulary up.
+
+    Raises:
+        ValueError: the pieces overlap, or leave a hole; or the parameter does not lie in one piece.
+    """
+    if not parameter.is_contiguous():
+        raise ValueError("a parameter does not lie in one piece")
+    if all(piece.is_contiguous() for piece in pieces):
+        end = _span(parameter)[0]
+        for begin, behind in sorted(map(_span, pieces)):
+            if begin != end:
+                raise ValueError("pieces overlap, or leave a hole")
+            end = behind
+        return (end - parameter.data_ptr()) // parameter.element_size()
+    # Pieces that are cut by columns lie between each other: count for each element, in the host's memory.
+    counts = torch.zeros(parameter.numel(), dtype=torch.uint8, device="cpu")
+    for piece in pieces:
+        first = (piece.data_ptr() - parameter.data_ptr()) // parameter.element_size()
+        counts.as_strided(piece.shape, piece.stride(), first).add_(1)
+    num_elements = sum(piece.numel() for piece in pieces)
+    if not bool((counts[:num_elements] == 1).all()):
+        raise ValueError("pieces overlap, or leave a hole")
+    return num_elements

@@ -1,7 +1,8 @@
 """vLLM, as this project sees it: prompts in, groups out, and the calls of a weight update.
 
-Beside the worker extension this is the only file that imports vllm (0.26 to 0.33), and it does so when loaded, so
-`environment.apply` comes first. It knows nothing of gRPC, streams, rewards, or whether a caller may sample now.
+Beside the worker extension and `engine_start.py` this is the only file that imports vllm (0.26 to 0.33), and it does so
+when loaded, so `environment.apply` comes first. It knows nothing of gRPC, streams, rewards, or whether a caller may
+sample now.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ from mmr1.config import RunConfig
 from mmr1.errors import ConfigurationError, WeightUpdateError
 from mmr1.preprocessing import fingerprint
 from mmr1.records import FinishReason, Group, PolicyVersion, Prompt, Rollout, Sampling, TensorSpec, VersionSpan
+from mmr1_rollout_server.engine_failures import one_line
+from mmr1_rollout_server.engine_start import starting
 from mmr1_rollout_server.errors import EngineDiedError, PromptError
 from mmr1_rollout_server.transfer import TransferPlan, WriteReport
 
@@ -68,8 +71,10 @@ class Engine:
         """Start the engine's processes and load the model: blocks for tens of seconds.
 
         Raises:
-            ConfigurationError: vLLM refuses the options or does not know the model.
+            ConfigurationError: vLLM refuses the options, does not know the model, or has too little memory for it.
         """
+        from vllm.platforms import current_platform
+
         arguments = engine_arguments(config, server_id)
         try:
             vllm_config = arguments.create_engine_config()
@@ -79,7 +84,9 @@ class Engine:
                 f"vLLM {vllm.__version__} refuses model {config.model}: {reason.strip()}"
             ) from error
         facts = fingerprint(cached_processor_from_config(vllm_config.model_config))
-        return cls(AsyncLLM.from_vllm_config(vllm_config, disable_log_stats=True), config, server_id, facts)
+        with starting(config, on_cpu=current_platform.is_cpu()):
+            llm = AsyncLLM.from_vllm_config(vllm_config, disable_log_stats=True)
+        return cls(llm, config, server_id, facts)
 
     @property
     def is_dead(self) -> bool:
@@ -130,10 +137,10 @@ class Engine:
             raise EngineDiedError("the engine died while sampling") from error
         except EngineGenerateError as error:
             if isinstance(error.__cause__, _PROMPT_FAULTS):
-                raise PromptError(_one_line(error.__cause__)) from error
+                raise PromptError(one_line(error.__cause__)) from error
             raise
         except _PROMPT_FAULTS as error:
-            raise PromptError(_one_line(error)) from error
+            raise PromptError(one_line(error)) from error
         if output is None or not output.finished:
             raise EngineDiedError("the engine ended a request without finishing it")
         return output
@@ -320,8 +327,4 @@ async def _engine_call(doing: str, call: Awaitable[Any]) -> Any:
     except EngineDeadError as error:
         raise EngineDiedError(f"the engine died while {doing}") from error
     except Exception as error:
-        raise WeightUpdateError(f"{doing}: {_one_line(error)}") from error
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+        raise WeightUpdateError(f"{doing}: {one_line(error)}") from error

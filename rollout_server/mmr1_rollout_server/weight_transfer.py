@@ -27,13 +27,16 @@ from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 from vllm.platforms import current_platform
 
 from mmr1.records import TensorSpec
-from mmr1_rollout_server import cpu_generator, orphan_guard
+from mmr1_rollout_server import cpu_generator, engine_failures, orphan_guard
 from mmr1_rollout_server.adapter_loading import place, plain_layers
 from mmr1_rollout_server.arriving import Arriving
-from mmr1_rollout_server.destinations import Destinations, find_destinations
+from mmr1_rollout_server.destinations import find_destinations
+from mmr1_rollout_server.direct import DirectUpdates
 from mmr1_rollout_server.transfer_groups import Group, join
 
 BACKEND = "mmr1"
+
+_log = logging.getLogger(__name__)
 
 # Its "Failed to load weights" names every module without a checkpoint tensor (rotary tables, a tied head) at every
 # update. `UpdateReport` is exact about what was not written, and the server refuses the update for it.
@@ -95,9 +98,8 @@ class BucketEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[
     adapter_only = False  # said before the start of an update
     adapter_id = 0
     report = UpdateReport()
-    destinations: Destinations | None = None
-    _destined: tuple[TensorSpec, ...] = ()  # the manifest that they are of
-    _direct = False  # this update goes to them
+    direct: DirectUpdates | None = None  # where the destinations of a manifest are known
+    _is_direct = False  # this update goes to them
 
     def init_transfer_engine(self, init_info: InitInfo) -> None:
         self.shutdown()
@@ -121,15 +123,30 @@ class BucketEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[
     def start_weight_update(self) -> None:
         self._loaded: set[str] = set()
         self._adapter: dict[str, torch.Tensor] = {}
+        self._is_direct = False
         if self.adapter_only:
             self._expected: set[str] = set()
         else:
-            self._direct = self.destinations is not None and self._destined == self.tensors
             with set_current_vllm_config(self.vllm_config), plain_layers(self.model):
-                self._expected = {name for name, _ in self.model.named_parameters()}  # a tied tensor counts once
-                if not self._direct:
+                parameters = dict(self.model.named_parameters())  # a tied tensor counts once
+                self._expected = set(parameters)
+                self._is_direct = self._goes_direct(parameters)
+                if not self._is_direct:
                     initialize_layerwise_reload(self.model)
         self.report = UpdateReport(num_parameters=len(self._expected) + len(self.adapter_tensors))
+
+    def _goes_direct(self, parameters: dict[str, torch.Tensor]) -> bool:
+        """Whether the destinations that are known still are the model's; else they are forgotten, and found anew."""
+        if self.direct is None:
+            return False
+        if not self.direct.fit(parameters, self.tensors):
+            _log.warning(
+                "the engine's parameters or the manifest have changed: this update goes through vLLM's loaders"
+            )
+            self.direct = None
+            return False
+        self.direct.begin(self.bucket_bytes)
+        return True
 
     def update_weights(self, update_info: Any) -> None:
         # The base class would synchronise an accelerator, and raises where there is none.
@@ -141,15 +158,15 @@ class BucketEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[
         if self.group is None:
             raise RuntimeError("no transfer group: initialise first")
         end = time.monotonic() + update_info.deadline_seconds
-        arriving = Arriving(self.group, self.bucket_bytes, end, views=self._direct)
+        arriving = Arriving(self.group, self.bucket_bytes, end, views=self._is_direct)
         # Inside torch.device every call takes its way through Python, and only the loaders need it.
-        device = nullcontext() if self._direct else torch.device(self.device)
+        device = nullcontext() if self._is_direct else torch.device(self.device)
         try:
             with set_current_vllm_config(self.vllm_config), device, plain_layers(self.model):
                 for weights in arriving.weights(() if self.adapter_only else self.tensors):
                     begun = time.monotonic()
-                    if self._direct and self.destinations is not None:
-                        self.destinations.write(weights)
+                    if self._is_direct and self.direct is not None:
+                        self.direct.write(weights)
                     else:
                         self._loaded |= self.model.load_weights(iter(weights)) or set()
                     arriving.spend("loading", begun)
@@ -163,15 +180,21 @@ class BucketEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[
             raise
 
     def finish_weight_update(self) -> None:
-        if self.adapter_only or self._direct:  # whoever has destinations has them for every parameter
+        if self.adapter_only:
+            return
+        if self._is_direct and self.direct is not None:
+            direct, self.direct = self.direct, None  # after a failure the loaders take the next update
+            self.report.unwritten = direct.finish(self.report.fingerprints)
+            if not self.report.unwritten:
+                self.direct = direct
             return
         with set_current_vllm_config(self.vllm_config), torch.device(self.device), plain_layers(self.model):
             self.report.unwritten = sorted((self._expected - self._loaded) | self._incomplete())
             finalize_layerwise_reload(self.model, self.model_config)
             self.report.num_packed_copies_refreshed = refresh_packed_copies(self.model)
             if not self.report.unwritten and self._is_plain():
-                self.destinations = find_destinations(self.model, self.tensors, self.device, num_checkpoint_elements)
-                self._destined = self.tensors
+                found = find_destinations(self.model, self.tensors, self.device, num_checkpoint_elements)
+                self.direct = DirectUpdates(found, self.tensors) if found else None
 
     def _is_plain(self) -> bool:
         """Whether layers compute with what a checkpoint has: nothing is packed, quantised or wrapped."""
@@ -203,7 +226,10 @@ class BucketEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[
     def abort(self) -> None:
         """Give up an update that has begun: drop what layers have buffered and put their tensors back."""
         self._adapter = {}
-        if self.adapter_only or self._direct:
+        if self.adapter_only:
+            return
+        if self._is_direct:
+            self.direct = None  # the loaders take the next update
             return
         with set_current_vllm_config(self.vllm_config), torch.device(self.device), plain_layers(self.model):
             for layer in self.model.modules():
@@ -301,5 +327,6 @@ def refresh_packed_copies(model: torch.nn.Module) -> int:
 if BACKEND not in WeightTransferEngineFactory._registry:
     WeightTransferEngineFactory.register_engine(BACKEND, BucketEngine)
 
+engine_failures.listen()
 cpu_generator.install()
 orphan_guard.guard()  # this file is the first of ours that runs in the engine's processes

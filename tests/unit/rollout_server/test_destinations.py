@@ -1,4 +1,7 @@
-"""Where loaders put tensors is found without moving anything, and copies made from it are the loaders' own."""
+"""Where loaders put tensors is found without moving anything, and copies made from it are the loaders' own.
+
+What the found places are must be whole: nothing twice, no hole, and nothing outside the parameters.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mmr1.records import TensorSpec
-from mmr1_rollout_server.destinations import Destinations, find_destinations
+from mmr1_rollout_server.destinations import Destinations, find_destinations, num_covered
 
 CPU = torch.device("cpu")
 
@@ -79,3 +82,49 @@ def test_what_is_converted_on_the_way_is_refused() -> None:
     model.converts = True
     assert found(model) is None
     assert all(not parameter.any() for parameter in model.parameters()), "nothing was written meanwhile"
+
+
+def test_an_overlap_and_a_hole_do_not_cancel() -> None:
+    class Shifted(Fused):
+        """q has the rows 2 to 5 instead of 0 to 3: as many elements as before, but twice rows 4 and 5."""
+
+        def load_weights(self, weights: Iterator[tuple[str, Tensor]]) -> set[str]:
+            for name, tensor in weights:
+                if name == "q":
+                    self.qk.data[2:].copy_(tensor)
+                else:
+                    super().load_weights(iter([(name, tensor)]))
+            return set()
+
+    assert found(Shifted()) is None
+
+
+def test_what_is_no_parameter_is_refused() -> None:
+    class Buffered(Fused):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mean", torch.zeros(4))
+
+        def load_weights(self, weights: Iterator[tuple[str, Tensor]]) -> set[str]:
+            for name, tensor in weights:
+                if name == "mean":
+                    self.mean.data.copy_(tensor)
+                else:
+                    super().load_weights(iter([(name, tensor)]))
+            return set()
+
+    assert found(Buffered(), [*SPECS, TensorSpec("mean", "float32", (4,))]) is None
+
+
+def test_coverage_is_exact() -> None:
+    parameter = torch.zeros(4, 6)
+    rows, columns = parameter.split(2), parameter.split(3, dim=1)
+    assert num_covered(parameter, rows) == 24
+    assert num_covered(parameter, rows[:1]) == 12, "rows that a checkpoint does not have are at the end"
+    assert num_covered(parameter, columns) == 24
+    for pieces in ([rows[1]], [rows[0], rows[0]], [parameter[:3], parameter[2:]], [columns[0]], [columns[0]] * 2,
+                   [columns[0], columns[1], rows[0]], [parameter[:, :4], parameter[:, 3:]]):  # fmt: skip
+        with pytest.raises(ValueError, match="overlap, or leave a hole"):
+            num_covered(parameter, pieces)
+    with pytest.raises(ValueError, match="one piece"):
+        num_covered(parameter.t(), [])
