@@ -73,7 +73,7 @@ def make_plan(config: PlanConfig) -> Plan:
     gpu = GPUS[config.gpu]
     gpu = replace(gpu, memory_gib=config.gpu_memory) if config.gpu_memory else gpu
     found = layouts(config, work, gpu)
-    return Plan(config, work, gpu, tuple(found), recommended(found))
+    return Plan(config, work, gpu, tuple(found), recommended(found, config.planned_prompts))
 
 
 def require_accepted(config: PlanConfig, plan: Plan) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmr1.capacity import measured
-from mmr1.capacity.learner import ALIKE, MOST_GROWTH, Checkpointing, Learner, best_learner
+from mmr1.capacity.learner import ALIKE, MOST_GROWTH, Checkpointing, Learner, best_learner, worth_taking
 from mmr1.capacity.measured import Gpu
 from mmr1.capacity.rollout import Rollout, rollout, update_seconds
 from mmr1.capacity.work import Work
@@ -95,11 +95,17 @@ def layouts(config: PlanConfig, work: Work, gpu: Gpu) -> list[Layout]:
     return sorted(found, key=lambda one: (not one.fits, one.seconds_per_prompt))
 
 
-def recommended(found: Sequence[Layout]) -> Layout | None:
-    """The simplest of those that are about as fast as the fastest that fits; None: none fits."""
+def recommended(found: Sequence[Layout], prompts: int) -> Layout | None:
+    """The simplest of those that are about as fast as the fastest that fits; None: none fits.
+
+    One whose step is not of `prompts` prompts only where it is clearly better than all whose step is.
+    """
     fitting = [layout for layout in found if layout.fits]
     if not fitting:
         return None
+    fitting = worth_taking(
+        fitting, lambda layout: layout.prompts_per_step == prompts, lambda layout: layout.seconds_per_prompt
+    )
     fastest = min(layout.seconds_per_prompt for layout in fitting)
     alike = [layout for layout in fitting if layout.seconds_per_prompt <= (1 + ALIKE) * fastest]
     return min(

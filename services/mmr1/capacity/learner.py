@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from mmr1.capacity import measured
 from mmr1.capacity.measured import Gpu
 from mmr1.capacity.work import Work
 
 Checkpointing = bool | Literal["vision"]
-
+Choice = TypeVar("Choice")
 
 # Two ways or two layouts closer than this are alike, as far as can be told beforehand.
 ALIKE = 0.05
 MOST_GROWTH = 0.25  # of a step's prompts, so that they can be shared out well
+# A step of another number of prompts is another run: learning rate and number of steps were chosen for the one that was
+# asked for. So it must gain more a prompt than whole steps were ever predicted wrongly (`measured.STEPS_OFF`).
+WORTH_ANOTHER_STEP = 0.30
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +98,8 @@ def best_learner(
     """The fastest way to pass `prompts` through `ranks` (how many, ZeRO's stage) in `room` bytes; else the smallest.
 
     Of ways that are alike it is the one with the fewest prompts, and then with the most in a forward. A forward holds
-    whole groups where it can: part of one computes its prompt anew. The step may grow a little, because seven groups a
-    rank are slower one by one than eight are by fours.
+    whole groups where it can: part of one computes its prompt anew. The step grows a little where the ranks cannot
+    share its prompts evenly, or where that is much faster: seven groups a rank go one by one, eight by fours.
     """
     num_ranks, zero_stage = ranks
     groups = -(-prompts // num_ranks)
@@ -115,6 +118,22 @@ def best_learner(
     fitting = [learner for learner in found if learner.peak_bytes <= room]
     if not fitting:
         return min(found, key=lambda one: one.peak_bytes)
-    fastest = min(one.seconds / one.generations_per_step for one in fitting)
-    alike = [one for one in fitting if one.seconds / one.generations_per_step <= (1 + ALIKE) * fastest]
+    kept = prompts * work.num_generations
+    fitting = worth_taking(fitting, lambda one: one.generations_per_step == kept, _seconds_per_generation)
+    fastest = min(map(_seconds_per_generation, fitting))
+    alike = [one for one in fitting if _seconds_per_generation(one) <= (1 + ALIKE) * fastest]
     return min(alike, key=lambda one: (one.generations_per_step, -one.per_forward, one.seconds))
+
+
+def _seconds_per_generation(learner: Learner) -> float:
+    return learner.seconds / learner.generations_per_step
+
+
+def worth_taking(
+    choices: Sequence[Choice], keeps: Callable[[Choice], bool], cost: Callable[[Choice], float]
+) -> list[Choice]:
+    """Those that keep the step's number of prompts; all, where none does or one of the others is clearly better."""
+    keeping = [choice for choice in choices if keeps(choice)]
+    if not keeping or min(map(cost, choices)) * (1 + WORTH_ANOTHER_STEP) < min(map(cost, keeping)):
+        return list(choices)
+    return keeping

@@ -13,7 +13,7 @@ from mmr1.capacity.layouts import Layout, Plan
 from mmr1.capacity.measured import GPUS_OF_A_NODE, KEPT_FREE
 
 MOST_ROWS = 24
-NUMBERS = ("ZeRO", "learner\nGB", "rollout\nGB", "learner\ns", "rollout\ns", "step\ns", "prompt\nms")
+NUMBERS = ("ZeRO", "prompts", "learner\nGB", "rollout\nGB", "learner\ns", "rollout\ns", "step\ns", "prompt\nms")
 
 
 def show(console: Console, plan: Plan) -> None:
@@ -25,7 +25,7 @@ def show(console: Console, plan: Plan) -> None:
         console.print(line, soft_wrap=True, highlight=False)
     if plan.chosen is None:
         return
-    console.print(f"\nRecommended: {name(plan.chosen)}. In RUN.yaml:\n", soft_wrap=True, highlight=False)
+    console.print(f"\nRecommended: {recommendation(plan)}. In RUN.yaml:\n", soft_wrap=True, highlight=False)
     text = yaml.safe_dump(plan.chosen.options(), sort_keys=False)
     console.print("".join(f"    {line}\n" for line in text.splitlines()), markup=False, highlight=False, soft_wrap=True)
     console.print(f"Rule of thumb: {rule_of_thumb(plan)}", soft_wrap=True, highlight=False)
@@ -38,6 +38,15 @@ def name(layout: Layout) -> str:
         return "1 for both"
     rollout = f"{servers}" if size == 1 else f"{servers}x{size}"
     return f"{layout.learner.num_ranks}+{rollout} at ZeRO-{layout.learner.zero_stage}"
+
+
+def recommendation(plan: Plan) -> str:
+    """The recommended layout, and that its step is another one where it is."""
+    layout, asked = plan.chosen, plan.config.planned_prompts
+    assert layout is not None
+    if layout.prompts_per_step == asked:
+        return name(layout)
+    return f"{name(layout)}, {layout.prompts_per_step} prompts a step instead of {asked}"
 
 
 def _heading(plan: Plan) -> list[str]:
@@ -60,7 +69,7 @@ def _billions(number: int) -> str:
 
 
 def _table(plan: Plan) -> Table:
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, padding=0)
     table.add_column("layout")
     for column in NUMBERS:
         table.add_column(column, justify="right")
@@ -76,6 +85,7 @@ def _cells(layout: Layout, chosen: bool) -> list[str]:
     return [
         ("*" if chosen else " ") + name(layout).partition(" at ")[0],
         str(learner.zero_stage),
+        str(layout.prompts_per_step),
         f"{learner.peak_bytes / 1e9:.0f}" + ("" if layout.learner_fits else "!"),
         f"{rollout.bytes_needed / 1e9:.0f}" + ("" if layout.rollout_fits else "!"),
         f"{learner.seconds:.2f}",
@@ -97,9 +107,7 @@ def notes(plan: Plan) -> list[str]:
         lines.append(f"{len(plan.layouts) - MOST_ROWS} more layouts, slower or too large: --json has them.")
     asked = plan.config.planned_prompts
     if any(layout.prompts_per_step != asked for layout in plan.layouts):
-        lines.append(
-            f"Where the ranks cannot share {asked} prompts evenly, the step is of the next number that they can."
-        )
+        lines.append(f"Where the ranks cannot share {asked} prompts evenly, the step is of more (see the column).")
     if plan.config.gpus > GPUS_OF_A_NODE:
         lines.append(
             f"{plan.config.gpus} GPUs are more than one machine's {GPUS_OF_A_NODE}: `mmr1 up` lays out one machine, so "
@@ -166,6 +174,7 @@ def document(plan: Plan) -> dict[str, Any]:
         "with_reference": work.with_reference,
         "layouts": [_row(layout) for layout in plan.layouts],
         "recommended": plan.layouts.index(chosen) if chosen else None,
+        "recommendation": recommendation(plan) if chosen else None,
         "options": chosen.options() if chosen else None,
         "rule_of_thumb": rule_of_thumb(plan) if chosen else None,
         "notes": notes(plan),

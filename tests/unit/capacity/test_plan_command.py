@@ -81,6 +81,16 @@ def test_a_run_takes_the_options_of_every_layout(
         assert layout["shared"] == (len(used) > gpus)
 
 
+def test_a_step_of_another_size_is_said(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fixed = ["--model", str(model), "--gpus", "2", "--gpu", "h200", *GROUP]
+    assert document(capsys, *fixed, "--prompts", "8")["recommendation"] == "1+1 at ZeRO-2"
+    found = document(capsys, *fixed, "--prompts", "11")
+    assert found["recommendation"] == "1+1 at ZeRO-2, 12 prompts a step instead of 11"
+    assert main(["plan", *fixed, "--prompts", "11"]) == 0
+    shown = capsys.readouterr().out
+    assert "Recommended: 1+1 at ZeRO-2, 12 prompts a step instead of 11." in shown and "prompts" in shown
+
+
 def test_a_runs_file_says_the_rest(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run.yaml"
     options = {"model": str(model), "train_file": "t.json", "num_steps": 5, "num_generations": 4, "zero_stage": 3}
