@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmr1.capacity import measured
-from mmr1.capacity.learner import ALIKE, MOST_GROWTH, Checkpointing, Learner, best_learner, worth_taking
+from mmr1.capacity.learner import ALIKE, MOST_GROWTH, Checkpointing, Learner, best_learner, probe_seconds, worth_taking
 from mmr1.capacity.measured import Gpu
 from mmr1.capacity.rollout import Rollout, rollout, update_seconds
 from mmr1.capacity.work import Work
@@ -29,6 +29,7 @@ class Layout:
     learner_fits: bool
     rollout_fits: bool
     update_seconds: float
+    probe_seconds: float  # what the learner waits for the probe of an update
     waits: bool  # the halves take turns: on one GPU, or because no rollout may be old
 
     @property
@@ -38,7 +39,7 @@ class Layout:
     @property
     def step_seconds(self) -> float:
         halves = self.learner.seconds, self.rollout.seconds
-        return (sum(halves) if self.waits else max(halves)) + self.update_seconds
+        return (sum(halves) if self.waits else max(halves)) + self.update_seconds + self.probe_seconds
 
     @property
     def seconds_per_prompt(self) -> float:
@@ -161,7 +162,8 @@ def _at_share(config: RunConfig, work: Work, gpu: Gpu, cut: _Cut, prompts: int, 
         share,
         learner_fits=learner.peak_bytes <= room,
         rollout_fits=server.bytes_needed <= share * total,
-        update_seconds=update_seconds(config, work),
+        update_seconds=update_seconds(work, cut.zero_stage),
+        probe_seconds=probe_seconds(work, cut.zero_stage),
         waits=cut.shared or config.max_off_policy_steps == 0,
     )
 

@@ -31,7 +31,8 @@ class Learner:
     num_forwards: int  # a step and rank: the option gradient_accumulation_steps
     gradient_checkpointing: Checkpointing
     peak_bytes: float
-    seconds: float  # a step
+    seconds: float  # a step, the next included
+    copy_seconds: float  # of whole weights, into rank 0's memory
 
     @property
     def generations_per_step(self) -> int:
@@ -80,16 +81,41 @@ def step_seconds(
     computing = work.learner_flops(generations, twice=twice) / (measured.LEARNER_FRACTION * gpu.flops)
     launching = layers * measured.LAUNCH_SECONDS_PER_LAYER * (4 / 3 if twice else 1)
     optimizer = work.trained_parameters / num_ranks / measured.OPTIMIZER_PARAMETERS_PER_SECOND
-    moving = _moving_seconds(work, stage, num_forwards) * (num_ranks - 1) / num_ranks
-    return num_forwards * max(computing, launching) + optimizer + moving
+    sums = 2 * num_forwards * work.trained_parameters / measured.LINK_BYTES_PER_SECOND * _others(num_ranks)
+    # Without ZeRO-3 each rank steps its share, and all get it; with it weights stay cut.
+    spread = 2 * work.trained_parameters / measured.LINK_BYTES_PER_SECOND * _others(num_ranks)
+    moving = sums + (num_forwards * gather_seconds(work, num_ranks, checkpointing) if stage == 3 else spread)
+    return num_forwards * max(computing, launching) + optimizer + moving + copy_seconds(work, stage)
 
 
-def _moving_seconds(work: Work, stage: int, num_forwards: int) -> float:
-    """Gradients are summed after each forward; weights are gathered once a step, at ZeRO-3 twice a forward."""
-    sums = 2 * num_forwards * work.trained_parameters / measured.LINK_BYTES_PER_SECOND
+def _others(num_ranks: int) -> float:
+    """The share of what all hold that one rank must get from the others."""
+    return (num_ranks - 1) / num_ranks
+
+
+def gather_seconds(work: Work, num_ranks: int, checkpointing: Checkpointing) -> float:
+    """ZeRO-3's: in each pass of a forward and its backward through a layer, its weights come from all ranks."""
+    text, vision = work.shape.text, work.shape.vision
+    text_passes = 2 + (checkpointing is True) + work.with_reference
+    vision_passes = 1 + work.with_reference + (1 + bool(checkpointing) if work.trains_vision else 0)
+    layers = text_passes * text.num_layers + vision_passes * vision.num_layers
+    gathered = text_passes * work.shape.weight_bytes * _others(num_ranks)
+    return layers * measured.GATHER_SECONDS_PER_LAYER + gathered / measured.LINK_BYTES_PER_SECOND
+
+
+def copy_seconds(work: Work, stage: int) -> float:
+    """Of the whole weights that rank 0 sends, where its own are cut, or are not what is sent because of adapters."""
+    if work.sends_adapters:
+        return 0.0
     if stage == 3:
-        return sums + 2 * num_forwards * work.shape.weight_bytes / measured.GATHER_BYTES_PER_SECOND
-    return sums + 2 * work.trained_parameters / measured.LINK_BYTES_PER_SECOND
+        return work.shape.weight_bytes / measured.WHOLE_COPY_BYTES_PER_SECOND
+    return 0.0 if work.trains_all else work.shape.weight_bytes / measured.HOST_UPDATE_BYTES_PER_SECOND
+
+
+def probe_seconds(work: Work, stage: int) -> float:
+    """What the learner waits for the probe of an update."""
+    layers = work.shape.text.num_layers + work.shape.vision.num_layers
+    return measured.PROBE_SECONDS + (layers * measured.GATHER_SECONDS_PER_LAYER if stage == 3 else 0)
 
 
 def best_learner(
@@ -114,7 +140,8 @@ def best_learner(
         for way in ways:
             peak = peak_bytes(work, num_ranks, zero_stage, per_forward, way)
             seconds = step_seconds(work, gpu, ranks, (per_forward, num_forwards), way)
-            found.append(Learner(num_ranks, zero_stage, per_forward, num_forwards, way, peak, seconds))
+            copying = copy_seconds(work, zero_stage)
+            found.append(Learner(num_ranks, zero_stage, per_forward, num_forwards, way, peak, seconds, copying))
     fitting = [learner for learner in found if learner.peak_bytes <= room]
     if not fitting:
         return min(found, key=lambda one: one.peak_bytes)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmr1.capacity.layouts import Layout, Plan
-from mmr1.capacity.measured import GPUS_OF_A_NODE, KEPT_FREE
+from mmr1.capacity.measured import GPUS_OF_A_NODE, KEPT_FREE, STEPS_OFF
 
 MOST_ROWS = 24
 NUMBERS = ("ZeRO", "prompts", "learner\nGB", "rollout\nGB", "learner\ns", "rollout\ns", "step\ns", "prompt\nms")
@@ -99,10 +99,13 @@ def _cells(layout: Layout, chosen: bool) -> list[str]:
 def notes(plan: Plan) -> list[str]:
     """What a reader of the table must know."""
     lines = [
-        "GB are of one GPU; !: more than fits. Seconds are a step's; a step is the slower half and the weight update."
+        "GB are of one GPU; !: more than fits. Seconds are a step's; a step is the slower half, the weight update and "
+        "its probe."
     ]
     if plan.layouts[0].waits:
         lines = [lines[0].replace("the slower half", "both halves in turn")]
+    off = ", ".join(f"{layout} {part:+.0%}" for layout, part in STEPS_OFF.items())
+    lines.append(f"Whole steps, predicted against measured (3B parameters, H200s of one machine): {off}.")
     if len(plan.layouts) > MOST_ROWS:
         lines.append(f"{len(plan.layouts) - MOST_ROWS} more layouts, slower or too large: --json has them.")
     asked = plan.config.planned_prompts
@@ -191,7 +194,9 @@ def _row(layout: Layout) -> dict[str, Any]:
         "rollout_bytes": layout.rollout.bytes_needed,
         "learner_seconds": layout.learner.seconds,
         "rollout_seconds": layout.rollout.seconds,
+        "copy_seconds": layout.learner.copy_seconds,
         "update_seconds": layout.update_seconds,
+        "probe_seconds": layout.probe_seconds,
         "step_seconds": layout.step_seconds,
         "seconds_per_prompt": layout.seconds_per_prompt,
         "limited_by": layout.limit,

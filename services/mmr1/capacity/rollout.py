@@ -1,4 +1,4 @@
-"""A rollout server's memory and seconds: prompts by multiplications, decoding by the bytes that it reads."""
+"""A rollout server's memory and seconds: prompts by multiplications, decoding by bytes and by what runs."""
 
 from __future__ import annotations
 
@@ -40,12 +40,16 @@ def rollout(config: RunConfig, work: Work, gpu: Gpu, servers: tuple[int, int], p
 
 
 def _decode_step_seconds(work: Work, gpu: Gpu, size: int, running: float) -> float:
-    """One token of every running completion: weights once, and the cache of each, on average half grown."""
+    """One token of every running completion: weights once, the cache of each, half grown on average, and its care."""
     cache = running * (work.prompt_tokens + work.completion_tokens / 2) * work.shape.cache_bytes_per_token
-    return (work.shape.decoder_bytes + cache) / (measured.DECODE_FRACTION * size * gpu.bandwidth)
+    reading = (work.shape.decoder_bytes + cache) / (measured.DECODE_FRACTION * size * gpu.bandwidth)
+    return reading + running * measured.SECONDS_PER_RUNNING
 
 
-def update_seconds(config: RunConfig, work: Work) -> float:
+def update_seconds(work: Work, stage: int) -> float:
     """Of one weight update, the probe not included. Each step has one."""
-    sent = measured.WEIGHT_BYTES * work.adapter_parameters if config.sends_adapters else work.shape.weight_bytes
-    return sent / measured.UPDATE_BYTES_PER_SECOND
+    if work.sends_adapters:
+        return measured.WEIGHT_BYTES * work.adapter_parameters / measured.UPDATE_BYTES_PER_SECOND
+    from_host = stage == 3 or not work.trains_all
+    rate = measured.HOST_UPDATE_BYTES_PER_SECOND if from_host else measured.UPDATE_BYTES_PER_SECOND
+    return work.shape.weight_bytes / rate

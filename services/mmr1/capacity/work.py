@@ -30,6 +30,7 @@ class Work:
     trains_all: bool = True  # not only adapters
     trains_vision: bool = True
     adapter_parameters: int = 0
+    sends_adapters: bool = False  # to rollout servers, not whole weights
     with_reference: bool = False
     image_tokens: int = 0  # of the prompt's
 
@@ -112,6 +113,7 @@ def work_of(config: PlanConfig, shape: Shape, folder: Path) -> Work:
         trains_all=not config.lora_rank,
         trains_vision=not config.freeze_vision_tower,
         adapter_parameters=_adapters(config, shape),
+        sends_adapters=config.sends_adapters,
         with_reference=bool(config.kl),
         image_tokens=image_tokens,
     )

@@ -41,7 +41,8 @@ def test_layouts_of_four(model: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert best["seconds_per_prompt"] <= 1.05 * min(fitting)
     for layout in found["layouts"]:
         slower = max(layout["learner_seconds"], layout["rollout_seconds"])
-        assert layout["step_seconds"] == pytest.approx(slower + layout["update_seconds"])
+        after = layout["update_seconds"] + layout["probe_seconds"]
+        assert layout["step_seconds"] == pytest.approx(slower + after)
         assert layout["seconds_per_prompt"] == pytest.approx(layout["step_seconds"] / layout["prompts_per_step"])
 
 
@@ -49,7 +50,7 @@ def test_one_gpu_is_shared_and_the_halves_take_turns(model: Path, capsys: pytest
     found = document(capsys, "--model", str(model), "--gpus", "1", "--gpu", "h200", *GROUP)
     (only,) = found["layouts"]
     assert only["shared"] and only["fits"]
-    parts = only["learner_seconds"] + only["rollout_seconds"] + only["update_seconds"]
+    parts = sum(only[f"{part}_seconds"] for part in ("learner", "rollout", "update", "probe"))
     assert only["step_seconds"] == pytest.approx(parts)
     share = only["options"]["gpu_memory_utilization"]
     assert only["rollout_bytes"] <= share * found["gpu_memory_bytes"]
