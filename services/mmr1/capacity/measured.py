@@ -13,10 +13,12 @@ class Gpu:
     memory_gib: float  # what a program can have of it
     flops: float  # a second: dense bfloat16
     bandwidth: float  # bytes a second, of its memory
+    float32_flops: float = 67e12
+    per_node: int = 8  # GPUs of one machine
 
 
-# NVIDIA's data sheets of the SXM cards: 80 and 141 GB, 989 TFLOP/s without sparsity, 3.35 and 4.8 TB/s. What a program
-# can have is a little less than what the sheet says.
+# NVIDIA's data sheets of the SXM cards: 80 and 141 GB, 989 TFLOP/s without sparsity (67 in float32), 3.35 and 4.8
+# TB/s. What a program can have is a little less than what the sheet says.
 GPUS = {"h100": Gpu(78, 989e12, 3.35e12), "h200": Gpu(139, 989e12, 4.8e12)}
 
 # --- The learner's memory -------------------------------------------------------------------------------------------
@@ -26,6 +28,7 @@ GPUS = {"h100": Gpu(78, 989e12, 3.35e12), "h200": Gpu(139, 989e12, 4.8e12)}
 # not held between steps.
 WEIGHT_BYTES = 2
 OPTIMIZER_BYTES = 12
+FLOAT32_OPTIMIZER_BYTES = 8  # the weights are their own masters
 # At the end of a step's backward passes: what was summed so far and what is added to it. Fitted to the same table: four
 # and eight groups a forward leave 15 GB that do not grow with the groups, 4 bytes a parameter. Cut over ranks by ZeRO-2
 # and 3 alike, as ZeRO's gradients are; that has not been measured.
@@ -42,6 +45,9 @@ KEPT_HIDDEN = 9.5
 KEPT_INTERMEDIATE = 3.0
 # Of a GPU's memory nothing is planned for this share: CUDA's context, NCCL's buffers, gaps between tensors. A choice.
 KEPT_FREE = 0.06
+# Where both halves share a GPU, this share of it is left between them: peaks are predicted to 3 % of what was measured,
+# and vLLM takes a little more than its share. A choice.
+SHARED_RESERVE = 0.05
 
 # --- The learner's speed --------------------------------------------------------------------------------------------
 # docs/performance.md, "On a GPU": 0.184 s a group with four groups a forward, 16 groups a step, the vision tower
@@ -69,8 +75,8 @@ WHOLE_COPY_BYTES_PER_SECOND = 7.51e9 / 0.83
 
 # --- The rollout server ---------------------------------------------------------------------------------------------
 # One H200, vLLM alone, CUDA graphs: 12,400 to 14,400 tokens a second with 64 prompts x 8 completions x 256 tokens,
-# images of 448 x 448; the middle. All 512 ran at once: nothing bounded them, and vLLM's own bound is above that on such a GPU.
-# Prompts are assumed to be of 300 tokens.
+# images of 448 x 448; the middle. All 512 ran at once: nothing bounded them, and vLLM's own bound is above that on
+# such a GPU. Prompts are assumed to be of 300 tokens.
 ROLLOUT_TOKENS_PER_SECOND = 13_400
 # A decoding step reads weights and caches at this share of the memory's bandwidth: a choice, not measured.
 DECODE_FRACTION = 0.5
@@ -92,8 +98,9 @@ HOST_UPDATE_BYTES_PER_SECOND = 7.51e9 / 0.2
 # What the learner waits for the probe of an update, which all servers answer at once. Same file, 1+1: 0.342 s of update
 # and probe, less the 0.068 above. At ZeRO-3 rank 0's scoring of it gathers the weights once more.
 PROBE_SECONDS = 0.342 - 0.068
-# GPUs in one machine of the usual kind; beyond, links are slower than what was measured.
-GPUS_OF_A_NODE = 8
+# Between machines. Assumed, not measured: one adapter of 400 Gb/s a GPU, as NVIDIA's DGX H100 has (its data sheet:
+# eight ConnectX-7), at its whole speed.
+BETWEEN_NODES_BYTES_PER_SECOND = 50e9
 
 # --- How well it does -----------------------------------------------------------------------------------------------
 # Whole steps, predicted to measured less 1, of benchmarks/end_to_end_gpu.jsonl: the table and the conditions are in

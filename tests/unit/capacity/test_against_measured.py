@@ -38,7 +38,7 @@ def work(planned: Planned, model: Path) -> Work:
 
 def test_parameters_and_the_learners_memory_between_steps(work: Work) -> None:
     assert work.shape.num_parameters == pytest.approx(3.755e9, rel=0.002)
-    assert work.shape.weight_bytes == pytest.approx(7.51e9, rel=0.002)
+    assert work.weight_bytes == pytest.approx(7.51e9, rel=0.002)
     assert held_bytes(work, *ONE_RANK) == pytest.approx(52.6e9, rel=0.005)
 
 
@@ -97,12 +97,12 @@ def test_weight_update(planned: Planned, work: Work, model: Path) -> None:
 
 def test_what_zero_3_gathers(planned: Planned, work: Work, model: Path) -> None:
     """By layers and passes, and hardly by bytes: a model with larger layers takes about as long."""
-    plain, again = gather_seconds(work, 3, False), gather_seconds(work, 3, True)
+    plain, again = gather_seconds(work, GPUS["h200"], 3, False), gather_seconds(work, GPUS["h200"], 3, True)
     assert again / plain == pytest.approx(3 / 2, rel=0.01)
     wide = replace(work, shape=replace(work.shape, num_parameters=8 * work.shape.num_parameters))
-    assert gather_seconds(wide, 3, False) < 1.5 * plain
+    assert gather_seconds(wide, GPUS["h200"], 3, False) < 1.5 * plain
     with_reference = work_of(planned("--kl=k3"), work.shape, model)
-    assert gather_seconds(with_reference, 3, False) / plain == pytest.approx(3 / 2, rel=0.01)
+    assert gather_seconds(with_reference, GPUS["h200"], 3, False) / plain == pytest.approx(3 / 2, rel=0.01)
     assert copy_seconds(work, 2) == 0 and copy_seconds(work, 3) == pytest.approx(0.83, rel=0.01)
     assert probe_seconds(work, 3) > probe_seconds(work, 2) == pytest.approx(0.274)
 
@@ -158,11 +158,11 @@ def test_what_is_said_of_them() -> None:
 
 
 def test_a_small_cache_runs_fewer_at_once(planned: Planned, work: Work) -> None:
-    shape, gpu = work.shape, GPUS["h200"]
+    gpu = GPUS["h200"]
     roomy, tight = (rollout(planned(), work, gpu, (1, 1), prompts=64, room=room) for room in (119e9, 11.8e9))
     assert roomy.num_running == 128 and tight.num_running < 128
     assert tight.bytes_needed == pytest.approx(11.8e9) and tight.seconds > roomy.seconds
-    assert rollout(planned(), work, gpu, (1, 1), prompts=64, room=shape.weight_bytes).bytes_needed > shape.weight_bytes
+    assert rollout(planned(), work, gpu, (1, 1), prompts=64, room=work.weight_bytes).bytes_needed > work.weight_bytes
 
 
 @pytest.mark.parametrize(("stage", "cut"), [(2, (2, 12)), (3, (0, 14))])
@@ -180,7 +180,7 @@ def test_a_reference_and_frozen_or_adapted_parts(planned: Planned, model: Path, 
         return changed, held_bytes(changed, *ONE_RANK)
 
     reference, held = memory("--kl=k3")
-    assert held - held_bytes(work, *ONE_RANK) == shape.weight_bytes
+    assert held - held_bytes(work, *ONE_RANK) == work.weight_bytes
     assert reference.learner_flops(8) == pytest.approx(4 / 3 * work.learner_flops(8))
     frozen, _ = memory("--freeze_vision_tower")
     assert shape.num_parameters - frozen.trained_parameters == shape.vision_parameters

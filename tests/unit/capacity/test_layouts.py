@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mmr1.capacity.layouts import layouts, recommended
+from mmr1.capacity.layouts import Layout, layouts, recommended
 from mmr1.capacity.measured import GPUS
 from mmr1.capacity.shapes import read_shape
 from mmr1.capacity.work import work_of
@@ -41,3 +41,22 @@ def test_a_step_of_another_size_must_be_clearly_better(planned: Callable[..., Pl
     assert recommended([slow, fast], 32) is slow
     assert recommended([replace(slow, update_seconds=slow.step_seconds), fast], 32) is fast
     assert recommended([fast], 32) is fast
+
+
+def test_ranks_that_fill_machines_are_preferred(planned: Callable[..., PlanConfig], model: Path) -> None:
+    """And no server lies on two machines."""
+    config = planned("--gpus=12")
+    found = layouts(config, work_of(config, read_shape("3b", model), model), GPUS["h200"])
+    assert all(one.learner.num_ranks % one.rollout.tensor_parallel_size == 0 for one in found)
+    whole, split = (
+        next(one for one in found if one.fits and (one.learner.num_ranks, one.prompts_per_step) == (ranks, 32))
+        for ranks in (8, 4)
+    )
+
+    def taking(layout: Layout, seconds: float) -> Layout:
+        return replace(layout, update_seconds=layout.update_seconds + seconds - layout.step_seconds)
+
+    barely, clearly = taking(split, 0.9), taking(split, 0.8)
+    assert recommended([taking(whole, 1.0), barely], 32) is not barely
+    assert recommended([taking(whole, 1.0), clearly], 32) is clearly
+    assert recommended([taking(whole, 1.0), barely], 32, per_node=16) is barely
