@@ -50,8 +50,12 @@ LEARNERS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0 done, 1 failed, 2 something the user must change, 130 Ctrl-C."""
+    """Returns the exit code: 0 done, 1 failed, 2 something the user must change, 130 Ctrl-C, 141 nobody reads on."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    return run_command(lambda: _run(arguments))
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_help())
         return 0
@@ -60,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(__version__)
         return 0
-    return run_command(lambda: _command(arguments[0])(arguments[1:]))
+    return _command(arguments[0])(arguments[1:])
 
 
 def _command(name: str) -> Command:

@@ -7,16 +7,49 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
+import select
 import signal
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from mmr1.errors import CONFIGURATION_ERROR, AwayError, ConfigurationError
 
 
 def run_command(command: Callable[[], int]) -> int:
-    """Run an entry point; a ConfigurationError becomes one line on stderr and exit code 2, an AwayError one and 1."""
+    """Run an entry point; a ConfigurationError becomes one line on stderr and exit code 2, an AwayError one and 1.
+
+    Whoever reads our output may have enough of it (`mmr1 ... | head`): then it ends without a word, with the code of a
+    process that SIGPIPE has ended. The signal itself stays ignored: of a service's connection it must be an error.
+    """
+    try:
+        exit_code = _answer(command)
+        sys.stdout.flush()
+        return exit_code
+    except BrokenPipeError:
+        if not (closed := [stream for stream in (sys.stdout, sys.stderr) if _nobody_reads(stream)]):
+            raise
+        for stream in closed:  # what is still to be written must not be tried again at the interpreter's end
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), stream.fileno())
+    except SystemExit as error:
+        if not isinstance(error.__context__, BrokenPipeError):  # rich has done the same, and would end with 1
+            raise
+    return 128 + signal.SIGPIPE
+
+
+def _nobody_reads(stream: TextIO) -> bool:
+    """Whether it is a pipe or connection whose other end is closed."""
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)
+        return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
+    except (OSError, ValueError):  # no file behind it, or a closed one
+        return False
+
+
+def _answer(command: Callable[[], int]) -> int:
     try:
         return command()
     except ConfigurationError as error:

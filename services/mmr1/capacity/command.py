@@ -12,13 +12,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mmr1.capacity.layouts import Plan, layouts, recommended
+from mmr1.capacity.advice import remedy
+from mmr1.capacity.layouts import FIXING, Plan, layouts, recommended
 from mmr1.capacity.measured import GPUS
-from mmr1.capacity.printing import document, remedy, show
+from mmr1.capacity.printing import document, show
 from mmr1.capacity.shapes import read_shape
 from mmr1.capacity.work import work_of
 from mmr1.config import RunConfig
-from mmr1.config.loading import load_options, option_help
+from mmr1.config.loading import given_names, load_options, option_help
 from mmr1.config.plan_options import PlanConfig
 from mmr1.errors import ConfigurationError
 from mmr1.local.gpus import place
@@ -40,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
     path = None if argv[0].startswith("--") else Path(argv[0])
     arguments = ["--as_json" if argument == "--json" else argument for argument in argv[0 if path is None else 1 :]]
     config = load_options(PlanConfig, path, arguments)
-    plan = make_plan(config)
+    plan = make_plan(config, given_names(PlanConfig, arguments))
     require_accepted(config, plan)
     if config.as_json:
         print(json.dumps(document(plan), indent=2))
@@ -51,11 +52,12 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def make_plan(config: PlanConfig) -> Plan:
-    """Read the model's shape and compute every layout.
+def make_plan(config: PlanConfig, fixed: frozenset[str] = frozenset()) -> Plan:
+    """Read the model's shape and compute every layout that keeps the options named in `fixed`.
 
     Raises:
-        ConfigurationError: the model cannot be read, or the run has what a plan knows nothing about.
+        ConfigurationError: the model cannot be read, or the run has what a plan knows nothing about, or no layout
+            keeps what is fixed.
     """
     if config.offload_optimizer or config.offload_parameters:
         raise ConfigurationError(
@@ -72,8 +74,14 @@ def make_plan(config: PlanConfig) -> Plan:
     work = work_of(config, shape, folder)
     gpu = GPUS[config.gpu]
     gpu = replace(gpu, memory_gib=config.gpu_memory) if config.gpu_memory else gpu
-    found = layouts(config, work, gpu)
-    return Plan(config, work, gpu, tuple(found), recommended(found))
+    flops = gpu.float32_flops if config.planned_dtype == "float32" else gpu.flops
+    gpu = replace(gpu, flops=flops, per_node=config.gpus_per_node)
+    found = layouts(config, work, gpu, fixed)
+    if not found:
+        kept = " and ".join(f"{name} {getattr(config, name)}" for name in FIXING if name in fixed)
+        raise ConfigurationError(f"no layout of {config.gpus} GPUs has {kept}; leave one of them out, or change gpus")
+    chosen = recommended(found, config.planned_prompts, gpu.per_node)
+    return Plan(config, work, gpu, tuple(found), chosen, fixed)
 
 
 def require_accepted(config: PlanConfig, plan: Plan) -> None:

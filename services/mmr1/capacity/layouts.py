@@ -8,15 +8,32 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from mmr1.capacity import measured
-from mmr1.capacity.learner import ALIKE, MOST_GROWTH, Checkpointing, Learner, best_learner
+from mmr1.capacity.learner import (
+    ALIKE,
+    MOST_GROWTH,
+    WORTH_ANOTHER_STEP,
+    Checkpointing,
+    Learner,
+    best_learner,
+    probe_seconds,
+    worth_taking,
+)
 from mmr1.capacity.measured import Gpu
 from mmr1.capacity.rollout import Rollout, rollout, update_seconds
 from mmr1.capacity.work import Work
 from mmr1.config import RunConfig
 from mmr1.config.plan_options import PlanConfig
+
+# Options that say how a run is laid out, and are kept where a command line gives them; others of them are chosen.
+FIXING = ("learner_processes", "zero_stage", "rollout_replicas", "rollout_tensor_parallel_size")
+MOST_GPUS = 64  # that a remedy offers
+# Ranks that fill whole machines are taken unless others gain more than this: a machine that holds both sides is harder
+# to start and to replace, and the speed between machines is assumed.
+WORTH_A_SPLIT_NODE = 0.15
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +42,12 @@ class Layout:
     rollout: Rollout
     shared: bool  # learner and rollout server on one GPU
     prompts_per_step: int  # what was asked for, rounded up to whole groups a rank
+    dtype: str
     gpu_memory_utilization: float
     learner_fits: bool
     rollout_fits: bool
     update_seconds: float
+    probe_seconds: float  # what the learner waits for the probe of an update
     waits: bool  # the halves take turns: on one GPU, or because no rollout may be old
 
     @property
@@ -38,7 +57,7 @@ class Layout:
     @property
     def step_seconds(self) -> float:
         halves = self.learner.seconds, self.rollout.seconds
-        return (sum(halves) if self.waits else max(halves)) + self.update_seconds
+        return (sum(halves) if self.waits else max(halves)) + self.update_seconds + self.probe_seconds
 
     @property
     def seconds_per_prompt(self) -> float:
@@ -54,7 +73,7 @@ class Layout:
     def options(self) -> dict[str, Any]:
         """What a run's file must say to be laid out like this."""
         chosen: dict[str, Any] = {
-            "dtype": "bfloat16",
+            "dtype": self.dtype,
             "learner_processes": self.learner.num_ranks,
             "zero_stage": self.learner.zero_stage,
             "per_device_batch_size": self.learner.per_forward,
@@ -76,6 +95,7 @@ class Plan:
     gpu: Gpu
     layouts: tuple[Layout, ...]
     chosen: Layout | None
+    fixed: frozenset[str] = frozenset()  # options of the command line
 
     @property
     def memory_bytes(self) -> float:
@@ -83,29 +103,74 @@ class Plan:
         return self.gpu.memory_gib * 2**30
 
 
-def layouts(config: PlanConfig, work: Work, gpu: Gpu) -> list[Layout]:
+def layouts(config: PlanConfig, work: Work, gpu: Gpu, fixed: frozenset[str] = frozenset()) -> list[Layout]:
     """All that use every GPU: those that fit first, then the fastest a prompt.
 
     The step stays about as large as it is; where all have more ranks than there are prompts, as small as may be.
+    Those that contradict the options named in `fixed` are left out; empty where all do.
     """
-    found = [_layout(config, work, gpu, cut, config.planned_prompts) for cut in _cuts(work, config.gpus)]
+    cuts = _cuts(config, work, gpu, fixed)
+    found = [_layout(config, work, gpu, cut, fixed) for cut in cuts]
+    if not found:
+        return []
     smallest = min(layout.prompts_per_step for layout in found)
     most = max(smallest, int((1 + MOST_GROWTH) * config.planned_prompts))
     found = [layout for layout in found if layout.prompts_per_step <= most]
     return sorted(found, key=lambda one: (not one.fits, one.seconds_per_prompt))
 
 
-def recommended(found: Sequence[Layout]) -> Layout | None:
-    """The simplest of those that are about as fast as the fastest that fits; None: none fits."""
+def recommended(found: Sequence[Layout], prompts: int, per_node: int = 8) -> Layout | None:
+    """The simplest of those that are about as fast as the fastest that fits; None: none fits.
+
+    One whose step is not of `prompts` prompts only where it is clearly better than all whose step is, and one whose
+    ranks share a machine with servers, where there are several machines of `per_node` GPUs, likewise.
+    """
     fitting = [layout for layout in found if layout.fits]
     if not fitting:
         return None
+    fitting = worth_taking(
+        fitting, lambda one: one.prompts_per_step == prompts, lambda one: one.seconds_per_prompt, WORTH_ANOTHER_STEP
+    )
+    fitting = worth_taking(
+        fitting, lambda one: fills_nodes(one, per_node), lambda one: one.seconds_per_prompt, WORTH_A_SPLIT_NODE
+    )
     fastest = min(layout.seconds_per_prompt for layout in fitting)
     alike = [layout for layout in fitting if layout.seconds_per_prompt <= (1 + ALIKE) * fastest]
     return min(
         alike,
         key=lambda one: (one.learner.zero_stage, one.rollout.tensor_parallel_size, one.seconds_per_prompt),
     )
+
+
+def fills_nodes(layout: Layout, per_node: int) -> bool:
+    """Whether ranks and servers have machines of their own, where one machine does not hold both."""
+    num_gpus = layout.learner.num_ranks + layout.rollout.num_servers * layout.rollout.tensor_parallel_size
+    return num_gpus <= per_node or layout.learner.num_ranks % per_node == 0
+
+
+def enough_gpus(config: PlanConfig, work: Work, gpu: Gpu, fixed: frozenset[str]) -> int | None:
+    """The least number above the run's that holds a layout; None: not even MOST_GPUS.
+
+    Each side is looked at once for each way to cut it: whether it fits does not depend on the other.
+    """
+    room, share = gpu.memory_gib * 2**30, config.gpu_memory_utilization
+    prompts, ways = config.planned_prompts, _ways(config)
+    most = math.inf if "learner_processes" in fixed else (1 + MOST_GROWTH) * prompts * work.num_generations
+
+    @cache
+    def learner_fits(num_ranks: int, stage: int) -> bool:
+        learner = best_learner(work, gpu, (num_ranks, stage), prompts, ways, (1 - measured.KEPT_FREE) * room)
+        return learner.peak_bytes <= (1 - measured.KEPT_FREE) * room and learner.generations_per_step <= most
+
+    @cache
+    def server_fits(size: int) -> bool:
+        return rollout(config, work, gpu, (1, size), prompts, share * room).bytes_needed <= share * room
+
+    for num_gpus in range(config.gpus + 1, MOST_GPUS + 1):
+        cuts = _cuts(config.model_copy(update={"gpus": num_gpus}), work, gpu, fixed)
+        if any(learner_fits(cut.num_ranks, cut.zero_stage) and server_fits(cut.size) for cut in cuts):
+            return num_gpus
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,34 +182,48 @@ class _Cut:
     shared: bool = False
 
 
-def _cuts(work: Work, num_gpus: int) -> Iterator[_Cut]:
+def _cuts(config: PlanConfig, work: Work, gpu: Gpu, fixed: frozenset[str]) -> Iterator[_Cut]:
+    """Those that the fixed options allow."""
+    for cut in _all_cuts(config, work, gpu, fixed):
+        said = dict(zip(FIXING, (cut.num_ranks, cut.zero_stage, cut.num_servers, cut.size), strict=True))
+        if all(said[name] == getattr(config, name) for name in fixed & said.keys()):
+            yield cut
+
+
+def _all_cuts(config: PlanConfig, work: Work, gpu: Gpu, fixed: frozenset[str]) -> Iterator[_Cut]:
     """Ranks first, the rest in servers of equal size. One rank has nothing to cut at ZeRO-3."""
-    if num_gpus == 1:
-        yield _Cut(1, 2, 1, 1, shared=True)
+    one, many = ((config.zero_stage,),) * 2 if "zero_stage" in fixed else ((2,), (2, 3))
+    if config.gpus == 1:
+        yield _Cut(1, one[0], 1, 1, shared=True)
         return
     heads = math.gcd(work.shape.text.num_heads, work.shape.vision.num_heads)
-    for num_ranks in range(1, num_gpus):
-        rest = num_gpus - num_ranks
+    for num_ranks in range(1, config.gpus):
+        rest = config.gpus - num_ranks
         sizes = [n for n in (1, 2, 4, 8) if rest % n == 0 and heads % n == 0]  # what vLLM can cut the heads by
         for size in sizes:
-            for stage in (2, 3) if num_ranks > 1 else (2,):
+            if config.gpus > gpu.per_node and (num_ranks % size or gpu.per_node % size):
+                continue  # a server would lie on two machines
+            for stage in many if num_ranks > 1 else one:
                 yield _Cut(num_ranks, stage, rest // size, size)
 
 
-def _layout(config: RunConfig, work: Work, gpu: Gpu, cut: _Cut, prompts: int) -> Layout:
-    """On a GPU that both halves share, with the share of its memory that makes the step shortest."""
-    if not cut.shared:
-        return _at_share(config, work, gpu, cut, prompts, config.gpu_memory_utilization)
+def _layout(config: PlanConfig, work: Work, gpu: Gpu, cut: _Cut, fixed: frozenset[str]) -> Layout:
+    """On a GPU that both halves share: with the learner that makes the step shortest, and for vLLM what it leaves."""
+    if not cut.shared or "gpu_memory_utilization" in fixed:
+        return _at_share(config, work, gpu, cut, config.gpu_memory_utilization)
     shares = (twentieth / 20 for twentieth in range(1, 20))
-    found = [_at_share(config, work, gpu, cut, prompts, share) for share in shares]
+    found = [_at_share(config, work, gpu, cut, share) for share in shares]
     # What nothing fits is shown as it is nearest to: with what a server needs at least.
-    return min(found, key=lambda one: (not one.fits, not one.rollout_fits, one.seconds_per_prompt if one.fits else 0.0))
+    best = min(found, key=lambda one: (not one.fits, not one.rollout_fits, one.seconds_per_prompt if one.fits else 0.0))
+    left = 1 - measured.KEPT_FREE - measured.SHARED_RESERVE - best.learner.peak_bytes / (gpu.memory_gib * 2**30)
+    share = math.floor(100 * left) / 100
+    return _at_share(config, work, gpu, cut, share) if best.fits and share > best.gpu_memory_utilization else best
 
 
-def _at_share(config: RunConfig, work: Work, gpu: Gpu, cut: _Cut, prompts: int, share: float) -> Layout:
+def _at_share(config: PlanConfig, work: Work, gpu: Gpu, cut: _Cut, share: float) -> Layout:
     total = gpu.memory_gib * 2**30
     room = (1 - measured.KEPT_FREE - (share if cut.shared else 0)) * total
-    learner = best_learner(work, gpu, (cut.num_ranks, cut.zero_stage), prompts, _ways(config), room)
+    learner = best_learner(work, gpu, (cut.num_ranks, cut.zero_stage), config.planned_prompts, _ways(config), room)
     prompts = learner.generations_per_step // work.num_generations
     server = rollout(config, work, gpu, (cut.num_servers, cut.size), prompts, share * total)
     return Layout(
@@ -152,10 +231,12 @@ def _at_share(config: RunConfig, work: Work, gpu: Gpu, cut: _Cut, prompts: int, 
         server,
         cut.shared,
         prompts,
+        config.planned_dtype,
         share,
         learner_fits=learner.peak_bytes <= room,
         rollout_fits=server.bytes_needed <= share * total,
-        update_seconds=update_seconds(config, work),
+        update_seconds=update_seconds(work, cut.zero_stage, between_nodes=config.gpus > gpu.per_node),
+        probe_seconds=probe_seconds(work, cut.zero_stage),
         waits=cut.shared or config.max_off_policy_steps == 0,
     )
 

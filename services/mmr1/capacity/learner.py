@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from mmr1.capacity import measured
 from mmr1.capacity.measured import Gpu
 from mmr1.capacity.work import Work
 
 Checkpointing = bool | Literal["vision"]
-
+Choice = TypeVar("Choice")
 
 # Two ways or two layouts closer than this are alike, as far as can be told beforehand.
 ALIKE = 0.05
 MOST_GROWTH = 0.25  # of a step's prompts, so that they can be shared out well
+# A step of another number of prompts is another run: learning rate and number of steps were chosen for the one that was
+# asked for. So it must gain more a prompt than whole steps were ever predicted wrongly (`measured.STEPS_OFF`).
+WORTH_ANOTHER_STEP = 0.30
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,8 @@ class Learner:
     num_forwards: int  # a step and rank: the option gradient_accumulation_steps
     gradient_checkpointing: Checkpointing
     peak_bytes: float
-    seconds: float  # a step
+    seconds: float  # a step, the next included
+    copy_seconds: float  # of whole weights, into rank 0's memory
 
     @property
     def generations_per_step(self) -> int:
@@ -37,10 +41,13 @@ class Learner:
 
 def held_bytes(work: Work, num_ranks: int, zero_stage: int) -> float:
     """Between steps: weights, master weights and moments, and the reference's weights where there is one of its own."""
-    weights = measured.WEIGHT_BYTES * (work.shape.num_parameters + (0 if work.trains_all else work.adapter_parameters))
-    reference = work.shape.weight_bytes if work.with_reference and work.trains_all else 0
+    weights = work.weight_bytes + (0 if work.trains_all else work.number_bytes * work.adapter_parameters)
+    reference = work.weight_bytes if work.with_reference and work.trains_all else 0
     cut = num_ranks if zero_stage == 3 else 1
-    return (weights + reference) / cut + measured.OPTIMIZER_BYTES * work.trained_parameters / num_ranks
+    each = measured.OPTIMIZER_BYTES if work.number_bytes == 2 else measured.FLOAT32_OPTIMIZER_BYTES
+    # bfloat16 takes stage 1 for 0.
+    cut_optimizer = num_ranks if zero_stage or work.number_bytes == 2 else 1
+    return (weights + reference) / cut + each * work.trained_parameters / cut_optimizer
 
 
 def kept_bytes(work: Work, generations: int, checkpointing: Checkpointing) -> float:
@@ -53,17 +60,28 @@ def kept_bytes(work: Work, generations: int, checkpointing: Checkpointing) -> fl
     total = 0.0
     for stack, tokens, again in parts:
         layer = measured.KEPT_HIDDEN * stack.hidden + measured.KEPT_INTERMEDIATE * stack.intermediate
-        total += 2 * tokens * (stack.num_layers * stack.hidden + layer if again else stack.num_layers * layer)
+        total += (
+            work.number_bytes
+            * tokens
+            * (stack.num_layers * stack.hidden + layer if again else stack.num_layers * layer)
+        )
     return total
 
 
 def peak_bytes(work: Work, num_ranks: int, zero_stage: int, generations: int, checkpointing: Checkpointing) -> float:
     """The larger of the backward pass and the optimizer's step, above what is held."""
     trained = work.trained_parameters / num_ranks
-    gathered = 2 * measured.GATHERED_LAYERS * work.shape.text.layer_parameters if zero_stage == 3 else 0
     # The table of tokens is gathered whole, as one layer is.
-    gathered += 2 * work.shape.vocab_size * work.shape.text.hidden if zero_stage == 3 else 0
-    backward = measured.GRADIENT_BYTES * trained + kept_bytes(work, generations, checkpointing) + gathered
+    numbers = (
+        measured.GATHERED_LAYERS * work.shape.text.layer_parameters + work.shape.vocab_size * work.shape.text.hidden
+    )
+    gathered = work.number_bytes * numbers if zero_stage == 3 else 0
+    gradients = work.trained_parameters / (num_ranks if zero_stage >= 2 else 1)
+    backward = (
+        measured.GRADIENT_BYTES * work.number_bytes / 2 * gradients
+        + kept_bytes(work, generations, checkpointing)
+        + gathered
+    )
     return held_bytes(work, num_ranks, zero_stage) + max(backward, measured.STEP_BYTES * trained)
 
 
@@ -77,16 +95,46 @@ def step_seconds(
     computing = work.learner_flops(generations, twice=twice) / (measured.LEARNER_FRACTION * gpu.flops)
     launching = layers * measured.LAUNCH_SECONDS_PER_LAYER * (4 / 3 if twice else 1)
     optimizer = work.trained_parameters / num_ranks / measured.OPTIMIZER_PARAMETERS_PER_SECOND
-    moving = _moving_seconds(work, stage, num_forwards) * (num_ranks - 1) / num_ranks
-    return num_forwards * max(computing, launching) + optimizer + moving
+    shared = work.number_bytes * work.trained_parameters / link_bytes_per_second(gpu, num_ranks) * _others(num_ranks)
+    sums = num_forwards * shared
+    # Without ZeRO-3 each rank steps its share, and all get it; with it weights stay cut.
+    moving = sums + (num_forwards * gather_seconds(work, gpu, num_ranks, checkpointing) if stage == 3 else shared)
+    return num_forwards * max(computing, launching) + optimizer + moving + copy_seconds(work, stage)
 
 
-def _moving_seconds(work: Work, stage: int, num_forwards: int) -> float:
-    """Gradients are summed after each forward; weights are gathered once a step, at ZeRO-3 twice a forward."""
-    sums = 2 * num_forwards * work.trained_parameters / measured.LINK_BYTES_PER_SECOND
+def link_bytes_per_second(gpu: Gpu, num_members: int) -> float:
+    """Of the slowest link that so many GPUs, taken machine by machine, have among them."""
+    return measured.LINK_BYTES_PER_SECOND if num_members <= gpu.per_node else measured.BETWEEN_NODES_BYTES_PER_SECOND
+
+
+def _others(num_ranks: int) -> float:
+    """The share of what all hold that one rank must get from the others."""
+    return (num_ranks - 1) / num_ranks
+
+
+def gather_seconds(work: Work, gpu: Gpu, num_ranks: int, checkpointing: Checkpointing) -> float:
+    """ZeRO-3's: in each pass of a forward and its backward through a layer, its weights come from all ranks."""
+    text, vision = work.shape.text, work.shape.vision
+    text_passes = 2 + (checkpointing is True) + work.with_reference
+    vision_passes = 1 + work.with_reference + (1 + bool(checkpointing) if work.trains_vision else 0)
+    layers = text_passes * text.num_layers + vision_passes * vision.num_layers
+    gathered = text_passes * work.weight_bytes * _others(num_ranks)
+    return layers * measured.GATHER_SECONDS_PER_LAYER + gathered / link_bytes_per_second(gpu, num_ranks)
+
+
+def copy_seconds(work: Work, stage: int) -> float:
+    """Of the whole weights that rank 0 sends, where its own are cut, or are not what is sent because of adapters."""
+    if work.sends_adapters:
+        return 0.0
     if stage == 3:
-        return sums + 2 * num_forwards * work.shape.weight_bytes / measured.GATHER_BYTES_PER_SECOND
-    return sums + 2 * work.trained_parameters / measured.LINK_BYTES_PER_SECOND
+        return work.weight_bytes / measured.WHOLE_COPY_BYTES_PER_SECOND
+    return 0.0 if work.trains_all else work.weight_bytes / measured.HOST_UPDATE_BYTES_PER_SECOND
+
+
+def probe_seconds(work: Work, stage: int) -> float:
+    """What the learner waits for the probe of an update."""
+    layers = work.shape.text.num_layers + work.shape.vision.num_layers
+    return measured.PROBE_SECONDS + (layers * measured.GATHER_SECONDS_PER_LAYER if stage == 3 else 0)
 
 
 def best_learner(
@@ -95,8 +143,8 @@ def best_learner(
     """The fastest way to pass `prompts` through `ranks` (how many, ZeRO's stage) in `room` bytes; else the smallest.
 
     Of ways that are alike it is the one with the fewest prompts, and then with the most in a forward. A forward holds
-    whole groups where it can: part of one computes its prompt anew. The step may grow a little, because seven groups a
-    rank are slower one by one than eight are by fours.
+    whole groups where it can: part of one computes its prompt anew. The step grows a little where the ranks cannot
+    share its prompts evenly, or where that is much faster: seven groups a rank go one by one, eight by fours.
     """
     num_ranks, zero_stage = ranks
     groups = -(-prompts // num_ranks)
@@ -111,10 +159,29 @@ def best_learner(
         for way in ways:
             peak = peak_bytes(work, num_ranks, zero_stage, per_forward, way)
             seconds = step_seconds(work, gpu, ranks, (per_forward, num_forwards), way)
-            found.append(Learner(num_ranks, zero_stage, per_forward, num_forwards, way, peak, seconds))
+            copying = copy_seconds(work, zero_stage)
+            found.append(Learner(num_ranks, zero_stage, per_forward, num_forwards, way, peak, seconds, copying))
     fitting = [learner for learner in found if learner.peak_bytes <= room]
     if not fitting:
         return min(found, key=lambda one: one.peak_bytes)
-    fastest = min(one.seconds / one.generations_per_step for one in fitting)
-    alike = [one for one in fitting if one.seconds / one.generations_per_step <= (1 + ALIKE) * fastest]
+    kept = prompts * work.num_generations
+    fitting = worth_taking(
+        fitting, lambda one: one.generations_per_step == kept, _seconds_per_generation, WORTH_ANOTHER_STEP
+    )
+    fastest = min(map(_seconds_per_generation, fitting))
+    alike = [one for one in fitting if _seconds_per_generation(one) <= (1 + ALIKE) * fastest]
     return min(alike, key=lambda one: (one.generations_per_step, -one.per_forward, one.seconds))
+
+
+def _seconds_per_generation(learner: Learner) -> float:
+    return learner.seconds / learner.generations_per_step
+
+
+def worth_taking(
+    choices: Sequence[Choice], keeps: Callable[[Choice], bool], cost: Callable[[Choice], float], worth: float
+) -> list[Choice]:
+    """Those that keep something; all, where none does or one of the others is better by more than that is worth."""
+    keeping = [choice for choice in choices if keeps(choice)]
+    if not keeping or min(map(cost, choices)) * (1 + worth) < min(map(cost, keeping)):
+        return list(choices)
+    return keeping

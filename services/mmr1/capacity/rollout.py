@@ -1,4 +1,4 @@
-"""A rollout server's memory and seconds: prompts by multiplications, decoding by the bytes that it reads."""
+"""A rollout server's memory and seconds: prompts by multiplications, decoding by bytes and by what runs."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def rollout(config: RunConfig, work: Work, gpu: Gpu, servers: tuple[int, int], p
     # The feeder keeps so many prompts out and no more; see docs/walk.md.
     outstanding = (config.max_off_policy_steps + 1) * prompts * work.num_generations / num_servers
     wanted = min(config.max_num_seqs, config.max_concurrent_prompts * work.num_generations, outstanding)
-    fixed = work.shape.weight_bytes / size + measured.ENGINE_BYTES
+    fixed = work.weight_bytes / size + measured.ENGINE_BYTES
     # A prompt's cache is shared by its completions.
-    cache = (work.prompt_tokens / work.num_generations + work.completion_tokens) * work.shape.cache_bytes_per_token
+    cache = (work.prompt_tokens / work.num_generations + work.completion_tokens) * work.cache_bytes_per_token
     running = max(1.0, min(wanted, (room - fixed) * size / cache))
     prefill = work.prefill_flops() / (measured.PREFILL_FRACTION * size * gpu.flops)
     decoding = _decode_step_seconds(work, gpu, size, running) * work.completion_tokens * work.num_generations / running
@@ -40,12 +40,18 @@ def rollout(config: RunConfig, work: Work, gpu: Gpu, servers: tuple[int, int], p
 
 
 def _decode_step_seconds(work: Work, gpu: Gpu, size: int, running: float) -> float:
-    """One token of every running completion: weights once, and the cache of each, on average half grown."""
-    cache = running * (work.prompt_tokens + work.completion_tokens / 2) * work.shape.cache_bytes_per_token
-    return (work.shape.decoder_bytes + cache) / (measured.DECODE_FRACTION * size * gpu.bandwidth)
+    """One token of every running completion: weights once, the cache of each, half grown on average, and its care."""
+    cache = running * (work.prompt_tokens + work.completion_tokens / 2) * work.cache_bytes_per_token
+    reading = (work.decoder_bytes + cache) / (measured.DECODE_FRACTION * size * gpu.bandwidth)
+    return reading + running * measured.SECONDS_PER_RUNNING
 
 
-def update_seconds(config: RunConfig, work: Work) -> float:
+def update_seconds(work: Work, stage: int, *, between_nodes: bool = False) -> float:
     """Of one weight update, the probe not included. Each step has one."""
-    sent = measured.WEIGHT_BYTES * work.adapter_parameters if config.sends_adapters else work.shape.weight_bytes
-    return sent / measured.UPDATE_BYTES_PER_SECOND
+    slowest = measured.BETWEEN_NODES_BYTES_PER_SECOND if between_nodes else measured.LINK_BYTES_PER_SECOND
+    if work.sends_adapters:
+        sent = work.number_bytes * work.adapter_parameters
+        return sent / min(slowest, measured.UPDATE_BYTES_PER_SECOND)
+    from_host = stage == 3 or not work.trains_all
+    rate = measured.HOST_UPDATE_BYTES_PER_SECOND if from_host else measured.UPDATE_BYTES_PER_SECOND
+    return work.weight_bytes / min(slowest, rate)

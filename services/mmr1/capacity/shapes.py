@@ -100,17 +100,9 @@ class Shape:
         return self.vision.num_parameters + self.patch_parameters + self.projector_parameters
 
     @property
-    def weight_bytes(self) -> int:
-        return 2 * self.num_parameters
-
-    @property
-    def cache_bytes_per_token(self) -> int:
-        return 2 * 2 * self.text.num_layers * self.text.num_kv_heads * self.text.head_dim
-
-    @property
-    def decoder_bytes(self) -> int:
+    def decoder_parameters(self) -> int:
         """What a decoded token reads of the weights: the text's layers and the head."""
-        return 2 * (self.text.num_parameters + self.vocab_size * self.text.hidden)
+        return self.text.num_parameters + self.vocab_size * self.text.hidden
 
 
 class _Part:

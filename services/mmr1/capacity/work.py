@@ -30,6 +30,8 @@ class Work:
     trains_all: bool = True  # not only adapters
     trains_vision: bool = True
     adapter_parameters: int = 0
+    sends_adapters: bool = False  # to rollout servers, not whole weights
+    number_bytes: int = 2  # of a weight, an activation, a cached value: 4 in float32
     with_reference: bool = False
     image_tokens: int = 0  # of the prompt's
 
@@ -38,6 +40,19 @@ class Work:
         if not self.trains_all:
             return self.adapter_parameters
         return self.shape.num_parameters - (0 if self.trains_vision else self.shape.vision_parameters)
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.number_bytes * self.shape.num_parameters
+
+    @property
+    def decoder_bytes(self) -> int:
+        return self.number_bytes * self.shape.decoder_parameters
+
+    @property
+    def cache_bytes_per_token(self) -> int:
+        text = self.shape.text
+        return self.number_bytes * 2 * text.num_layers * text.num_kv_heads * text.head_dim
 
     def text_tokens(self, generations: int) -> int:
         return self.num_prefixes(generations) * self.prompt_tokens + generations * self.completion_tokens
@@ -112,6 +127,8 @@ def work_of(config: PlanConfig, shape: Shape, folder: Path) -> Work:
         trains_all=not config.lora_rank,
         trains_vision=not config.freeze_vision_tower,
         adapter_parameters=_adapters(config, shape),
+        sends_adapters=config.sends_adapters,
+        number_bytes=4 if config.planned_dtype == "float32" else 2,
         with_reference=bool(config.kl),
         image_tokens=image_tokens,
     )

@@ -74,6 +74,11 @@ def load_options(
         raise ConfigurationError(f"environment: {error}") from None
 
 
+def given_names(kind: type[Config], arguments: Sequence[str]) -> frozenset[str]:
+    """Options that a command line names, by their own names."""
+    return frozenset(_parse_arguments(kind, arguments))
+
+
 def save_config(config: RunConfig, path: Path) -> None:
     """Write the resolved configuration, for the services that `mmr1 up` starts. A Redis URL's password is left out.
 

@@ -1,7 +1,7 @@
 """The options of `mmr1 plan`: those of a run, so that one YAML file serves both, and what only a plan has.
 
-A plan chooses how the run is laid out, so options that say it may stand in the file and are answered by others. Like
-options.py it opens no file and checks no machine.
+A plan chooses how the run is laid out, so options that say it may stand in the file and are answered by others; on the
+command line they are kept (`mmr1.capacity.layouts.FIXING`). Like options.py it opens no file and checks no machine.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ class PlanConfig(RunConfig):
     gpus: int = Field(gt=0, le=1024, description="GPUs to share out, of one machine or several")
     gpu: Literal["h100", "h200"] = Field("h100", description="which")
     gpu_memory: float | None = Field(None, gt=0, description="GiB of each; default: 78 of an h100, 139 of an h200")
+    gpus_per_node: int = Field(8, gt=0, description="of one machine; between machines links are slower")
     image_size: str = Field("448", description="pixels of an image: SIDE or WIDTHxHEIGHT")
     images: int = Field(1, gt=0, description="in a prompt")
     image_tiles: int | None = Field(None, gt=0, description="into which an image is cut, by families that do")
@@ -51,6 +52,11 @@ class PlanConfig(RunConfig):
             return self.prompts
         given = "per_device_batch_size" in self.model_fields_set
         return -(-self.generations_per_step // self.num_generations) if given else DEFAULT_PROMPTS
+
+    @property
+    def planned_dtype(self) -> Literal["float32", "bfloat16"]:
+        """What the run says; where it says nothing, what is fast on a GPU."""
+        return self.dtype if "dtype" in self.model_fields_set else "bfloat16"
 
     @model_validator(mode="after")
     def _has_one_length(self) -> PlanConfig:

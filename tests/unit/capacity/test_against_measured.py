@@ -1,14 +1,26 @@
-"""What is computed against what was measured: benchmarks/learner_gpu.txt and docs/performance.md, on H200s."""
+"""What is computed against what was measured, on H200s: benchmarks/learner_gpu.txt, benchmarks/end_to_end_gpu.jsonl and
+docs/performance.md."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
-from mmr1.capacity.learner import Checkpointing, held_bytes, peak_bytes, step_seconds
-from mmr1.capacity.measured import GPUS, ROLLOUT_TOKENS_PER_SECOND
+from mmr1.capacity.layouts import layouts
+from mmr1.capacity.learner import (
+    WORTH_ANOTHER_STEP,
+    Checkpointing,
+    copy_seconds,
+    gather_seconds,
+    held_bytes,
+    peak_bytes,
+    probe_seconds,
+    step_seconds,
+)
+from mmr1.capacity.measured import GPUS, ROLLOUT_TOKENS_PER_SECOND, STEPS_OFF
 from mmr1.capacity.rollout import rollout, update_seconds
 from mmr1.capacity.shapes import read_shape
 from mmr1.capacity.work import Work, work_of
@@ -16,6 +28,7 @@ from mmr1.config.plan_options import PlanConfig
 
 Planned = Callable[..., PlanConfig]
 ONE_RANK = (1, 2)  # at ZeRO-2
+ALL_AT_ONCE = ("--max_num_seqs=512", "--max_concurrent_prompts=64")
 
 
 @pytest.fixture
@@ -25,7 +38,7 @@ def work(planned: Planned, model: Path) -> Work:
 
 def test_parameters_and_the_learners_memory_between_steps(work: Work) -> None:
     assert work.shape.num_parameters == pytest.approx(3.755e9, rel=0.002)
-    assert work.shape.weight_bytes == pytest.approx(7.51e9, rel=0.002)
+    assert work.weight_bytes == pytest.approx(7.51e9, rel=0.002)
     assert held_bytes(work, *ONE_RANK) == pytest.approx(52.6e9, rel=0.005)
 
 
@@ -64,25 +77,92 @@ def test_share_of_the_peak_with_the_optimizer(work: Work) -> None:
 
 
 def test_tokens_a_second_of_a_rollout_server(planned: Planned, model: Path) -> None:
-    config = planned("--image_size=448", "--max_prompt_length=300", "--max_completion_length=256")
+    config = planned("--image_size=448", "--max_prompt_length=300", "--max_completion_length=256", *ALL_AT_ONCE)
     server = rollout(
         config, work_of(config, read_shape("3b", model), model), GPUS["h200"], (1, 1), prompts=64, room=119e9
     )
+    assert server.num_running == 512
     assert 64 * 8 * 256 / server.seconds == pytest.approx(ROLLOUT_TOKENS_PER_SECOND, rel=0.02)
 
 
-def test_weight_update(planned: Planned, work: Work) -> None:
-    assert update_seconds(planned(), work) == pytest.approx(0.068, rel=0.01)
+def test_weight_update(planned: Planned, work: Work, model: Path) -> None:
+    assert update_seconds(work, 2) == pytest.approx(0.068, rel=0.01)
+    assert update_seconds(work, 3) == pytest.approx(0.2, rel=0.01)
     adapters = planned("--lora_rank=8", "--lora_updates=adapter", "--freeze_vision_tower")
-    assert update_seconds(adapters, work) == 0  # this work has none
+    alone = work_of(adapters, work.shape, model)
+    assert 0 < update_seconds(alone, 3) < 0.001 and copy_seconds(alone, 3) == 0
+    merged = work_of(planned("--lora_rank=8"), work.shape, model)
+    assert update_seconds(merged, 2) == pytest.approx(0.2, rel=0.01) and copy_seconds(merged, 2) > 0
+
+
+def test_what_zero_3_gathers(planned: Planned, work: Work, model: Path) -> None:
+    """By layers and passes, and hardly by bytes: a model with larger layers takes about as long."""
+    plain, again = gather_seconds(work, GPUS["h200"], 3, False), gather_seconds(work, GPUS["h200"], 3, True)
+    assert again / plain == pytest.approx(3 / 2, rel=0.01)
+    wide = replace(work, shape=replace(work.shape, num_parameters=8 * work.shape.num_parameters))
+    assert gather_seconds(wide, GPUS["h200"], 3, False) < 1.5 * plain
+    with_reference = work_of(planned("--kl=k3"), work.shape, model)
+    assert gather_seconds(with_reference, GPUS["h200"], 3, False) / plain == pytest.approx(3 / 2, rel=0.01)
+    assert copy_seconds(work, 2) == 0 and copy_seconds(work, 3) == pytest.approx(0.83, rel=0.01)
+    assert probe_seconds(work, 3) > probe_seconds(work, 2) == pytest.approx(0.274)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A line of benchmarks/end_to_end_gpu.jsonl: learner, rollout and step in seconds, and how near these must be."""
+
+    cut: tuple[int, int, int]  # ranks, ZeRO's stage, servers
+    prompts: int
+    seconds: tuple[float, float, float]
+    within: tuple[float, float, float]
+
+
+MEASURED = {
+    "1+1": Measured((1, 2, 1), 8, (1.657, 1.063, 2.046), (0.08, 0.05, 0.08)),
+    # Two servers took 2.78 s where one took 3.35, because the first to ask got all that it had room for, and were
+    # probed one after another, 0.7 s. Neither is so any more, and it is not predicted.
+    "2+2": Measured((2, 2, 2), 24, (2.37, 2.779, 3.494), (0.1, 0.45, 0.3)),
+    "3+1 at ZeRO-3": Measured((3, 3, 1), 24, (4.315, 3.35, 5.649), (0.03, 0.05, 0.1)),
+}
+
+
+@pytest.mark.parametrize("layout", MEASURED)
+def test_whole_steps(layout: str, planned: Planned, model: Path) -> None:
+    one = MEASURED[layout]
+    ranks, stage, servers = one.cut
+    config = planned(
+        f"--gpus={ranks + servers}",
+        f"--prompts={one.prompts}",
+        "--max_prompt_length=1077",
+        "--gradient_checkpointing=vision",
+    )
+    found = layouts(config, work_of(config, read_shape("3b", model), model), GPUS["h200"])
+    (same,) = [
+        layout
+        for layout in found
+        if (layout.learner.num_ranks, layout.learner.zero_stage) == (ranks, stage)
+        and (layout.rollout.num_servers, layout.rollout.tensor_parallel_size) == (servers, 1)
+    ]
+    assert same.prompts_per_step == one.prompts and same.learner.per_forward == 32
+    for said, was, within in zip(
+        (same.learner.seconds, same.rollout.seconds, same.step_seconds), one.seconds, one.within, strict=True
+    ):
+        assert said == pytest.approx(was, rel=within)
+    assert same.step_seconds / one.seconds[2] - 1 == pytest.approx(STEPS_OFF[layout], abs=0.005)
+
+
+def test_what_is_said_of_them() -> None:
+    """A step of another size must gain more than whole steps were ever predicted wrongly."""
+    assert list(STEPS_OFF) == list(MEASURED)
+    assert max(map(abs, STEPS_OFF.values())) < WORTH_ANOTHER_STEP
 
 
 def test_a_small_cache_runs_fewer_at_once(planned: Planned, work: Work) -> None:
-    shape, gpu = work.shape, GPUS["h200"]
+    gpu = GPUS["h200"]
     roomy, tight = (rollout(planned(), work, gpu, (1, 1), prompts=64, room=room) for room in (119e9, 11.8e9))
     assert roomy.num_running == 128 and tight.num_running < 128
     assert tight.bytes_needed == pytest.approx(11.8e9) and tight.seconds > roomy.seconds
-    assert rollout(planned(), work, gpu, (1, 1), prompts=64, room=shape.weight_bytes).bytes_needed > shape.weight_bytes
+    assert rollout(planned(), work, gpu, (1, 1), prompts=64, room=work.weight_bytes).bytes_needed > work.weight_bytes
 
 
 @pytest.mark.parametrize(("stage", "cut"), [(2, (2, 12)), (3, (0, 14))])
@@ -100,7 +180,7 @@ def test_a_reference_and_frozen_or_adapted_parts(planned: Planned, model: Path, 
         return changed, held_bytes(changed, *ONE_RANK)
 
     reference, held = memory("--kl=k3")
-    assert held - held_bytes(work, *ONE_RANK) == shape.weight_bytes
+    assert held - held_bytes(work, *ONE_RANK) == work.weight_bytes
     assert reference.learner_flops(8) == pytest.approx(4 / 3 * work.learner_flops(8))
     frozen, _ = memory("--freeze_vision_tower")
     assert shape.num_parameters - frozen.trained_parameters == shape.vision_parameters
