@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import structlog
 from vllm.v1.engine.core import EngineCoreProc
 
 from mmr1.config import RunConfig
@@ -24,15 +25,18 @@ from mmr1_rollout_server.engine_failures import FAILURES, leave, one_line
 # Where vLLM goes on to advise by the names of its own options.
 _ADVICE = re.compile(r"[,.]? (?:Try increasing|Decrease GPU|To resolve|See https|See documentation|please check) ")
 
+log = structlog.get_logger()
+
 _run_engine_core = EngineCoreProc.run_engine_core
 
 
 @contextmanager
 def starting(config: RunConfig, *, on_cpu: bool) -> Iterator[None]:
-    """The engine is started inside.
+    """The engine is started inside. What fails for want of memory is said in one line, with what mends it.
 
     Raises:
-        ConfigurationError: there is too little memory for it, which the next start would find as well.
+        ConfigurationError: there is too little memory for it, which the next start would find as well. Memory that
+            others hold may be free then: an engine that was killed gives its own back a moment later.
     """
     with tempfile.TemporaryDirectory(prefix="mmr1-engine-") as folder:
         file = Path(folder) / "failures"
@@ -45,7 +49,11 @@ def starting(config: RunConfig, *, on_cpu: bool) -> Iterator[None]:
             told = file.read_text().splitlines() if file.exists() else []
             for reason in (*told, one_line(error)):
                 if remedy := remedy_of(reason, config, on_cpu=on_cpu):
-                    raise ConfigurationError(f"vLLM does not start: {_ADVICE.split(reason)[0]}; {remedy}") from error
+                    said = f"vLLM does not start: {_ADVICE.split(reason)[0]}; {remedy}"
+                    if may_pass(reason):
+                        log.error(said)
+                        break
+                    raise ConfigurationError(said) from error
             raise
         finally:
             EngineCoreProc.run_engine_core = staticmethod(original)
@@ -59,6 +67,12 @@ def run_engine_core(*arguments: Any, **options: Any) -> None:
     except Exception as error:
         leave(error)
         raise
+
+
+def may_pass(reason: str) -> bool:
+    """Whether others hold the memory that is short."""
+    ours = ("No available memory for the cache blocks", "the available KV cache memory")
+    return not any(message in reason for message in ours)
 
 
 def remedy_of(reason: str, config: RunConfig, *, on_cpu: bool) -> str | None:
