@@ -77,7 +77,7 @@ def test_share_of_the_peak_with_the_optimizer(work: Work) -> None:
 
 
 def test_tokens_a_second_of_a_rollout_server(planned: Planned, model: Path) -> None:
-    config = planned("--image_size=448", "--max_prompt_length=300", "--max_completion_length=256", *ALL_AT_ONCE)
+    config = planned("--image_size=448", "--max_prompt_length=466", "--max_completion_length=256", *ALL_AT_ONCE)
     server = rollout(
         config, work_of(config, read_shape("3b", model), model), GPUS["h200"], (1, 1), prompts=64, room=119e9
     )
@@ -104,7 +104,7 @@ def test_what_zero_3_gathers(planned: Planned, work: Work, model: Path) -> None:
     with_reference = work_of(planned("--kl=k3"), work.shape, model)
     assert gather_seconds(with_reference, GPUS["h200"], 3, False) / plain == pytest.approx(3 / 2, rel=0.01)
     assert copy_seconds(work, 2) == 0 and copy_seconds(work, 3) == pytest.approx(0.83, rel=0.01)
-    assert probe_seconds(work, 3) > probe_seconds(work, 2) == pytest.approx(0.274)
+    assert probe_seconds(work, 3) > probe_seconds(work, 2) == pytest.approx(0.143)
 
 
 @dataclass(frozen=True)
@@ -113,16 +113,15 @@ class Measured:
 
     cut: tuple[int, int, int]  # ranks, ZeRO's stage, servers
     prompts: int
-    seconds: tuple[float, float, float]
+    seconds: tuple[float | None, float | None, float]  # None: of the step alone a record was kept
     within: tuple[float, float, float]
 
 
 MEASURED = {
-    "1+1": Measured((1, 2, 1), 8, (1.657, 1.063, 2.046), (0.08, 0.05, 0.08)),
-    # Two servers took 2.78 s where one took 3.35, because the first to ask got all that it had room for, and were
-    # probed one after another, 0.7 s. Neither is so any more, and it is not predicted.
-    "2+2": Measured((2, 2, 2), 24, (2.37, 2.779, 3.494), (0.1, 0.45, 0.3)),
-    "3+1 at ZeRO-3": Measured((3, 3, 1), 24, (4.315, 3.35, 5.649), (0.03, 0.05, 0.1)),
+    "1+1": Measured((1, 2, 1), 8, (1.538, 0.912, 1.827), (0.04, 0.05, 0.05)),
+    "2+2": Measured((2, 2, 2), 24, (None, None, 2.80), (0.0, 0.0, 0.16)),
+    "1+3": Measured((1, 2, 3), 24, (None, None, 5.78), (0.0, 0.0, 0.24)),
+    "3+1 at ZeRO-3": Measured((3, 3, 1), 24, (4.315, 3.35, 5.649), (0.03, 0.22, 0.12)),
 }
 
 
@@ -147,7 +146,7 @@ def test_whole_steps(layout: str, planned: Planned, model: Path) -> None:
     for said, was, within in zip(
         (same.learner.seconds, same.rollout.seconds, same.step_seconds), one.seconds, one.within, strict=True
     ):
-        assert said == pytest.approx(was, rel=within)
+        assert was is None or said == pytest.approx(was, rel=within)
     assert same.step_seconds / one.seconds[2] - 1 == pytest.approx(STEPS_OFF[layout], abs=0.005)
 
 
