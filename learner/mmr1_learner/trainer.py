@@ -93,7 +93,8 @@ class Trainer:
     def _begin(self, batches: list[list[Future[RowBatch]]]) -> None:
         """Wait for the first batch: its images are made into tensors while rollout servers sample their probes."""
         with self._timed("encode"):
-            next(batch for update in batches for batch in update).exception()  # raised where it is asked for
+            asked_for = (batch for update in [*batches[1:], *batches[:1]] for batch in update)  # in this order
+            next(asked_for).exception()  # which is raised where it is asked for
         with self._timed("weight_update"):
             self.before_forwards()
 
