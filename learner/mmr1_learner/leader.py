@@ -188,9 +188,8 @@ class Leader:
                     result = self._send(self._prober.probe)
         sending = time.monotonic() - started
         took = {"wait": self._collected.wait_seconds, **phases}
-        took["weight_update"] = (
-            phases.get("weight_update", 0.0) + sending
-        )  # what of an earlier one was in the step, too
+        # The proof of the version before, which was in this step, too.
+        took["weight_update"] = phases.get("weight_update", 0.0) + sending
         seconds += took["wait"] + sending
         self._record = step_record(self._config, plan, self._collected, report, took, seconds)
         self._record["policy_version"] = str(self.version)
@@ -316,8 +315,11 @@ class Leader:
             self._prove(self._tick)
         except (grpc.RpcError, WeightUpdateError) as error:
             log.warning("weight update failed", version=str(self.version), attempt=0, reason=reason(error))
-            self._delivered = None
-            self._write_record(self._send(self._prober.late))
+            self._delivered, result = None, None
+            try:
+                result = self._send(self._prober.late)
+            finally:  # told to stop meanwhile: the step is in the checkpoint that ends the run, and on record
+                self._write_record(result)
 
     def _prove(self, tick: Tick) -> None:
         assert self._delivered is not None

@@ -106,6 +106,19 @@ def test_what_fails_while_waiting_is_sent_again(learner: Learner) -> None:
     assert (sent, committed(learner)) == ([learner.version], 1)
 
 
+def test_told_to_stop_while_it_is_sent_again_the_step_is_on_record(run: Run, learner: Learner) -> None:
+    learner.collect()
+    learner.leader._sender.error = WeightUpdateError("far from the learner's")
+
+    def update(*_: Any) -> UpdateResult:
+        raise StopRequestedError
+
+    learner.leader._sender.update = update
+    with pytest.raises(StopRequestedError):
+        learner.leader._settle()
+    assert [record["step"] for record in records(run)] == [1]
+
+
 def test_told_to_stop_the_step_is_on_record(run: Run, learner: Learner) -> None:
     learner.collect()
     learner.leader._stop = True
