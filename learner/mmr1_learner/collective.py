@@ -75,8 +75,8 @@ class Meeting(ABC):
     def finish(self) -> None:
         """Wait until everything has left. Raises what `send` does."""
 
-    def sending(self) -> AbstractContextManager[Any]:
-        """Inside, what is computed for `send` is computed beside everything else that the device does."""
+    def sending(self, made: torch.cuda.Event | None) -> AbstractContextManager[Any]:
+        """Inside, what is computed for `send` is computed after `made`, beside everything else that the device does."""
         return nullcontext()
 
     def close(self) -> None:

@@ -49,9 +49,8 @@ class NcclCollective(Meeting):
             except RuntimeError as error:
                 raise WeightUpdateError(f"the transfer group did not form: {first_line(error)}") from error
 
-    def sending(self) -> AbstractContextManager[Any]:
-        self._stream.wait_stream(torch.cuda.default_stream(self.device))  # the step that made the weights has ended
-        return torch.cuda.stream(self._stream)
+    def sending(self, made: torch.cuda.Event | None) -> AbstractContextManager[Any]:
+        return _after(made, self._stream)
 
     def send(self, buffer: torch.Tensor) -> None:
         with self._inside, torch.cuda.device(self.device):
@@ -125,6 +124,7 @@ class IpcCollective(Meeting):
         self.device = device
         self._ranks = range(1, world_size)
         self._buffer = torch.empty(capacity_bytes, dtype=torch.uint8, device=device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._num_sent = 0
 
     def join(self) -> None:
@@ -133,6 +133,9 @@ class IpcCollective(Meeting):
                 self._meeting.set(f"buffer/{rank}", self._described())
         except RuntimeError as error:
             raise WeightUpdateError(f"the transfer group did not form: {first_line(error)}") from error
+
+    def sending(self, made: torch.cuda.Event | None) -> AbstractContextManager[Any]:
+        return _after(made, self._stream)
 
     def send(self, buffer: torch.Tensor) -> None:
         self._num_sent += 1
@@ -167,3 +170,12 @@ class IpcCollective(Meeting):
                 "event_sync_required": must_sync,
             }
         )
+
+
+def _after(made: torch.cuda.Event | None, stream: torch.cuda.Stream) -> AbstractContextManager[Any]:
+    """On `stream`, after `made`. Without it, after all that the device was told before."""
+    if made is None:
+        stream.wait_stream(torch.cuda.default_stream(stream.device))
+    else:
+        stream.wait_event(made)
+    return torch.cuda.stream(stream)

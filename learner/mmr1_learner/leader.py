@@ -6,18 +6,18 @@ The loop in `train.py` calls it at the stations of a step. Other ranks have no l
 from __future__ import annotations
 
 import signal
+import threading
 import time
 import uuid
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-import grpc
 import structlog
 
 from mmr1.config import RunConfig
 from mmr1.dataset import eval_problems, train_problems
-from mmr1.errors import ConfigurationError, WeightUpdateError
+from mmr1.errors import ConfigurationError
 from mmr1.images import ImageStore
 from mmr1.records import PolicyVersion, PromptId
 from mmr1.redis_access import RedisAccess
@@ -45,8 +45,8 @@ from mmr1_learner.source import Collected, GroupSource
 from mmr1_learner.step_records import completion_records, step_record
 from mmr1_learner.token_gaps import Gaps
 from mmr1_learner.trackers import Trackers
-from mmr1_learner.waiting import Tick
-from mmr1_learner.weights import Delivered, Probe, UpdateResult, WeightSender, reason
+from mmr1_learner.updates import Updates
+from mmr1_learner.weights import UpdateResult, WeightSender
 
 log = structlog.get_logger()
 
@@ -77,9 +77,10 @@ class Leader:
         self._sender = WeightSender(config, self.queue, policy, config.reachable_host, ranks.device)
         scorer = Scorer(config, policy, encoder, ranks.device)
         self._prober = Prober(config, self._sender, scorer, policy, self._prompts, self._problems, self.files)
-        self._delivered: Delivered | None = None  # a version that is being proved while the next step begins
-        self._record: dict[str, Any] = {}  # of the step that made it
-        self._in_doubt = False  # the last such version was not proved: the next is, before anything else is done
+        self.updates = Updates(
+            config, self._sender, self._prober, policy, self.files, self._tick, self._heed_stop, self._write_record
+        )
+        self._record: dict[str, Any] = {}  # of the last step, until it is known what became of its version
         self.version = PolicyVersion(0, 0)
         self._state = RunState(0, 0, 0)
         self._unsaved: list[PromptId] = []  # applied since the last durable checkpoint
@@ -89,6 +90,7 @@ class Leader:
         self._last_look = 0.0
         self._started = time.monotonic()
         self._stop = False
+        self._thread = threading.get_ident()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         self._trackers = Trackers(config, self.files, config.run_dir)
@@ -102,7 +104,7 @@ class Leader:
         self.files.status("loading", "waiting for rollout servers")
         self._sender.wait_for_servers(self._config.rollout_replicas, self._tick)
         self.files.status("parity", "comparing log-probabilities with the rollout servers")
-        self._send(self._prober.gate)
+        self.updates.send(self.version, self._state.step, self._prober.gate)
         if state is None and self._config.eval_at_start:
             self._evaluate("before", 0)
         self._evaluate_if_due(self._state.step)
@@ -122,6 +124,7 @@ class Leader:
         incarnation = self._become_writer()
         self._checkpoints.take_over(state, incarnation)
         self._state = state or self._state
+        self.updates.count = self._state.num_weight_updates
         self.version = PolicyVersion(incarnation, self._state.version_number)
         next_position = reconcile(self.queue, state, self._prompts)
         self._source = GroupSource(self._config, self.queue, self._prompts, next_position, dict(self._state.lineage))
@@ -145,7 +148,7 @@ class Leader:
             self._tick()
             self._collected = self._source.collect(self.version, self._while_waiting)
         except StopRequestedError:
-            self._pass_over()
+            self.updates.end()
             return StepPlan(step, (), stop=True)
         self._refuse_unscored(step)
         self._unsaved += [group.prompt.id for group in self._collected.groups]
@@ -173,8 +176,8 @@ class Leader:
             groups = [str(group.prompt.id) for group in plan.groups]
             self.files.append("proof", [{"step": plan.step + 1, "groups": groups}], durable=True)
         with suppress(StopRequestedError):
-            self._settle()  # a step without gradients has left it: the parameters are still those that were sent
-        self._pass_over()
+            self.updates.settle()  # a step without gradients has left it: the parameters are still those that were sent
+        self.updates.end()
         lags, sampled_by = self._collected.lags, self.version
         self._state = replace(self._state, step=plan.step + 1)  # what is sampled from here on, probes too, is of it
         result = None
@@ -182,19 +185,19 @@ class Leader:
             self.version = PolicyVersion(sampled_by.incarnation, sampled_by.number + 1)
             # The step is in the parameters: when told to stop, the checkpoint that ends the run contains it.
             with suppress(StopRequestedError):
-                if self._may_go_ahead():
-                    self._send_ahead()
+                if self.updates.may_go_ahead(self._state.step):
+                    self.updates.begin(self.version, self._state.step)
                 else:
-                    result = self._send(self._prober.probe)
+                    result = self.updates.send(self.version, self._state.step, self._prober.probe)
         sending = time.monotonic() - started
         took = {"wait": self._collected.wait_seconds, **phases}
-        # The proof of the version before, which was in this step, too.
+        # The wait for the version before, which was in this step, too.
         took["weight_update"] = phases.get("weight_update", 0.0) + sending
         seconds += took["wait"] + sending
         self._record = step_record(self._config, plan, self._collected, report, took, seconds)
         self._record["policy_version"] = str(self.version)
         self.files.append("completions", completion_records(self._config, plan, lags, gaps, self._details))
-        if self._delivered is None:
+        if not self.updates.are_under_way:
             self._write_record(result)
         accounts = self.queue.accounts()
         outputs.export_accounts(accounts)
@@ -222,6 +225,7 @@ class Leader:
             self._state,
             step=step,
             version_number=self.version.number,
+            num_weight_updates=self.updates.count,
             next_position=self._source.next_position,
             contained=contained,
             outstanding=tuple(sorted(outstanding)),
@@ -256,92 +260,11 @@ class Leader:
 
     def close(self, exit_code: int) -> None:
         """Wait for nobody any more. The trackers hear whether the run has failed."""
+        self._stop = True
+        with suppress(Exception):  # what has ended the run is known already
+            self.updates.end()
         self._sender.close()
         self._trackers.close(exit_code)
-
-    def _send(self, probe: Probe) -> UpdateResult:
-        """Bring the servers to our version and prove it; when this returns they serve it."""
-        self._prober.begin(self.version, self._state.step, self._tick)
-        try:
-            result = self._sender.update(self.version, probe, self._tick, self._prober.adapters)
-        finally:
-            outputs.export_probes(self._prober.of_bound.values())
-        self._in_doubt = False
-        self._count_update()
-        return result
-
-    def _may_go_ahead(self) -> bool:
-        """Whether the next step may begin before the version is proved.
-
-        It needs groups that an older version has sampled, parameters that rank 0 scores with alone while the others
-        compute, and no checkpoint or evaluation that would keep the servers waiting.
-        """
-        step, config = self._state.step, self._config
-        return (
-            config.max_off_policy_steps > 0
-            and self._policy.scores_alone
-            and not self._in_doubt
-            and step < config.num_steps
-            and step % config.checkpoint_every != 0
-            and not config.evaluates_within(step, config.num_steps)
-        )
-
-    def _send_ahead(self) -> None:
-        """Bring the servers to our version, and ask them for what will prove it. They serve nothing meanwhile."""
-        self._prober.begin(self.version, self._state.step, self._tick)
-        self._delivered = self._sender.deliver(self.version, self._tick, self._prober.adapters)
-        self._prober.ask(self._delivered.clients)
-
-    def before_forwards(self) -> None:
-        """A step's first images are encoded: prove the version that was sent before it.
-
-        One that is not proved now is passed over, and nothing serves until the next one is: the other ranks compute,
-        and must not wait for servers that come back.
-        """
-        if self._delivered is None:
-            return
-        try:
-            self._prove(self._heed_stop)
-        except (grpc.RpcError, WeightUpdateError, StopRequestedError) as error:
-            log.warning("version passed over", version=str(self.version), reason=reason(error))
-            self._in_doubt = True
-            self._pass_over()
-
-    def _settle(self) -> None:
-        """Prove the version under way, while the other ranks listen. It is sent again when that fails."""
-        if self._delivered is None:
-            return
-        try:
-            self._prove(self._tick)
-        except (grpc.RpcError, WeightUpdateError) as error:
-            log.warning("weight update failed", version=str(self.version), attempt=0, reason=reason(error))
-            self._delivered, result = None, None
-            try:
-                result = self._send(self._prober.late)
-            finally:  # told to stop meanwhile: the step is in the checkpoint that ends the run, and on record
-                self._write_record(result)
-
-    def _prove(self, tick: Tick) -> None:
-        assert self._delivered is not None
-        self._prober.wait_with(tick)
-        try:
-            result = self._sender.prove(self._delivered, self._prober.probe, tick)
-        finally:
-            outputs.export_probes(self._prober.of_bound.values())
-        self._delivered = None
-        self._count_update()
-        self._write_record(result)
-
-    def _pass_over(self) -> None:
-        """The version under way, if there is one, is never proved."""
-        if self._delivered is not None:
-            self._delivered = None
-            self._write_record(None)
-
-    def _count_update(self) -> None:
-        self._state = replace(self._state, num_weight_updates=self._state.num_weight_updates + 1)
-        self.files.write("weight_updates", {"count": self._state.num_weight_updates})
-        outputs.WEIGHT_UPDATES.inc()
 
     def _write_record(self, result: UpdateResult | None) -> None:
         """The last step's, now that it is known what became of its version."""
@@ -369,7 +292,7 @@ class Leader:
     def _while_waiting(self) -> None:
         """A rollout server that joined late, or missed an update, gets the current version before it serves."""
         self._tick()
-        self._settle()
+        self.updates.settle()
         if time.monotonic() - self._last_look < _LATE_SERVER_SECONDS:
             return
         self._last_look = time.monotonic()
@@ -377,7 +300,7 @@ class Leader:
         behind = self._sender.behind(self.version, self._tick)
         if behind:
             log.info("bringing rollout servers up to date", servers=[member.server_id for member in behind])
-            self._send(self._prober.late)
+            self.updates.send(self.version, self._state.step, self._prober.late)
 
     def _redis_pauses(self, reason: str) -> None:
         log.warning("the run pauses", reason=reason)
@@ -388,8 +311,12 @@ class Leader:
         self.files.repeat_status()
 
     def _tick(self) -> None:
-        """Called all the while that we wait for somebody: the other ranks wait for us, with a deadline."""
-        self._policy.keep_alive()
+        """Called all the while that we wait for somebody: the other ranks wait for us, with a deadline.
+
+        Not for what goes on beside a step: they compute.
+        """
+        if threading.get_ident() == self._thread:
+            self._policy.keep_alive()
         self._heed_stop()
 
     def _heed_stop(self) -> None:

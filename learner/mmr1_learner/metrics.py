@@ -1,6 +1,7 @@
 """What a run leaves behind while it goes: JSON Lines for people and reports, gauges for Prometheus.
 
-Lines are appended and flushed one at a time, so a run that is cut keeps all but perhaps its last line. Rank 0 only.
+Lines are appended and flushed one at a time, so a run that is cut keeps all but perhaps its last line. Rank 0 only,
+whose threads take turns.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -56,10 +58,11 @@ class RunFiles:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._status = {"phase": "loading", "detail": ""}
+        self._turn = threading.RLock()
 
     def append(self, name: str, records: Iterable[dict[str, Any]], durable: bool = False) -> None:
         """Append JSON objects to `name`.jsonl; `durable`: they are on disk. Numbers that JSON lacks become null."""
-        with (self._folder / f"{name}.jsonl").open("a") as file:
+        with self._turn, (self._folder / f"{name}.jsonl").open("a") as file:
             for record in records:
                 file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
             if durable:
@@ -85,7 +88,9 @@ class RunFiles:
 
     def write(self, name: str, document: Any) -> None:
         """Write `name`.json as a whole; a reader sees the old or the new one."""
-        _replace(self._folder / f"{name}.json", json.dumps(_finite(document), indent=1, allow_nan=False))
+        text = json.dumps(_finite(document), indent=1, allow_nan=False)
+        with self._turn:
+            _replace(self._folder / f"{name}.json", text)
 
     def read(self, name: str, default: Any) -> Any:
         path = self._folder / f"{name}.json"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from mmr1_learner.rows import EncodedPrompt, PositionCache, RowBatch
 from mmr1_learner.vision_attention import batch_vision_attention
 
 _TEXT_INPUTS = ("input_ids", "attention_mask")
+_RATES = ("p", "drop_prob")  # of torch's dropout, and of what drops whole paths
 
 log = structlog.get_logger()
 
@@ -66,6 +68,14 @@ class Policy(nn.Module):
         ]
         chosen: Tensor = (states[0] if len(states) == 1 else torch.cat(states))[batch.predictors]
         return chosen
+
+    @cached_property
+    def drops_out(self) -> bool:
+        """Whether it computes otherwise in training: something in it leaves out at random."""
+        rates = [getattr(m, name, 0.0) for m in self.modules() for name in _RATES if "drop" in type(m).__name__.lower()]
+        configs = (self.hf.config, *(getattr(self.hf.config, part, None) for part in self.hf.config.sub_configs))
+        rates += [getattr(config, "attention_dropout", 0.0) for config in configs]
+        return any(rates)
 
     def published_name(self, name: str) -> str:
         """What published folders and rollout servers call the model's parameter of that name."""

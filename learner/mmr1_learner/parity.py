@@ -92,9 +92,7 @@ class Scorer:
     def compare(self, groups: Sequence[Group]) -> ParityReport:
         """Score every completion of `groups` and compare with what the server reported."""
         total, worst, count, divergence = 0.0, 0.0, 0, 0.0
-        was_training = self._policy.training
-        self._policy.eval()
-        with torch.no_grad():
+        with torch.no_grad(), scoring(self._policy):
             for group in groups:
                 completions = tuple(
                     Completion(rollout.token_ids, rollout.logprobs, 0.0, 0.0) for rollout in group.rollouts
@@ -107,8 +105,21 @@ class Scorer:
                 divergence += float((torch.expm1(ratio) - ratio).sum())
                 gap = ratio.abs()
                 total, worst, count = total + float(gap.sum()), max(worst, float(gap.max())), count + gap.numel()
-        self._policy.train(was_training)
         return ParityReport(worst, total / max(1, count), count, divergence / max(1, count))
+
+
+@contextmanager
+def scoring(policy: Policy | Published) -> Iterator[None]:
+    """Out of training mode, unless both are alike: a step that is computed beside would see it."""
+    if not policy.drops_out:
+        yield
+        return
+    was_training = policy.training
+    policy.eval()
+    try:
+        yield
+    finally:
+        policy.train(was_training)
 
 
 def narrowed(bound: float, gap: float) -> float:

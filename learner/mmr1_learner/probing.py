@@ -60,15 +60,6 @@ class Prober:
         self._version, self._step, self._tick = version, step, tick
         self.of_bound, self._asked = {}, {}
 
-    def ask(self, clients: Sequence[RolloutClient], tokens: int | None = _PROBE_TOKENS) -> None:
-        """All of them sample at once, and not in turn; nobody is waited for."""
-        prompts = self._probes(1, tokens)
-        self._asked |= {client: self._sender.begin(partial(_generate, client, prompts)) for client in clients}
-
-    def wait_with(self, tick: Tick) -> None:
-        """From now on, call `tick` while waiting."""
-        self._tick = tick
-
     def gate(self, client: RolloutClient) -> float:
         """The gate before the first step and after each resume: many prompts, and planted perturbations.
 
@@ -112,9 +103,11 @@ class Prober:
         return report.max_abs_dlogp
 
     def _answer(self, client: RolloutClient, tokens: int | None) -> list[Group]:
-        """What it sampled. Whoever is asked first has the others asked too."""
+        """What it sampled. Whoever is asked first has the others asked too: all sample at once, and not in turn."""
         if client not in self._asked:
-            self.ask([*{*self._sender.clients(), client}], tokens)
+            prompts = self._probes(1, tokens)
+            together = {*self._sender.clients(), client}
+            self._asked |= {each: self._sender.begin(partial(_generate, each, prompts)) for each in together}
         return results([self._asked.pop(client)], self._tick)[0]
 
     def _compare_preprocessing(self, client: RolloutClient) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmr1.families import FAMILIES
 from mmr1.records import TensorSpec
 from mmr1.weight_plan import cut
 from mmr1_learner.adapters import has_adapters, is_adapter, sources
@@ -43,9 +44,14 @@ class Published:
         self._whole: dict[str, Tensor] = {}
         self._kept: Tensor | None = None  # of a parameter that is scaled for a while
         self._last_alive = time.monotonic()
+        on_gpu = ranks.is_first and ranks.device.type == "cuda"
+        self._aside = torch.cuda.Stream(ranks.device, priority=-1) if on_gpu else None  # type: ignore[no-untyped-call]
+        self.made = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]
+        """The device is done with the last change of what is sent. None without a GPU, where nothing waits."""
 
     def refresh(self) -> None:
         """Put the tensors together as they are now: called after every change, before anything is sent."""
+        self._has_made()
         if not self._copies:
             return
         sized = [(sum(bytes_of(part) for part in source.parameters), source) for source in self._sources]
@@ -56,6 +62,10 @@ class Published:
                         self._whole[source.name] = self._copied(source.name, source.merged())
                     if torch.cuda.is_available():
                         torch.cuda.synchronize()  # the gathered memory is given to others now
+
+    def _has_made(self) -> None:
+        if self.made is not None:
+            self.made.record()  # type: ignore[no-untyped-call]
 
     def _copied(self, name: str, tensor: Tensor) -> Tensor:
         """In the host's memory; from a GPU into the same pinned memory each time, which is many times as fast."""
@@ -100,6 +110,29 @@ class Published:
         return not self._partitioned
 
     @property
+    def scores_beside(self) -> bool:
+        """Whether it may, while this rank computes a step with the same modules: nothing in them has two states.
+
+        Adapters are switched off for the reference, dropout is for training, and of a family that is not known neither
+        is known.
+        """
+        known = self.policy.hf.config.model_type in FAMILIES
+        return self.scores_alone and known and not has_adapters(self.policy) and not self.drops_out
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """For a thread beside the one that trains: on a GPU what it computes goes between that one's kernels."""
+        if self._aside is None or self.made is None:
+            yield
+            return
+        with torch.cuda.device(self._ranks.device), torch.cuda.stream(self._aside):
+            self._aside.wait_event(self.made)
+            try:
+                yield
+            finally:
+                self._aside.synchronize()
+
+    @property
     def is_first(self) -> bool:
         return self._ranks.is_first
 
@@ -108,6 +141,10 @@ class Published:
     @property
     def hf(self) -> Any:
         return self.policy.hf
+
+    @property
+    def drops_out(self) -> bool:
+        return self.policy.drops_out
 
     @property
     def training(self) -> bool:
@@ -132,6 +169,7 @@ class Published:
         if not self._partitioned:
             with self.policy.scaled(name, factor):
                 yield
+            self._has_made()
             return
         self._ranks.share(_SCALE + json.dumps([name, factor]).encode())
         self._scale(name, factor)

@@ -47,6 +47,7 @@ class PublishedAdapters(Published):
         self._base_is_apart = self._partitioned  # until it has been put together, once
 
     def refresh(self) -> None:
+        self._has_made()
         if self._base_is_apart:
             self._base_is_apart = False
             for bucket in cut(((bytes_of(source.weight), source) for source in self._sources), self._bucket_bytes):

@@ -72,7 +72,8 @@ def train(config: RunConfig) -> bool:
     published.refresh()
     leader = Leader(config, ranks, published, encoder, checkpoints) if ranks.is_first else None
     if leader:
-        trainer.before_forwards = leader.before_forwards
+        trainer.before_forwards = leader.updates.before_forwards
+        trainer.before_moving = leader.updates.end
     exit_code = 1
     try:
         if leader:

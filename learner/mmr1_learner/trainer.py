@@ -44,6 +44,8 @@ class Trainer:
         self._reference = None if reference is None else Reference(config, reference, ranks)
         # Called when a step's first batch is there, and nothing has been computed yet: the parameters are as sent.
         self.before_forwards: Callable[[], None] = _nothing
+        # Called when its gradients are there, before the parameters move.
+        self.before_moving: Callable[[], None] = _nothing
         self.phases: dict[str, float] = defaultdict(float)  # seconds of the last step, by what they went into
         self.gaps: Gaps = {}  # of the last step's tokens that are kept on record
         self.engine = make_engine(config, policy)
@@ -91,7 +93,7 @@ class Trainer:
         return {**means(totals, len(norms)), "grad_norm": max(norms), "learning_rate": rate}
 
     def _begin(self, batches: list[list[Future[RowBatch]]]) -> None:
-        """Wait for the first batch: its images are made into tensors while rollout servers sample their probes."""
+        """Wait for the first batch: whoever must end before there are forwards has that long."""
         with self._timed("encode"):
             asked_for = (batch for update in [*batches[1:], *batches[:1]] for batch in update)  # in this order
             next(asked_for).exception()  # which is raised where it is asked for
@@ -136,6 +138,8 @@ class Trainer:
         unpartitioned = self._grad_norm() if self.engine.zero_optimization_stage() == 0 else None
         if unpartitioned is not None:
             self.watch.end(unpartitioned, moved=False)
+        with self._timed("weight_update"):
+            self.before_moving()
         with self._timed("optimizer"):
             self.engine.step()
         if unpartitioned is not None:

@@ -60,17 +60,6 @@ class UpdateResult:
     num_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Delivered:
-    """An update whose tensors are in place, byte for byte. Admission is closed until the version is proved."""
-
-    version: PolicyVersion
-    members: tuple[Member, ...]
-    clients: list[RolloutClient]
-    started: float
-    num_bytes: int
-
-
 class WeightSender:
     """Keeps every rollout server at the learner's version."""
 
@@ -141,7 +130,12 @@ class WeightSender:
         self._clients.clear()
 
     def update(
-        self, version: PolicyVersion, probe: Probe | None, tick: Tick, adapter_probe: Probe | None = None
+        self,
+        version: PolicyVersion,
+        probe: Probe | None,
+        tick: Tick,
+        adapter_probe: Probe | None = None,
+        between: Tick | None = None,
     ) -> UpdateResult:
         """Bring all lease holders to `version`, or raise.
 
@@ -150,50 +144,25 @@ class WeightSender:
 
         A try that fails is repeated with a fresh group of those that still hold a lease and answer. Those at
         fault are left out, as long as others are there. When none is left, the update waits for one to come back.
+        `tick` is called while waiting, and `between` where nothing is under way: it ends the update by raising.
 
         Raises:
             WeightUpdateError: it did not succeed in several tries, or no server came back. Nothing serves then.
             ParityError: `adapter_probe` does not see adapters that are not the learner's.
         """
-
-        def attempt(members: tuple[Member, ...]) -> UpdateResult:
-            return self.prove(self._send_to(members, version, tick, adapter_probe), probe, tick)
-
-        return self._persist(version, attempt, tick)
-
-    def deliver(self, version: PolicyVersion, tick: Tick, adapter_probe: Probe | None = None) -> Delivered:
-        """The first half of `update`, repeated as there. Raises what it does; `prove` is the second half."""
-        return self._persist(version, lambda members: self._send_to(members, version, tick, adapter_probe), tick)
-
-    def prove(self, delivered: Delivered, probe: Probe | None, tick: Tick) -> UpdateResult:
-        """Ask `probe` of every server, commit the version and open admission.
-
-        Raises:
-            WeightUpdateError, grpc.RpcError: not proved, or a server went. Nothing serves, and all servers are left.
-        """
-        clients, version = delivered.clients, delivered.version
-        with self._all_or_nothing(delivered.members, tick):
-            worst = max((self._ask(client, probe) for client in clients), default=0.0) if probe else None
-            self._queue.commit_version(version)
-            self._everywhere(clients, lambda c: c.resume(version), tick)
-        self._left_out.succeeded(delivered.members)
-        seconds = time.monotonic() - delivered.started
-        return UpdateResult(seconds, len(clients), worst, delivered.num_bytes)
-
-    def _persist(self, version: PolicyVersion, attempt: Callable[[tuple[Member, ...]], _T], tick: Tick) -> _T:
-        """Try with those that answer, several times."""
+        between = between or tick
         for number in range(1, _ATTEMPTS + 1):
-            answering = self.wait_for_servers(1, tick)
+            answering = self.wait_for_servers(1, between)
             members = self._left_out.others(answering) or answering
             self._left_out.begin()
             try:
-                return attempt(tuple(members))
+                return self._update(tuple(members), version, probe, tick, adapter_probe)
             except (grpc.RpcError, WeightUpdateError) as error:
                 why = reason(error)
                 log.warning("weight update failed", version=str(version), attempt=number, reason=why)
                 if number == _ATTEMPTS:
                     raise WeightUpdateError(f"version {version}: {why}") from error
-                rest(self._config.lease_seconds / 2, tick)
+                rest(self._config.lease_seconds / 2, between)
         raise AssertionError("unreachable")
 
     @contextmanager
@@ -206,9 +175,14 @@ class WeightSender:
             yield
             on_failure.pop_all()
 
-    def _send_to(
-        self, members: tuple[Member, ...], version: PolicyVersion, tick: Tick, adapter_probe: Probe | None
-    ) -> Delivered:
+    def _update(
+        self,
+        members: tuple[Member, ...],
+        version: PolicyVersion,
+        probe: Probe | None,
+        tick: Tick,
+        adapter_probe: Probe | None,
+    ) -> UpdateResult:
         with self._all_or_nothing(members, tick):
             standing = self._collective
             collective = self._form_group(members, tick)
@@ -218,7 +192,11 @@ class WeightSender:
             if self._adapters is not None and collective is not standing:
                 self._bring_base(collective, clients, version, adapter_probe, tick)
             self._deliver(collective, clients, version, tick, adapter_only=self._adapters is not None)
-        return Delivered(version, members, clients, started, self._num_bytes)
+            worst = max((self._ask(client, probe) for client in clients), default=0.0) if probe else None
+            self._queue.commit_version(version)
+            self._everywhere(clients, lambda c: c.resume(version), tick)
+        self._left_out.succeeded(members)
+        return UpdateResult(time.monotonic() - started, len(clients), worst, self._num_bytes)
 
     def _bring_base(
         self,
@@ -329,7 +307,8 @@ class WeightSender:
     def _send(
         self, collective: Meeting, specs: Sequence[TensorSpec], tensors: dict[str, torch.Tensor]
     ) -> dict[str, int]:
-        sent, num_bytes = send_tensors(collective, specs, tensors, self._config.weight_bucket_bytes)
+        bucket_bytes, made = self._config.weight_bucket_bytes, self._policy.made
+        sent, num_bytes = send_tensors(collective, specs, tensors, bucket_bytes, made)
         self._num_bytes += num_bytes
         return sent
 

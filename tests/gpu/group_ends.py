@@ -71,7 +71,7 @@ def sending(pipe: Connection, gpu: str, transport: str, buffers: Sequence[int]) 
     collective.join()
     for num_bytes in buffers:
         pipe.recv()
-        with collective.sending():
+        with collective.sending(None):
             collective.send(filled(num_bytes))
             collective.finish()
     pipe.recv()

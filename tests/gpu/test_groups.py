@@ -45,7 +45,7 @@ def formed(transport: str, buffers: tuple[int, ...], seconds: float, receivers: 
 
 
 def send(collective: Any, num_bytes: int, seed: int = 0) -> int:
-    with collective.sending():
+    with collective.sending(None):
         buffer = filled(num_bytes, seed)
         collective.send(buffer)
         collective.finish()
@@ -146,7 +146,7 @@ def test_the_wire(record: Callable[..., None]) -> None:
     collective, (end,) = formed("nccl", (size,) * (2 * num), 20.0)
     seconds = []
     for _ in range(2):
-        with collective.sending():
+        with collective.sending(None):
             buffer = filled(size)
             torch.cuda.synchronize()
             began = time.monotonic()

@@ -7,9 +7,11 @@ order, before anything else. This file knows no group and no prompt.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -91,7 +93,10 @@ def obstacle(error: RedisError) -> str | None:
 
 
 class WriterCalls:
-    """The scripts of the run's one learner. `lost` is called when answers may have been lost, or forgotten."""
+    """The scripts of the run's one learner. `lost` is called when answers may have been lost, or forgotten.
+
+    Its threads take turns: what was told must be told again in the order in which it was.
+    """
 
     def __init__(self, redis: Redis, scripts: Scripts, patience: Patience | None, lost: Callable[[], None]) -> None:
         self._redis = redis
@@ -100,6 +105,7 @@ class WriterCalls:
         self._lost = lost
         self._told: deque[tuple[float, str, tuple[Any, ...]]] = deque()
         self._restarted = False
+        self._turn = threading.RLock()
         self.incarnation = 0
 
     def begin(self, become_writer: Callable[[], int]) -> int:
@@ -116,8 +122,9 @@ class WriterCalls:
             StaleWriterError: a newer learner exists.
             RunForgottenError: Redis has been emptied.
         """
-        result = self.insist(lambda: self._scripts.call(name, self.incarnation, *arguments))
-        self.remember(name, *arguments)
+        with self._turns():
+            result = self.insist(lambda: self._scripts.call(name, self.incarnation, *arguments))
+            self.remember(name, *arguments)
         return result
 
     def remember(self, name: str, *arguments: Any) -> None:
@@ -131,6 +138,10 @@ class WriterCalls:
 
     def insist(self, call: Callable[[], _T]) -> _T:
         """Call until it is answered. Without patience, once."""
+        with self._turns():
+            return self._insist(call)
+
+    def _insist(self, call: Callable[[], _T]) -> _T:
         wait = _Wait(self._patience)
         while True:
             try:
@@ -152,6 +163,17 @@ class WriterCalls:
             else:
                 wait.over()
                 return result
+
+    @contextmanager
+    def _turns(self) -> Iterator[None]:
+        """While another thread waits for Redis, this one does what is to be done while waiting."""
+        while not self._turn.acquire(timeout=PAUSE_SECONDS):
+            if self._patience is not None:
+                self._patience.tick()
+        try:
+            yield
+        finally:
+            self._turn.release()
 
     def _tell_again(self) -> None:
         self._scripts.call("rejoin", self.incarnation)

@@ -6,12 +6,14 @@ Its rollout servers are played: they take what waits and answer at once. Learner
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import MagicMock, Mock
 
 import redis
 import redis.asyncio
@@ -27,7 +29,8 @@ from mmr1_learner.leader import Leader
 from mmr1_learner.metrics import RunFiles
 from mmr1_learner.source import Collected, GroupSource
 from mmr1_learner.trackers import Trackers
-from mmr1_learner.weights import Delivered, UpdateResult
+from mmr1_learner.updates import Updates
+from mmr1_learner.weights import UpdateResult
 from tests.conftest import make_group, make_prompt
 from tests.models import Letters, small_config
 
@@ -96,38 +99,43 @@ class Servers:
 
     def __init__(self, queue: RunQueue) -> None:
         self._queue = queue
+        self._threads = ThreadPoolExecutor(1)
 
     def update(self, version: PolicyVersion, *_: Any) -> UpdateResult:
-        return self.prove(self.deliver(version))
-
-    def deliver(self, version: PolicyVersion, *_: Any) -> Delivered:
-        return Delivered(version, (), [], 0.0, 0)
-
-    def prove(self, delivered: Delivered, *_: Any) -> UpdateResult:
-        self._queue.commit_version(delivered.version)
+        self._queue.commit_version(version)
         return UpdateResult(0.0, 1, None, 0)
+
+    def begin(self, question: Callable[[], UpdateResult]) -> Future[UpdateResult]:
+        return self._threads.submit(question)
 
 
 class Learner:
     """The real leader between its stations, so that a test can end it at any. It has no model and no signals."""
 
-    def __init__(self, run: Run, state: RunState | None, *, goes_ahead: bool = False) -> None:
+    def __init__(
+        self,
+        run: Run,
+        state: RunState | None,
+        *,
+        goes_ahead: bool = False,
+        scores_beside: bool = True,
+        servers: type[Servers] = Servers,
+    ) -> None:
         self.run = run
         self.checkpoints = Checkpoints(run.folder / "checkpoints", keep_last=2)
         self.leader: Any = object.__new__(Leader)
+        leader, files = self.leader, RunFiles(run.config.run_dir)
         self.leader.__dict__ |= {
             "_config": run.config,
-            # That the other ranks hear from it, and whether it scores alone, is all that is asked of it here.
-            "_policy": Mock(scores_alone=goes_ahead),
+            # That the other ranks hear from it, and how it may be scored, is all that is asked of it here.
+            "_policy": MagicMock(scores_alone=goes_ahead, scores_beside=scores_beside),
             "_prober": Mock(of_bound={}),
-            "_delivered": None,
-            "_in_doubt": False,
             "_checkpoints": self.checkpoints,
             "_prompts": run.prompts,
             "_evaluator": None,
             "_details": CompletionDetails(Letters(), ImageStore(run.config.run_dir)),
             "_identity": {},
-            "files": RunFiles(run.config.run_dir),
+            "files": files,
             "queue": run.connect(),
             "_state": RunState(0, 0, 0),
             "_unsaved": [],
@@ -135,11 +143,14 @@ class Learner:
             "_unscored_steps": 0,
             "_started": time.monotonic(),
             "_stop": False,
+            "_thread": threading.get_ident(),
         }
-        self.leader._sender = Servers(self.queue)
-        self.leader._trackers = Trackers(run.config, self.leader.files, run.config.run_dir)
-        self.leader.take_over(state)
-        self.leader._send(None)
+        leader._sender = servers(self.queue)
+        heard = (leader._tick, leader._heed_stop, leader._write_record)
+        leader.updates = Updates(run.config, leader._sender, leader._prober, leader._policy, files, *heard)
+        leader._trackers = Trackers(run.config, files, run.config.run_dir)
+        leader.take_over(state)
+        leader.updates.send(leader.version, leader._state.step, Mock())
         self.step = state.step if state else 0
 
     @property

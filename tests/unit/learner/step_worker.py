@@ -2,14 +2,17 @@
 
 A scenario has a `name`, a run's `options`, and maybe `first` and `last` (its steps, on the same groups each time),
 `load` (a folder with a training state), `save_at` (the step after which one is written), `export`, `loop` (the loop of
-train.py takes the steps, checkpoints included), and `meanwhile` (rank 0 scores before a step's forwards). All of them
-run in one process one after the other: importing the engines takes longer than any.
+train.py takes the steps, checkpoints included), `meanwhile` (rank 0 scores before a step's forwards), and `beside` (a
+thread of rank 0 scores without pause until a step's parameters move). All of them run in one process one after the
+other: importing the engines takes longer than any.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import threading
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -20,7 +23,7 @@ from mmr1.config import RunConfig
 from mmr1_learner.checkpoint import Checkpoints, RunState
 from mmr1_learner.export import export
 from mmr1_learner.model import PromptEncoder, load_policy
-from mmr1_learner.parity import perturbed
+from mmr1_learner.parity import perturbed, scoring
 from mmr1_learner.plan import StepPlan, cut
 from mmr1_learner.published import Published
 from mmr1_learner.published_adapters import PublishedAdapters, publish
@@ -45,13 +48,15 @@ def run(folder: Path, model: Path, ranks: Ranks, plan: StepPlan, scenario: dict[
     published = publish(config.model_copy(update={"weight_bucket_bytes": 200_000}), trainer.policy, ranks)
     if scenario.get("meanwhile") and ranks.is_first:
         trainer.before_forwards = lambda: scored.append(True) or score(trainer, published, plan, config)
+    beside = Beside(trainer, published, plan, config) if scenario.get("beside") and ranks.is_first else None
     if scenario.get("loop"):
         checkpoints = Checkpoints(folder / scenario["name"], keep_last=2)
         leader: Any = Told(trainer, published, plan, config, checkpoints) if ranks.is_first else None
         assert _take_steps(config, published, trainer, leader, checkpoints, None)
         scenario["last"] = 0
     for step in range(scenario.get("first", 0), scenario.get("last", 1)):
-        report = trainer.step(StepPlan(step, plan.groups, version=plan.version))
+        with beside or nullcontext():
+            report = trainer.step(StepPlan(step, plan.groups, version=plan.version))
         if step + 1 == scenario.get("save_at"):
             trainer.state.save(folder / f"{scenario['name']}.state")
     published.refresh()
@@ -65,12 +70,48 @@ def run(folder: Path, model: Path, ranks: Ranks, plan: StepPlan, scenario: dict[
         "reference": reference(trainer),
         "report": report,
         "scored": scored,
+        "beside": beside.found if beside else [],
         "gaps": dict(trainer.gaps),
         "held": held(trainer),
         "scores": scores(trainer, published, plan, config) if ranks.is_first else {},
     }
     published.tell(b"" if ranks.is_first else None)
     return result
+
+
+class Beside:
+    """A thread that scores one batch again and again while a step computes, as the proof of a version does once."""
+
+    def __init__(self, trainer: Trainer, published: Published, plan: StepPlan, config: RunConfig) -> None:
+        self._trainer, self._published = trainer, published
+        self._asked = (trainer, published, plan, config)
+        self.found: list[tuple[int, float]] = []  # of each step: how often it scored, and how far off from alone
+
+    def __enter__(self) -> None:
+        self._published.refresh()
+        alone, self._over, self._begun = score(*self._asked), threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._score, args=(alone,))
+        self._trainer.before_forwards = self._begin
+        self._trainer.before_moving = self._end
+
+    def _begin(self) -> None:
+        self._thread.start()
+        self._begun.wait()
+
+    def _score(self, alone: torch.Tensor) -> None:
+        count, off = 0, 0.0
+        with self._published.beside():
+            self._begun.set()
+            while not count or not self._over.is_set():
+                count, off = count + 1, max(off, float((score(*self._asked) - alone).abs().max()))
+        self.found.append((count, off))
+
+    def _end(self) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def __exit__(self, *_: object) -> None:
+        self._trainer.before_forwards = self._trainer.before_moving = lambda: None
 
 
 class Told:
@@ -118,16 +159,13 @@ def reference(trainer: Trainer) -> dict[str, Any]:
         return {name: parameter.data.to("cpu", copy=True) for name, parameter in named.items()}
 
 
-def score(trainer: Trainer, published: Published, plan: StepPlan, config: RunConfig) -> None:
+def score(trainer: Trainer, published: Published, plan: StepPlan, config: RunConfig) -> torch.Tensor:
     """One forward of rank 0 alone, as the comparison with a server's log-probabilities makes it."""
     (forward, *_), *_ = cut(plan, config.model_copy(update={"per_device_batch_size": 2}), 1)[0]
     batcher = trainer._batcher
     batch = trainer._place(batcher.pack(plan, forward, batcher.encode(plan, [forward])))
-    was_training = published.training
-    published.eval()
-    with torch.no_grad():
-        published(batch)
-    published.train(was_training)
+    with torch.no_grad(), scoring(published):
+        return published(batch).logprobs.clone()
 
 
 def scores(trainer: Trainer, published: Published, plan: StepPlan, config: RunConfig) -> dict[str, Any]:

@@ -77,6 +77,7 @@ def results(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Resu
             scenario("sent alone", ALONE, {**LORA, **ALONE_SENT}),
             scenario("in parts", SHARED, IN_PARTS, last=2),
             scenario("scored meanwhile", SHARED, IN_PARTS, last=2, meanwhile=True),
+            scenario("scored beside", ALONE, {"gradient_checkpointing": True}, beside=True),
         ],
     )
     plain = str(folder / "one" / "plain.state")
@@ -90,6 +91,7 @@ def results(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Resu
             scenario("stage 3", SHARED, third, last=4, save_at=2),
             scenario("stage 3 step", SHARED, third),
             scenario("stage 2 scored", SHARED, {"zero_stage": 2}, meanwhile=True),
+            scenario("stage 2 beside", SHARED, {"zero_stage": 2}, beside=True),
             scenario("stage 2 offload", SHARED, {"zero_stage": 2, **OFFLOAD}),
             scenario("stage 3 offload", SHARED, {**third, **OFFLOAD, "offload_parameters": True}),
             scenario("moving", SHARED, {**third, **REF}, last=4, save_at=3),
@@ -295,6 +297,18 @@ def test_what_rank_0_scores_before_a_steps_forwards_changes_nothing(results: Res
     assert_equal(results.one["scored meanwhile"]["adapters"], results.one["in parts"]["adapters"])
     assert results.two["stage 2 scored"]["scored"] == [True]
     assert_equal(results.two["stage 2 scored"]["parameters"], results.two["stage 2"]["parameters"])
+
+
+def test_what_a_thread_scores_beside_a_step_changes_nothing_and_is_not_changed(results: Results) -> None:
+    """Both use the same modules at once."""
+    for beside, alone in (
+        (results.one["scored beside"], results.one["checkpointing"]),
+        (results.two["stage 2 beside"], results.two["stage 2"]),
+    ):
+        assert_equal(beside["parameters"], alone["parameters"])
+        ((count, off),) = beside["beside"]
+        assert count > 1
+        assert off == 0.0
 
 
 def test_a_frozen_tower_stays_and_the_rest_learns(results: Results, base: dict[str, Any]) -> None:

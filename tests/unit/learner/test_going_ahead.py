@@ -1,35 +1,45 @@
-"""A step begins while the version before it is being proved. Nothing serves until it is; nothing is lost if it is not.
+"""A step begins while the version before it is on its way. Nothing serves until it is proved; nothing is lost if it is not.
 
-The real leader on a real Redis and real files; servers are played. That gradients are those of a step during which
-nothing else was scored is test_launched_step.py's.
+The real leader on a real Redis and real files; servers are played. That gradients are those of a step beside which
+nothing was scored is test_engine.py's.
 """
 
 from __future__ import annotations
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mmr1.errors import WeightUpdateError
+from mmr1.errors import StaleWriterError, WeightUpdateError
 from mmr1.records import PolicyVersion
 from mmr1_learner.errors import StopRequestedError
-from mmr1_learner.weights import Delivered, UpdateResult
+from mmr1_learner.weights import UpdateResult
 from tests.unit.learner.run_of_a_test import PER_STEP, Learner, Run, Servers
 
 AHEAD: dict[str, Any] = {"max_off_policy_steps": 1, "checkpoint_every": 100}
 
 
-class Doubted(Servers):
-    """They take every version; proving one fails as long as `error` says how."""
+class Slow(Servers):
+    """They take a version as soon as they may, or fail in the way that `error` says. Waiting, they hear `tick`."""
 
-    error: Exception | None = None
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.may = threading.Event()
+        self.may.set()
+        self.error: Exception | None = None
+        self.versions: list[int] = []
 
-    def prove(self, delivered: Delivered, *given: Any) -> UpdateResult:
+    def update(self, version: PolicyVersion, probe: Any = None, tick: Any = None, *others: Any) -> UpdateResult:
+        self.versions.append(version.number)
+        while not self.may.wait(0.01):
+            tick()
         if self.error is not None:
             raise self.error
-        return super().prove(delivered, *given)
+        return super().update(version)
 
 
 @pytest.fixture
@@ -39,9 +49,12 @@ def run(redis_url: str, tmp_path: Path) -> Run:
 
 @pytest.fixture
 def learner(run: Run) -> Learner:
-    learner = run.learner(goes_ahead=True)
-    learner.leader._sender = Doubted(learner.queue)
-    return learner
+    return run.learner(goes_ahead=True, servers=Slow)
+
+
+def servers(learner: Learner) -> Slow:
+    found: Slow = learner.leader._sender
+    return found
 
 
 def committed(learner: Learner) -> int:
@@ -53,18 +66,29 @@ def records(run: Run) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def test_a_version_is_committed_before_the_next_steps_forwards_and_not_earlier(run: Run, learner: Learner) -> None:
+def test_a_step_begins_while_its_version_is_sent_and_ends_when_it_is_proved(run: Run, learner: Learner) -> None:
+    servers(learner).may.clear()
     learner.collect()
+    learner.leader.updates.before_forwards()
     assert (learner.version.number, committed(learner), records(run)) == (1, 0, [])
-    learner.leader.before_forwards()
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(threading.Event().wait, 0.2).add_done_callback(lambda _: servers(learner).may.set())
+        learner.leader.updates.end()
     assert committed(learner) == 1
     assert [(record["step"], record["policy_version"]) for record in records(run)] == [(1, str(learner.version))]
+
+
+def test_a_policy_that_cannot_be_scored_while_it_computes_is_scored_before(run: Run) -> None:
+    learner = run.learner(goes_ahead=True, scores_beside=False, servers=Slow)
+    learner.collect()
+    learner.leader.updates.before_forwards()
+    assert committed(learner) == 1
+    assert not learner.leader.updates.are_under_way
 
 
 def test_a_learner_that_waits_for_groups_lets_the_servers_serve(run: Run, learner: Learner) -> None:
     """They could sample nothing otherwise, and it would wait for ever."""
     learner.collect(count=PER_STEP)
-    assert committed(learner) == 0
     waited: list[int] = []
 
     def while_waiting() -> None:
@@ -81,45 +105,64 @@ def test_a_learner_that_waits_for_groups_lets_the_servers_serve(run: Run, learne
 def test_a_version_that_is_not_proved_is_passed_over_and_the_next_waited_for(
     run: Run, learner: Learner, error: Exception
 ) -> None:
+    servers(learner).error = error
     learner.collect()
-    learner.leader._sender.error = error
-    learner.leader.before_forwards()
+    learner.leader.updates.end()
     assert committed(learner) == 0
     assert records(run)[0]["probe_max_abs_dlogp"] is None
-    learner.leader._sender.error = None
+    servers(learner).error = None
     learner.collect()
     assert committed(learner) == 2, "proved at once, and nothing of the step after it had begun"
 
 
-def test_what_fails_while_waiting_is_sent_again(learner: Learner) -> None:
+def test_what_ends_the_run_is_raised_where_it_is_waited_for_and_the_step_is_on_record(
+    run: Run, learner: Learner
+) -> None:
+    servers(learner).error = StaleWriterError("another learner")
     learner.collect()
-    learner.leader._sender.error = WeightUpdateError("far from the learner's")
+    with pytest.raises(StaleWriterError):
+        learner.leader.updates.end()
+    assert [record["step"] for record in records(run)] == [1]
+
+
+def test_there_is_no_other_try_once_the_step_waits(learner: Learner) -> None:
+    updates = learner.leader.updates
+    updates._between()
+    updates._is_waited_for = True
+    with pytest.raises(WeightUpdateError, match="cannot wait"):
+        updates._between()
+
+
+def test_what_fails_while_waiting_for_groups_is_sent_again(learner: Learner) -> None:
     sent: list[PolicyVersion] = []
 
     def update(version: PolicyVersion, *_: Any) -> UpdateResult:
         sent.append(version)
-        learner.leader._sender.error = None
-        return Servers.update(learner.leader._sender, version)
+        if len(sent) == 1:
+            raise WeightUpdateError("far from the learner's")
+        return Servers.update(servers(learner), version)
 
-    learner.leader._sender.update = update
-    learner.leader._settle()
-    assert (sent, committed(learner)) == ([learner.version], 1)
+    servers(learner).update = update  # type: ignore[method-assign]
+    learner.collect()
+    learner.leader.updates.settle()
+    assert (sent, committed(learner)) == ([learner.version] * 2, 1)
 
 
 def test_told_to_stop_while_it_is_sent_again_the_step_is_on_record(run: Run, learner: Learner) -> None:
-    learner.collect()
-    learner.leader._sender.error = WeightUpdateError("far from the learner's")
+    errors: list[Exception] = [StopRequestedError(), WeightUpdateError("far from the learner's")]
 
     def update(*_: Any) -> UpdateResult:
-        raise StopRequestedError
+        raise errors.pop()
 
-    learner.leader._sender.update = update
+    servers(learner).update = update  # type: ignore[method-assign]
+    learner.collect()
     with pytest.raises(StopRequestedError):
-        learner.leader._settle()
+        learner.leader.updates.settle()
     assert [record["step"] for record in records(run)] == [1]
 
 
 def test_told_to_stop_the_step_is_on_record(run: Run, learner: Learner) -> None:
+    servers(learner).may.clear()
     learner.collect()
     learner.leader._stop = True
     plan = learner.leader.next_plan(learner.step)
@@ -127,6 +170,26 @@ def test_told_to_stop_the_step_is_on_record(run: Run, learner: Learner) -> None:
     assert [record["step"] for record in records(run)] == [1]
     learner.save()
     assert run.checkpoints.newest()
+
+
+def test_a_run_that_fails_beside_an_update_waits_for_it_and_keeps_the_record(run: Run, learner: Learner) -> None:
+    servers(learner).may.clear()
+    servers(learner).close = lambda: None  # type: ignore[attr-defined]
+    learner.collect()
+    learner.leader.close(1)
+    assert not learner.leader.updates.are_under_way
+    assert [record["step"] for record in records(run)] == [1]
+
+
+def test_the_other_ranks_hear_nothing_from_a_thread_beside_a_step(learner: Learner) -> None:
+    """They compute: what they were told would meet a gradient."""
+    heard = learner.leader._policy.keep_alive
+    heard.reset_mock()
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(learner.leader._tick).result()
+    assert not heard.called
+    learner.leader._tick()
+    assert heard.called
 
 
 @pytest.mark.parametrize(

@@ -311,6 +311,7 @@ def test_a_probe_is_sampled_as_the_step_that_follows_the_update(
         scorer: Any = Mock(compare=lambda _: ParityReport(1e-9, 1e-9, 1, 0.0))
         prompts = PromptFactory(config, problems, ())
         life.leader._prober = Prober(config, servers, scorer, Mock(), prompts, problems, life.leader.files)
+        life.leader.updates._prober = life.leader._prober
         return life
 
     first = learner()
