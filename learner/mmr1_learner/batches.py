@@ -10,9 +10,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
+from PIL import Image
+
 from mmr1.config import RunConfig
 from mmr1.errors import ConfigurationError
 from mmr1.images import ImageError, ImageStore, UnreachableImageError
+from mmr1.records import Prompt
 from mmr1_learner.model import PromptEncoder
 from mmr1_learner.plan import Forward, Sample, StepPlan
 from mmr1_learner.rows import Completion, EncodedPrompt, Row, RowBatch, pack
@@ -25,6 +28,7 @@ class Batcher:
     def __init__(self, config: RunConfig, encoder: PromptEncoder) -> None:
         self._encoder = encoder
         self._store = ImageStore(config.resolved_image_root)
+        self._threads = ThreadPoolExecutor(config.learner_threads, thread_name_prefix="images")
         self._hidden_size: int = encoder.config.get_text_config().hidden_size
 
     def encode(self, plan: StepPlan, forwards: Iterable[Forward]) -> dict[int, EncodedPrompt]:
@@ -33,17 +37,20 @@ class Batcher:
         Raises:
             ConfigurationError: an image went, or changed, after rank 0 had looked at it.
         """
-        prompts = {}
-        for index in sorted({sample.group for forward in forwards for sample in forward}):
-            prompt = plan.groups[index].prompt
-            try:
-                images = [self._store.open(image) for image in prompt.images]
-            except UnreachableImageError:
-                raise  # a restart may mend it
-            except ImageError as error:
-                raise ConfigurationError(f"{error}; restore it, and the same command goes on") from None
-            prompts[index] = self._encoder.encode(prompt.text, images)
-        return prompts
+        indices = sorted({sample.group for forward in forwards for sample in forward})
+        images = self._threads.map(lambda index: self._open(plan.groups[index].prompt), indices)
+        return {
+            index: self._encoder.encode(plan.groups[index].prompt.text, opened)
+            for index, opened in zip(indices, images, strict=True)
+        }
+
+    def _open(self, prompt: Prompt) -> list[Image.Image]:
+        try:
+            return [self._store.open(image) for image in prompt.images]
+        except UnreachableImageError:
+            raise  # a restart may mend it
+        except ImageError as error:
+            raise ConfigurationError(f"{error}; restore it, and the same command goes on") from None
 
     @contextmanager
     def ahead(

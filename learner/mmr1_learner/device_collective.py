@@ -25,8 +25,9 @@ _POLL_SECONDS = 0.00005
 
 
 class NcclCollective(Meeting):
-    """A communicator of its own, on a stream of its own. NCCL has no deadline, so every wait here looks at the clock.
+    """A communicator of its own, on a stream of its own, while the next bucket is put together on another.
 
+    NCCL has no deadline, so every wait here looks at the clock.
     Of the two threads that may be in here, the one that sends aborts the communicator: `close` only says so.
     """
 
@@ -34,6 +35,7 @@ class NcclCollective(Meeting):
         super().__init__(host, world_size, deadline_seconds)
         self.device = device
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._preparing = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._communicator: Communicator | None = None
         self._in_flight: deque[tuple[torch.cuda.Event, torch.Tensor]] = deque()
         self._closed = False
@@ -50,13 +52,14 @@ class NcclCollective(Meeting):
                 raise WeightUpdateError(f"the transfer group did not form: {first_line(error)}") from error
 
     def sending(self, made: torch.cuda.Event | None) -> AbstractContextManager[Any]:
-        return _after(made, self._stream)
+        return _after(made, self._preparing)
 
     def send(self, buffer: torch.Tensor) -> None:
         with self._inside, torch.cuda.device(self.device):
             end = time.monotonic() + self._limit.total_seconds()
             try:
                 communicator = self._joined()
+                self._stream.wait_stream(torch.cuda.current_stream())
                 communicator.broadcast(buffer.data_ptr(), buffer.numel(), self._stream.cuda_stream, end)
                 left = torch.cuda.Event()  # type: ignore[no-untyped-call]
                 left.record(self._stream)

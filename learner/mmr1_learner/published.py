@@ -41,6 +41,9 @@ class Published:
         self._sources = sources(policy.hf)
         self._partitioned = any(is_partitioned(parameter) for parameter in policy.parameters())
         self._copies = self._partitioned or has_adapters(policy)
+        # Worked out once: it takes longer than a weight update has, and does not change.
+        self._names = {source.name: policy.published_name(source.name) for source in self._sources}
+        self._manifest: tuple[TensorSpec, ...] = ()
         self._whole: dict[str, Tensor] = {}
         self._kept: Tensor | None = None  # of a parameter that is scaled for a while
         self._last_alive = time.monotonic()
@@ -65,7 +68,7 @@ class Published:
 
     def _has_made(self) -> None:
         if self.made is not None:
-            self.made.record()  # type: ignore[no-untyped-call]
+            self.made.record()
 
     def _copied(self, name: str, tensor: Tensor) -> Tensor:
         """In the host's memory; from a GPU into the same pinned memory each time, which is many times as fast."""
@@ -85,18 +88,17 @@ class Published:
 
     def named_tensors(self) -> list[tuple[str, Tensor]]:
         """The same by the names that published folders and rollout servers know."""
-        return [(self.policy.published_name(name), tensor) for name, tensor in self.state().items()]
+        return [(self._names[name], tensor) for name, tensor in self.state().items()]
 
     def manifest(self) -> tuple[TensorSpec, ...]:
         """What a weight update sends, in the order in which it is sent."""
-        return tuple(
+        self._manifest = self._manifest or tuple(
             TensorSpec(
-                self.policy.published_name(source.name),
-                str(source.weight.dtype).removeprefix("torch."),
-                shape_of(source.weight),
+                self._names[source.name], str(source.weight.dtype).removeprefix("torch."), shape_of(source.weight)
             )
             for source in self._sources
         )
+        return self._manifest
 
     def adapter_tensors(self) -> dict[str, Tensor]:
         """The adapters' own parameters, whole, by their names in the model; on rank 0, empty elsewhere."""

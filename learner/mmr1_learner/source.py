@@ -10,6 +10,7 @@ import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import structlog
@@ -110,6 +111,7 @@ class GroupSource:
         self._fruitless: Counter[str] = Counter()  # steps in a row that ended without a group, by reason
         self.last_unscored = ""  # what the reward server said of the last group that could not be scored
         self._store = ImageStore(config.resolved_image_root)
+        self._threads = ThreadPoolExecutor(config.learner_threads, thread_name_prefix="images")
         self._lineage = lineage or {}
         self._orphans: deque[Group] = deque()  # to be fed again: still ready in Redis until there is room
 
@@ -158,8 +160,9 @@ class GroupSource:
                 self._end += wanted
                 continue
             groups = self._queue.read(wanted)
-            for group in groups:
-                self._sort(group, version, collected)
+            faults = [self._threads.submit(self._image_fault, group) for group in groups]
+            for group, fault in zip(groups, faults, strict=True):
+                self._sort(group, fault, version, collected)
             pause = _SHORTEST_PAUSE_SECONDS if groups else min(_LONGEST_PAUSE_SECONDS, pause * 1.5)
             if not groups:
                 tick()
@@ -174,14 +177,14 @@ class GroupSource:
         collected.num_dead += dead - self._seen_dead
         self._seen_dead = dead
 
-    def _sort(self, group: Group, version: PolicyVersion, collected: Collected) -> None:
-        """Into the step, or out of the run with a reason."""
+    def _sort(self, group: Group, fault: Future[str | None], version: PolicyVersion, collected: Collected) -> None:
+        """Into the step, or out of the run with a reason; `fault` is what is wrong with its images."""
         lag, orphan = policy_lag(group, version), is_orphan(group, version, self._lineage)
         if orphan and self._config.orphan_groups == "refeed":
             self._orphans.append(group)
         elif lag > self._config.max_off_policy_steps and not orphan:
             self._drop(group, STALE, collected, refill=True)
-        elif reason := self._useless(group):
+        elif reason := self._useless(group, fault.result()):
             resampled = collected.num_resampled < self._resampling_limit
             self._drop(group, reason, collected, refill=resampled)
             collected.num_resampled += resampled
@@ -196,15 +199,21 @@ class GroupSource:
         collected.dropped[reason] += 1
         collected.num_refilled += refill
 
-    def _useless(self, group: Group) -> str | None:
-        """Why this group has no gradient, or cannot be trained on, or None."""
+    def _image_fault(self, group: Group) -> str | None:
+        """Why an image of the group cannot be used, or None. A large one takes ten milliseconds."""
         try:
             for image in group.prompt.images:
                 self._store.open(image)
         except UnreachableImageError:
             raise  # the group stays in Redis, and is read again after a restart
         except ImageError as error:
-            log.warning("group dropped", prompt=str(group.prompt.id), reason="image", detail=str(error))
+            return str(error)
+        return None
+
+    def _useless(self, group: Group, image_fault: str | None) -> str | None:
+        """Why this group has no gradient, or cannot be trained on, or None."""
+        if image_fault is not None:
+            log.warning("group dropped", prompt=str(group.prompt.id), reason="image", detail=image_fault)
             return "image"
         if not all(math.isfinite(logprob) for rollout in group.rollouts for logprob in rollout.logprobs):
             log.warning("group dropped", prompt=str(group.prompt.id), reason=NOT_FINITE)

@@ -166,21 +166,25 @@ class Engine:
 
     async def receive_update(self, deadline_seconds: float) -> list[tuple[str, int]]:
         request = WeightTransferUpdateRequest({"deadline_seconds": deadline_seconds})
-        await _engine_call("receiving the weights", self._llm.update_weights(request))
-        report = await self._report("mmr1_receive_report")
+        # Asked for together: the engine takes its calls in this order, and need not hear of each answer first.
+        _, report = await asyncio.gather(
+            _engine_call("receiving the weights", self._llm.update_weights(request)),
+            self._report("mmr1_receive_report"),
+        )
         _log.info(
             "weights_received", **{f"{what}_seconds": round(spent, 4) for what, spent in report["seconds"].items()}
         )
         return [(name, int(digest)) for name, digest in report["fingerprints"]]
 
     async def finish_update(self) -> WriteReport:
-        await _engine_call("finishing the update", self._llm.finish_weight_update())
+        acts = [_engine_call("finishing the update", self._llm.finish_weight_update())]
         if self._sends_adapters:
-            await _engine_call("placing the adapters", self._llm.collective_rpc("mmr1_place_adapter"))
-        # vLLM resets none of these itself. The encoder's outputs are keyed by the image alone: weights do not enter.
-        # The processor's cache has pixels, which no weights have made; but it is in two processes, and a request that
-        # ended between them leaves them unlike.
-        report, _, _, is_reset = await asyncio.gather(
+            acts.append(_engine_call("placing the adapters", self._llm.collective_rpc("mmr1_place_adapter")))
+        # In this order, as in `receive_update`. vLLM resets none of the caches itself. The encoder's outputs are keyed
+        # by the image alone: weights do not enter. The processor's cache has pixels, which no weights have made; but it
+        # is in two processes, and a request that ended between them leaves them unlike.
+        *_, report, _, _, is_reset = await asyncio.gather(
+            *acts,
             self._report("mmr1_write_report"),
             _engine_call("resetting the multimodal cache", self._llm.reset_mm_cache()),
             _engine_call("resetting the encoder cache", self._llm.reset_encoder_cache()),

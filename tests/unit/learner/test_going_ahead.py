@@ -1,4 +1,4 @@
-"""A step begins while the version before it is on its way. Nothing serves until it is proved; nothing is lost if it is not.
+"""A step begins while the version before it is on its way. Nothing serves until it is proved, nothing is lost if not.
 
 The real leader on a real Redis and real files; servers are played. That gradients are those of a step beside which
 nothing was scored is test_engine.py's.
