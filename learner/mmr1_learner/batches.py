@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from PIL import Image
 
@@ -21,6 +22,21 @@ from mmr1_learner.plan import Forward, Sample, StepPlan
 from mmr1_learner.rows import Completion, EncodedPrompt, Row, RowBatch, pack
 from mmr1_learner.splitting import split
 
+Batches = list[list[Future[RowBatch]]]  # of each update
+
+
+@dataclass(frozen=True, slots=True)
+class _UnderWay:
+    """A step's batches, and the thread that makes them."""
+
+    plan: StepPlan
+    thread: ThreadPoolExecutor
+    batches: Batches
+
+    def end(self) -> None:
+        """Wait for the batch under way, and not for all: one thread at a time asks the tokenizer."""
+        self.thread.shutdown(cancel_futures=True)
+
 
 class Batcher:
     """Lays out one rank's forwards, in the host's memory: a step's pixels together may not fit on the device."""
@@ -29,6 +45,7 @@ class Batcher:
         self._encoder = encoder
         self._store = ImageStore(config.resolved_image_root)
         self._threads = ThreadPoolExecutor(config.learner_threads, thread_name_prefix="images")
+        self._expected: _UnderWay | None = None
         self._hidden_size: int = encoder.config.get_text_config().hidden_size
 
     def encode(self, plan: StepPlan, forwards: Iterable[Forward]) -> dict[int, EncodedPrompt]:
@@ -55,12 +72,38 @@ class Batcher:
     @contextmanager
     def ahead(
         self, plan: StepPlan, updates: Sequence[Sequence[Forward]], prepare: Callable[[RowBatch], RowBatch]
-    ) -> Iterator[list[list[Future[RowBatch]]]]:
+    ) -> Iterator[Batches]:
         """Inside, each update's batches are on their way; `prepare` is the last that happens to each in the thread.
 
         Waiting for one raises what `encode` does. They come in the order in which a step asks for them: the later
         updates' log-probabilities are taken before the first one moves the policy.
         """
+        expected, self._expected = self._expected, None
+        if expected is not None and expected.plan != plan:
+            expected.end()
+            expected = None
+        under_way = expected or self._begin(plan, updates, prepare)
+        try:
+            yield under_way.batches
+        finally:
+            under_way.end()
+
+    def expect(
+        self, plan: StepPlan, updates: Sequence[Sequence[Forward]], prepare: Callable[[RowBatch], RowBatch]
+    ) -> None:
+        """Most likely `ahead` will be asked for the same: begin. If not, it costs no more than the time."""
+        self.forget()
+        self._expected = self._begin(plan, updates, prepare)
+
+    def forget(self) -> None:
+        """Nothing is expected any more."""
+        if self._expected is not None:
+            self._expected.end()
+            self._expected = None
+
+    def _begin(
+        self, plan: StepPlan, updates: Sequence[Sequence[Forward]], prepare: Callable[[RowBatch], RowBatch]
+    ) -> _UnderWay:
         prompts: dict[int, EncodedPrompt] = {}
 
         def make(forward: Forward) -> RowBatch:
@@ -68,13 +111,10 @@ class Batcher:
             prompts.update(self.encode(plan, [tuple(missing)]))
             return prepare(self.pack(plan, forward, prompts))
 
-        with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
-            later = [[thread.submit(make, forward) for forward in update] for update in updates[1:]]
-            first = [[thread.submit(make, forward) for forward in update] for update in updates[:1]]
-            try:
-                yield first + later
-            finally:  # a step that failed waits for the one under way, and not for all
-                thread.shutdown(wait=False, cancel_futures=True)
+        thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        later = [[thread.submit(make, forward) for forward in update] for update in updates[1:]]
+        first = [[thread.submit(make, forward) for forward in update] for update in updates[:1]]
+        return _UnderWay(plan, thread, first + later)
 
     def pack(self, plan: StepPlan, forward: Forward, prompts: dict[int, EncodedPrompt]) -> RowBatch:
         """One forward's rows: for each group one, or several where completions are long, with what this rank holds."""

@@ -154,6 +154,21 @@ class Leader:
         self._unsaved += [group.prompt.id for group in self._collected.groups]
         return StepPlan(step, tuple(self._collected.groups), version=self.version)
 
+    def plan_ahead(self, step: int) -> bytes:
+        """What `next_plan` of `step` will most likely say, encoded; empty when that is not known.
+
+        The step before it has its gradients: what this finds is encoded while that one ends.
+        """
+        assert self._source is not None
+        if step >= self._config.num_steps or self._config.max_off_policy_steps == 0:
+            return b""
+        version = PolicyVersion(self.version.incarnation, self.version.number + 1)
+        try:
+            groups = self._source.look_ahead(version)
+        except StopRequestedError:  # heard again where the step ends
+            return b""
+        return StepPlan(step, tuple(groups), version=version).encode() if groups else b""
+
     def _refuse_unscored(self, step: int) -> None:
         """A run in which nothing can be scored must not end as a success that trained nothing."""
         assert self._source is not None

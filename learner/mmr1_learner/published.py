@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -41,9 +42,6 @@ class Published:
         self._sources = sources(policy.hf)
         self._partitioned = any(is_partitioned(parameter) for parameter in policy.parameters())
         self._copies = self._partitioned or has_adapters(policy)
-        # Worked out once: it takes longer than a weight update has, and does not change.
-        self._names = {source.name: policy.published_name(source.name) for source in self._sources}
-        self._manifest: tuple[TensorSpec, ...] = ()
         self._whole: dict[str, Tensor] = {}
         self._kept: Tensor | None = None  # of a parameter that is scaled for a while
         self._last_alive = time.monotonic()
@@ -92,13 +90,22 @@ class Published:
 
     def manifest(self) -> tuple[TensorSpec, ...]:
         """What a weight update sends, in the order in which it is sent."""
-        self._manifest = self._manifest or tuple(
+        return self._manifest
+
+    # Worked out once: they do not change, and to look for them takes as long as a weight update may.
+
+    @cached_property
+    def _names(self) -> dict[str, str]:
+        return {source.name: self.policy.published_name(source.name) for source in self._sources}
+
+    @cached_property
+    def _manifest(self) -> tuple[TensorSpec, ...]:
+        return tuple(
             TensorSpec(
                 self._names[source.name], str(source.weight.dtype).removeprefix("torch."), shape_of(source.weight)
             )
             for source in self._sources
         )
-        return self._manifest
 
     def adapter_tensors(self) -> dict[str, Tensor]:
         """The adapters' own parameters, whole, by their names in the model; on rank 0, empty elsewhere."""

@@ -1,6 +1,8 @@
 """The learner's ranks: who we are, and the few things ranks tell each other.
 
 Bytes and numbers only; nothing is pickled. Every collective has a deadline, so a dead rank is an error, not a hang.
+Words go through the hosts' memory: the other ranks wait for rank 0's long and often, and over NCCL a rank that waits
+keeps a core and its GPU busy, and has to have computed everything before.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ import atexit
 import os
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -26,6 +29,7 @@ class Ranks:
     rank: int
     world_size: int
     device: torch.device
+    words: Any = None  # the group that `share` uses; None: the one that all else does
 
     @property
     def is_first(self) -> bool:
@@ -36,14 +40,14 @@ class Ranks:
         if self.world_size == 1:
             assert data is not None
             return data
-        size = torch.tensor([len(data) if data is not None else 0], dtype=torch.long, device=self.device)
-        dist.broadcast(size, 0)
-        buffer = torch.empty(int(size), dtype=torch.uint8, device=self.device)
-        if data is not None and self.is_first:
-            buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8).to(self.device)
+        size = torch.tensor([len(data) if data is not None else 0], dtype=torch.long)
+        dist.broadcast(size, 0, group=self.words)
+        buffer = torch.empty(int(size), dtype=torch.uint8)
+        if data and self.is_first:
+            buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         if int(size):
-            dist.broadcast(buffer, 0)
-        return buffer.cpu().numpy().tobytes()
+            dist.broadcast(buffer, 0, group=self.words)
+        return buffer.numpy().tobytes()
 
     def sum(self, values: dict[str, float]) -> dict[str, float]:
         """Each value summed over the ranks; every rank must pass the same names."""
@@ -82,10 +86,14 @@ def join_ranks() -> Ranks:
     deepspeed.init_distributed(
         dist_backend="nccl" if cuda else "gloo", timeout=COLLECTIVE_DEADLINE, verbose=False, auto_mpi_discovery=False
     )
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if not cuda:
         atexit.register(leave_ranks)
-    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
-    return Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), device)
+        return Ranks(rank, world_size, torch.device("cpu"))
+    words = dist.new_group(backend="gloo", timeout=COLLECTIVE_DEADLINE) if world_size > 1 else None
+    if words is not None:
+        atexit.register(_leave_words, words)
+    return Ranks(rank, world_size, torch.device("cuda", local_rank), words)
 
 
 def leave_ranks() -> None:
@@ -97,3 +105,9 @@ def leave_ranks() -> None:
     """
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _leave_words(words: Any) -> None:
+    """On a GPU too: the group of `share` is gloo's."""
+    if dist.is_initialized():
+        dist.destroy_process_group(words)

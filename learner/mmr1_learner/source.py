@@ -38,6 +38,7 @@ NOT_FINITE = "not_finite"
 STALE = "stale"
 ORPHAN = "orphan"
 UNSCORED = "unscored"
+IMAGE = "image"
 
 
 @dataclass
@@ -114,6 +115,8 @@ class GroupSource:
         self._threads = ThreadPoolExecutor(config.learner_threads, thread_name_prefix="images")
         self._lineage = lineage or {}
         self._orphans: deque[Group] = deque()  # to be fed again: still ready in Redis until there is room
+        # Read before their step, and what is wrong with their images.
+        self._early: deque[tuple[Group, Future[str | None]]] = deque()
 
     def prompt_id(self, position: int, attempt: int = 0) -> PromptId:
         return PromptId(self._config.run, position, attempt)
@@ -159,9 +162,9 @@ class GroupSource:
                 ledger.require_balance(self._config.run)
                 self._end += wanted
                 continue
-            groups = self._queue.read(wanted)
-            faults = [self._threads.submit(self._image_fault, group) for group in groups]
-            for group, fault in zip(groups, faults, strict=True):
+            self._read(wanted)
+            groups = [self._early.popleft() for _ in range(min(wanted, len(self._early)))]
+            for group, fault in groups:
                 self._sort(group, fault, version, collected)
             pause = _SHORTEST_PAUSE_SECONDS if groups else min(_LONGEST_PAUSE_SECONDS, pause * 1.5)
             if not groups:
@@ -171,6 +174,29 @@ class GroupSource:
         self._queue.mark_applied([group.prompt.id for group in collected.groups])
         collected.wait_seconds = time.monotonic() - started
         return collected
+
+    def look_ahead(self, version: PolicyVersion) -> list[Group]:
+        """What `collect` would return under `version` if it were called now; empty when it would have to wait.
+
+        They are read, and stay what they are: ready in Redis, until `collect` takes them.
+
+        Raises what `collect` does of images.
+        """
+        self._read(self._config.prompts_per_step)
+        first = [self._early[index] for index in range(min(self._config.prompts_per_step, len(self._early)))]
+        usable = [
+            group for group, fault in first if self._fits(group, version) and not self._fault(group, fault.result())
+        ]
+        return usable if len(usable) == self._config.prompts_per_step else []
+
+    def _read(self, wanted: int) -> None:
+        """Until there are as many as `wanted`, or no more; their images are looked at meanwhile."""
+        for group in self._queue.read(wanted - len(self._early)) if wanted > len(self._early) else ():
+            self._early.append((group, self._threads.submit(self._image_fault, group)))
+
+    def _fits(self, group: Group, version: PolicyVersion) -> bool:
+        fresh = policy_lag(group, version) <= self._config.max_off_policy_steps
+        return fresh and not is_orphan(group, version, self._lineage)
 
     def _note_dead(self, ledger: Ledger, collected: Collected) -> None:
         dead = sum(ledger.dead.values())
@@ -211,16 +237,23 @@ class GroupSource:
         return None
 
     def _useless(self, group: Group, image_fault: str | None) -> str | None:
-        """Why this group has no gradient, or cannot be trained on, or None."""
+        """Why this group has no gradient, or cannot be trained on, or None; says so."""
+        reason = self._fault(group, image_fault)
+        if reason == IMAGE:
+            log.warning("group dropped", prompt=str(group.prompt.id), reason=reason, detail=image_fault)
+        elif reason == NOT_FINITE:
+            log.warning("group dropped", prompt=str(group.prompt.id), reason=reason)
+        elif reason == UNSCORED:
+            self.last_unscored = _complaint(group)
+        return reason
+
+    def _fault(self, group: Group, image_fault: str | None) -> str | None:
         if image_fault is not None:
-            log.warning("group dropped", prompt=str(group.prompt.id), reason="image", detail=image_fault)
-            return "image"
+            return IMAGE
         if not all(math.isfinite(logprob) for rollout in group.rollouts for logprob in rollout.logprobs):
-            log.warning("group dropped", prompt=str(group.prompt.id), reason=NOT_FINITE)
             return NOT_FINITE
         scored = [reward_of(group, index) for index in range(len(group.rollouts))]
         if group_advantages(scored) is None:
-            self.last_unscored = _complaint(group)
             return UNSCORED
         rewards = training_rewards(group, self._config)
         if group_advantages(rewards) is None:

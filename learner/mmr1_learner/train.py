@@ -73,7 +73,6 @@ def train(config: RunConfig) -> bool:
     leader = Leader(config, ranks, published, encoder, checkpoints) if ranks.is_first else None
     if leader:
         trainer.before_forwards = leader.updates.before_forwards
-        trainer.before_moving = leader.updates.end
     exit_code = 1
     try:
         if leader:
@@ -124,12 +123,20 @@ def _take_steps(
                 leader.queue.ensure_current()  # a newer learner takes away what it writes: then this is why
             raise
 
+    def before_moving(is_last: bool) -> None:
+        if leader:
+            leader.updates.end()
+        if is_last and (word := published.tell(leader.plan_ahead(step + 1) if leader else None)):
+            trainer.expect(StepPlan.decode(word))
+
+    trainer.before_moving = before_moving
     step = durable or 0
     while step < config.num_steps:
         plan = StepPlan.decode(published.tell(leader.next_plan(step).encode() if leader else None))
         if plan.stop:
             if step != durable:
                 save(step)
+            trainer.expect(None)
             log.info("stopped as told", step=step)
             return False
         started = time.monotonic()

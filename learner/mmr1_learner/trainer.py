@@ -44,8 +44,9 @@ class Trainer:
         self._reference = None if reference is None else Reference(config, reference, ranks)
         # Called when a step's first batch is there, and nothing has been computed yet: the parameters are as sent.
         self.before_forwards: Callable[[], None] = _nothing
-        # Called when its gradients are there, before the parameters move.
-        self.before_moving: Callable[[], None] = _nothing
+        # Called when the gradients of one of a step's updates are there, before the parameters move: is it the last?
+        self.before_moving: Callable[[bool], None] = _nothing
+        self._is_last = False
         self.phases: dict[str, float] = defaultdict(float)  # seconds of the last step, by what they went into
         self.gaps: Gaps = {}  # of the last step's tokens that are kept on record
         self.engine = make_engine(config, policy)
@@ -57,6 +58,14 @@ class Trainer:
     def policy(self) -> Policy:
         module: Policy = self.engine.module
         return module
+
+    def expect(self, plan: StepPlan | None) -> None:
+        """The next step is most likely this one: begin to make tensors of its images. None: there may be none."""
+        if plan is None:
+            self._batcher.forget()
+            return
+        updates = cut(plan, self._config, self._ranks.world_size)[self._ranks.rank]
+        self._batcher.expect(plan, updates, self._prepare)
 
     def step(self, plan: StepPlan, only: Update | None = None) -> dict[str, float]:
         """Run one batch. Returns sums and means over all ranks; empty when there was nothing to train.
@@ -84,9 +93,11 @@ class Trainer:
         with self._batcher.ahead(plan, updates, self._prepare) as batches:
             self._begin(batches)
             todo = self._old_logprobs(batches) if only is None else {only.index: only.old_logprobs}
+            last = max(index for index in todo if batches[index])
             for update, old in todo.items():
                 if batches[update]:
                     self.watch.begin(plan, update, old, self.policy)
+                    self._is_last = update == last
                     norms.append(self._optimize(batches[update], old, updates[update], report, gaps))
         totals = self._ranks.sum(report.sums)
         self.gaps = gaps.of_all(self._ranks)
@@ -139,7 +150,7 @@ class Trainer:
         if unpartitioned is not None:
             self.watch.end(unpartitioned, moved=False)
         with self._timed("weight_update"):
-            self.before_moving()
+            self.before_moving(self._is_last)
         with self._timed("optimizer"):
             self.engine.step()
         if unpartitioned is not None:
@@ -186,5 +197,5 @@ class Trainer:
         self.phases[phase] += time.monotonic() - started
 
 
-def _nothing() -> None:
-    """Nobody waits for a step to begin."""
+def _nothing(*_: object) -> None:
+    """Nobody waits for a step."""

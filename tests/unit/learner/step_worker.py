@@ -106,12 +106,12 @@ class Beside:
                 count, off = count + 1, max(off, float((score(*self._asked) - alone).abs().max()))
         self.found.append((count, off))
 
-    def _end(self) -> None:
+    def _end(self, _is_last: bool) -> None:
         self._over.set()
         self._thread.join()
 
     def __exit__(self, *_: object) -> None:
-        self._trainer.before_forwards = self._trainer.before_moving = lambda: None
+        self._trainer.before_forwards = self._trainer.before_moving = lambda *_: None
 
 
 class Told:
@@ -123,6 +123,10 @@ class Told:
         self._trainer, self._published, self._plan, self._config = trainer, published, plan, config
         self._checkpoints = checkpoints
         self.queue = Mock()
+        self.updates = Mock()
+
+    def plan_ahead(self, step: int) -> bytes:
+        return self.next_plan(step).encode()
 
     def next_plan(self, step: int) -> StepPlan:
         return StepPlan(step, self._plan.groups, version=self._plan.version)

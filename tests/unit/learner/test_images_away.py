@@ -101,14 +101,14 @@ def test_what_is_away_is_said_to_be_away(world: World, away: Callable[[], None],
 
 def test_no_group_is_dropped_for_it(world: World, away: Callable[[], None]) -> None:
     group = make_group(world.prompt())
-    source = SimpleNamespace(_store=world.store, _config=world.config)
+    source = SimpleNamespace(_store=world.store)
     plan = StepPlan.__new__(StepPlan)
     object.__setattr__(plan, "groups", (group,))
     encoder = Mock(image_token_id=2, pad_token_id=0)
     batcher = Batcher(world.config, encoder)
     away()
     with pytest.raises(UnreachableImageError):
-        GroupSource._useless(source, group)  # type: ignore[arg-type]
+        GroupSource._image_fault(source, group)  # type: ignore[arg-type]
     with pytest.raises(UnreachableImageError):
         batcher.encode(plan, [(SimpleNamespace(group=0),)])  # type: ignore[arg-type,list-item]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -36,7 +37,7 @@ def one_rank(rank: int, port: int, heard: Path) -> None:
         heard.write_bytes(published.tell(None))
         return
     leader = object.__new__(Leader)  # its waiting alone
-    leader._policy, leader._stop = published, False
+    leader._policy, leader._stop, leader._thread = published, False, threading.get_ident()
     end = time.monotonic() + WAIT_SECONDS
     while time.monotonic() < end:
         leader._tick()

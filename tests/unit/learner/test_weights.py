@@ -45,6 +45,8 @@ BUCKET = 64
 class Tensors:
     """Stands where Policy does: names and values are all that is sent."""
 
+    made = None  # no device has to be waited for
+
     def named_tensors(self) -> list[tuple[str, torch.Tensor]]:
         return [(f"layer{i}.weight", torch.arange(24.0).view(4, 6) * i) for i in range(3)]
 
