@@ -210,6 +210,8 @@ def figures(run: Run, layout: Layout) -> dict[str, Any]:
     rollout = union([span for spans in sampled.values() for span in spans], begin, end) / len(measured)
     busy = {server: round(union(spans, begin, end) / len(measured), 3) for server, spans in sorted(sampled.items())}
     middle = statistics.median(seconds)
+    # What is between steps: checkpoints. A step's record is written when it is known what became of its version.
+    whole = (end - measured[0]["time"]) / max(1, len(measured) - 1)
     larger = max(statistics.median(learner), rollout)
     groups = statistics.fmean(step["num_groups"] for step in measured)
     closed = pauses(run)[-len(measured) * layout.servers :]
@@ -218,6 +220,7 @@ def figures(run: Run, layout: Layout) -> dict[str, Any]:
         "steps": len(measured),
         "groups": groups,
         "seconds": round(middle, 3),
+        "seconds_with_checkpoints": round(whole, 3),
         "quartiles": [round(part, 3) for part in statistics.quantiles(seconds, n=4)[::2]],
         "learner": round(statistics.median(learner), 3),
         "rollout": round(rollout, 3),
@@ -227,7 +230,10 @@ def figures(run: Run, layout: Layout) -> dict[str, Any]:
         "step_to_larger_half": round(middle / larger, 3),
         "groups_an_hour": round(3600 * groups / statistics.fmean(seconds)),
         "lag": statistics.fmean(step["lag_mean"] for step in measured if step["lag_mean"] is not None),
-        "phases": {name: round(value, 3) for name, value in measured[-1]["phases"].items()},
+        "phases": {
+            name: round(statistics.median(step["phases"].get(name, 0.0) for step in measured), 3)
+            for name in measured[-1]["phases"]
+        },
     }
 
 

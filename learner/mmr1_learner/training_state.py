@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ FORMAT = 1
 MASTER, MOMENTS = "master", ("exp_avg", "exp_avg_sq")
 _INDEX, _RANDOM = "index.json", "random.safetensors"
 _FILE_BYTES = 2**30
+_WRITERS = 4  # threads, each of which holds a file's tensors in the host's memory
 
 
 def prepare_states(engine: Any) -> None:
@@ -71,11 +74,17 @@ class TrainingState:
             folder = None
         if folder:
             folder.mkdir()
-        for number, tensors in enumerate(self._files()):
-            if folder:
-                name = f"state-{number:05d}.safetensors"
-                save_file(tensors, folder / name)
-                index["files"].append(name)
+        writing: deque[Future[None]] = deque()  # while the next file's tensors are put together
+        with ThreadPoolExecutor(_WRITERS, thread_name_prefix="checkpoint") as threads:
+            for number, tensors in enumerate(self._files()):
+                if folder:
+                    name = f"state-{number:05d}.safetensors"
+                    writing.append(threads.submit(save_file, tensors, folder / name))
+                    index["files"].append(name)
+                while len(writing) > _WRITERS:
+                    writing.popleft().result()
+            for written in writing:
+                written.result()
         random = self._random_states()
         if folder:
             save_file(random, folder / _RANDOM)
