@@ -83,7 +83,6 @@ def raised(given: argparse.Namespace) -> dict[str, Any]:
     return {
         "max_num_seqs": 512,
         "max_concurrent_prompts": 64,
-        "weight_bucket_bytes": given.bucket,
         "learner_threads": given.threads,
         "rollout_threads": given.threads,
         "checkpoint_every": 1000,  # none is made
@@ -259,10 +258,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8, help=f"measured, after {WARM_UP}")
     parser.add_argument("--side", type=int, default=896, help="of the images, in pixels")
     parser.add_argument("--threads", type=int, default=4, help="rollout_threads and learner_threads")
-    parser.add_argument("--bucket", type=int, default=2**28, help="weight_bucket_bytes")
-    parser.add_argument(
-        "--defaults", action="store_true", help="threads, buckets, prompts and sequences of a run's own"
-    )
+    parser.add_argument("--defaults", action="store_true", help="threads, prompts and sequences of a run's own")
     parser.add_argument("--checkpoint-every", type=int, default=5, help="with --defaults")
     parser.add_argument("--limit", type=float, default=240.0, help="seconds for one layout")
     parser.add_argument("--model", type=Path, help="a folder; without it the 3B shape is made")

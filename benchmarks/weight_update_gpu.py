@@ -85,7 +85,7 @@ def parity(learner: PlayedLearner) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--bucket", type=int, nargs="+", default=[64 * 2**20])
+    parser.add_argument("--bucket", type=int, nargs="+", default=[2**28])
     parser.add_argument("--model", type=Path, help="a folder; without it the 3B shape is made")
     options = parser.parse_args()
     gpus = visible_gpus(os.environ) or [""]

@@ -40,6 +40,7 @@ from mmr1_rollout_server.errors import EngineDiedError, PromptError
 from mmr1_rollout_server.transfer import TransferPlan, WriteReport
 
 # What vLLM raises when a request itself is at fault; the first exists since the class does, the second always did.
+_LARGE_GPU_BYTES = 70 * 2**30
 _PROMPT_FAULTS: tuple[type[Exception], ...] = (getattr(vllm.exceptions, "VLLMClientError", ValueError), ValueError)
 
 # The learner adds the same number to the same logits before it divides by the temperature, as vLLM's sampler does.
@@ -228,7 +229,7 @@ def engine_arguments(config: RunConfig, server_id: str) -> AsyncEngineArgs:
         max_model_len=max_model_len,
         max_num_seqs=config.max_num_seqs,
         tensor_parallel_size=config.rollout_tensor_parallel_size,
-        max_num_batched_tokens=max(max_model_len, config.max_num_seqs, 4096),
+        max_num_batched_tokens=max(max_model_len, config.max_num_seqs, _tokens_a_pass()),
         limit_mm_per_prompt={"image": MAX_IMAGES_PER_PROMPT, "video": 0},
         mm_processor_kwargs=mm_processor_kwargs(config) or None,
         logprobs_mode="processed_logprobs",  # of the distribution sampled from: after bias and temperature
@@ -241,6 +242,18 @@ def engine_arguments(config: RunConfig, server_id: str) -> AsyncEngineArgs:
         **options,
         **adapter_options(config, on_cpu=on_cpu),
     )
+
+
+def _tokens_a_pass() -> int:
+    """Of all requests together, prompts included: as many as vLLM's offline engine takes by default.
+
+    A 3B model on an H200 gave 0.84 of that engine's tokens a second with 4096.
+    """
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        return 4096
+    return 16384 if current_platform.get_device_total_memory() >= _LARGE_GPU_BYTES else 8192
 
 
 def devices(tensor_parallel_size: int) -> tuple[str, ...]:

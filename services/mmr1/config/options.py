@@ -116,7 +116,7 @@ class RolloutOptions(BaseModel):
         120.0, gt=0, description="for running generations to end before a weight update"
     )
     weight_update_deadline_seconds: float = Field(120.0, gt=0, description="of each phase")
-    weight_bucket_bytes: int = Field(64 * 2**20, gt=0, description="of one broadcast in a weight update")
+    weight_bucket_bytes: int = Field(256 * 2**20, gt=0, description="of one broadcast in a weight update")
     weight_transport: Literal["auto", "gloo", "nccl", "ipc"] = Field(
         "auto",
         description="how weights travel; auto: nccl from GPU to GPU, ipc on one GPU that all share, else gloo",
