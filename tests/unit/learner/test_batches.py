@@ -9,6 +9,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 
+from mmr1.errors import ConfigurationError
 from mmr1.records import Group, PolicyVersion, VersionSpan
 from mmr1_learner.batches import Batcher
 from mmr1_learner.plan import Sample, StepPlan
@@ -100,3 +101,53 @@ def test_what_fails_beside_the_step_is_raised_where_the_step_waits_for_it(tmp_pa
     ahead = one.ahead(plan, [[(Sample(0, 0, 1.0),)] * 3], lambda batch: batch)
     with pytest.raises(ValueError, match="an image went"), ahead as pending:
         pending[0][0].result()
+
+
+def encoding(folder: Path) -> tuple[Batcher, list[str]]:
+    """A batcher, and the prompts that it has encoded."""
+    encoded: list[str] = []
+    found = batcher(folder)
+    found._encoder.encode = lambda text, _: encoded.append(text) or PROMPT  # type: ignore[method-assign,assignment]
+    return found, encoded
+
+
+def a_step(step: int, *positions: int) -> tuple[StepPlan, list[list[tuple[Sample, ...]]]]:
+    groups = (group(position, 1.0, NEWEST) for position in positions)
+    without_images = tuple(replace(one, prompt=replace(one.prompt, images=())) for one in groups)
+    plan = StepPlan(step, without_images, version=NOW)
+    return plan, [[(Sample(index, 0, 1.0),) for index in range(len(positions))]]
+
+
+def batches(found: Batcher, plan: StepPlan, updates: list[list[tuple[Sample, ...]]]) -> list[RowBatch]:
+    with found.ahead(plan, updates, lambda batch: batch) as under_way:
+        return [batch.result() for update in under_way for batch in update]
+
+
+def test_a_step_that_was_expected_is_not_encoded_again(tmp_path: Path) -> None:
+    found, encoded = encoding(tmp_path)
+    plan, updates = a_step(1, 0, 1)
+    found.expect(plan, updates, lambda batch: batch)
+    assert len(batches(found, StepPlan.decode(plan.encode()), updates)) == 2
+    assert len(encoded) == 2
+    batches(found, *a_step(2, 2))
+    assert len(encoded) == 3, "what was expected is expected once"
+
+
+@pytest.mark.parametrize("other", [a_step(1, 0, 2), a_step(2, 0, 1), a_step(1, 1, 0)])
+def test_another_step_than_the_expected_is_encoded_anew(
+    tmp_path: Path, other: tuple[StepPlan, list[list[tuple[Sample, ...]]]]
+) -> None:
+    found, _ = encoding(tmp_path)
+    found.expect(*a_step(1, 0, 1), lambda batch: pytest.fail("these batches are nobody's"))
+    assert len(batches(found, *other)) == 2
+
+
+def test_an_image_that_went_fails_the_step_that_asks_for_it_and_not_the_one_before(tmp_path: Path) -> None:
+    found, _ = encoding(tmp_path)
+    plan, updates = a_step(1, 0)
+    found._encoder.encode = Mock(side_effect=ConfigurationError("gone"))  # type: ignore[method-assign]
+    found.expect(plan, updates, lambda batch: batch)
+    with pytest.raises(ConfigurationError, match="gone"):
+        batches(found, plan, updates)
+    found.expect(plan, updates, lambda batch: batch)
+    found.forget()
