@@ -18,13 +18,14 @@ import structlog
 from mmr1.config import RunConfig
 from mmr1.dataset import eval_problems, train_problems
 from mmr1.errors import ConfigurationError
-from mmr1.images import ImageStore
+from mmr1.images import ImageStore, UnreachableImageError
 from mmr1.records import PolicyVersion, PromptId
 from mmr1.redis_access import RedisAccess
 from mmr1.run_identity import identity_of, options_of, say_changed_options
 from mmr1.streams import Patience, RunQueue
 from mmr1.telemetry import following
 from mmr1.tracing import now, record_span
+from mmr1.wire import SchemaVersionError
 from mmr1_learner import metrics as outputs
 from mmr1_learner.checkpoint import Checkpoints, RunState
 from mmr1_learner.completion_details import CompletionDetails
@@ -165,7 +166,7 @@ class Leader:
         version = PolicyVersion(self.version.incarnation, self.version.number + 1)
         try:
             groups = self._source.look_ahead(version)
-        except StopRequestedError:  # heard again where the step ends
+        except (StopRequestedError, UnreachableImageError, SchemaVersionError):  # again where the step is collected
             return b""
         return StepPlan(step, tuple(groups), version=version).encode() if groups else b""
 
@@ -214,18 +215,18 @@ class Leader:
         self.files.append("completions", completion_records(self._config, plan, lags, gaps, self._details))
         if not self.updates.are_under_way:
             self._write_record(result)
-        accounts = self.queue.accounts()
-        outputs.export_accounts(accounts)
-        log.info(
-            "step",
-            step=plan.step + 1,
-            version=str(self.version),
-            reward=round(self._record["reward_mean"] or 0.0, 3),
-            groups=len(plan.groups),
-            pending=accounts.ledger.pending,
-            seconds=round(seconds, 2),
-        )
-        with suppress(StopRequestedError):  # measured when the run goes on
+        with suppress(StopRequestedError):  # what is left is done when the run goes on; the checkpoint is not
+            accounts = self.queue.accounts()
+            outputs.export_accounts(accounts)
+            log.info(
+                "step",
+                step=plan.step + 1,
+                version=str(self.version),
+                reward=round(self._record["reward_mean"] or 0.0, 3),
+                groups=len(plan.groups),
+                pending=accounts.ledger.pending,
+                seconds=round(seconds, 2),
+            )
             self._evaluate_if_due(plan.step + 1)
 
     def state_at(self, step: int) -> RunState:

@@ -111,7 +111,7 @@ class Scorer:
 @contextmanager
 def scoring(policy: Policy | Published) -> Iterator[None]:
     """Out of training mode, unless both are alike: a step that is computed beside would see it."""
-    if not policy.drops_out:
+    if isinstance(policy, Published) and policy.scores_beside:
         yield
         return
     was_training = policy.training

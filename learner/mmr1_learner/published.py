@@ -126,7 +126,7 @@ class Published:
         is known.
         """
         known = self.policy.hf.config.model_type in FAMILIES
-        return self.scores_alone and known and not has_adapters(self.policy) and not self.drops_out
+        return self.scores_alone and known and not has_adapters(self.policy) and not self.policy.drops_out
 
     @contextmanager
     def beside(self) -> Iterator[None]:
@@ -150,10 +150,6 @@ class Published:
     @property
     def hf(self) -> Any:
         return self.policy.hf
-
-    @property
-    def drops_out(self) -> bool:
-        return self.policy.drops_out
 
     @property
     def training(self) -> bool:

@@ -8,11 +8,14 @@ keeps a core and its GPU busy, and has to have computed everything before.
 from __future__ import annotations
 
 import atexit
+import ipaddress
 import os
+import socket
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 
@@ -90,10 +93,36 @@ def join_ranks() -> Ranks:
     if not cuda:
         atexit.register(leave_ranks)
         return Ranks(rank, world_size, torch.device("cpu"))
+    _choose_interface()
     words = dist.new_group(backend="gloo", timeout=COLLECTIVE_DEADLINE) if world_size > 1 else None
     if words is not None:
         atexit.register(_leave_words, words)
     return Ranks(rank, world_size, torch.device("cuda", local_rank), words)
+
+
+def _choose_interface() -> None:
+    """gloo listens where this machine's name leads, which may be its loopback: other machines' ranks would find nobody.
+
+    GLOO_SOCKET_IFNAME, when it is set, decides.
+    """
+    name = interface_towards(os.environ["MASTER_ADDR"])
+    if name is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+
+
+def interface_towards(host: str) -> str | None:
+    """The network interface that leads to `host`; None when that is this machine's loopback, or nothing leads there."""
+    try:
+        family, *_, address = socket.getaddrinfo(host, 1, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as asked:  # nothing is sent
+            asked.connect(address)
+            own = asked.getsockname()[0]
+    except OSError:
+        return None
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(one.address.partition("%")[0] == own for one in addresses):
+            return None if ipaddress.ip_address(own).is_loopback else name
+    return None
 
 
 def leave_ranks() -> None:

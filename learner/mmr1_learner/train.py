@@ -125,7 +125,7 @@ def _take_steps(
 
     def before_moving(is_last: bool) -> None:
         if leader:
-            leader.updates.end()
+            leader.updates.end(published.keep_alive if is_last else None)  # the others listen then
         if is_last and (word := published.tell(leader.plan_ahead(step + 1) if leader else None)):
             trainer.expect(StepPlan.decode(word))
 
@@ -141,7 +141,8 @@ def _take_steps(
             return False
         started = time.monotonic()
         report = trainer.step(plan)
-        published.refresh()
+        if report:  # else the parameters are as they were, and may be on their way
+            published.refresh()
         step += 1
         if leader:
             leader.after_step(plan, report, trainer.phases, time.monotonic() - started, trainer.gaps)

@@ -7,12 +7,14 @@ and knows nothing of groups.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 
 import grpc
 import structlog
+import torch
 
 from mmr1.config import RunConfig
 from mmr1.errors import WeightUpdateError
@@ -25,6 +27,8 @@ from mmr1_learner.waiting import Tick, results
 from mmr1_learner.weights import Probe, UpdateResult, WeightSender, reason
 
 log = structlog.get_logger()
+
+_TICK_SECONDS = 0.05
 
 
 class Updates:
@@ -53,7 +57,9 @@ class Updates:
         self._version, self._step = PolicyVersion(0, 0), 0
         self._under_way: Future[UpdateResult] | None = None
         self._is_waited_for = False
+        self._closed = threading.Event()  # no server admits a prompt under an older version
         self._in_doubt = False  # the last one beside a step was not proved: the next is, before anything else is done
+        self._has_room = True  # on the GPU, beside a step
 
     @property
     def are_under_way(self) -> bool:
@@ -85,21 +91,31 @@ class Updates:
             config.max_off_policy_steps > 0
             and self._policy.scores_alone
             and not self._in_doubt
+            and self._has_room
             and step < config.num_steps
             and step % config.checkpoint_every != 0
             and not config.evaluates_within(step, config.num_steps)
         )
 
     def begin(self, version: PolicyVersion, step: int) -> None:
-        """The same as `send`, beside what comes next, until `settle` or `end`."""
+        """The same as `send`, beside what comes next, until `settle` or `end`.
+
+        When this returns the servers admit nothing: a prompt that was fed earlier and sampled under an older version
+        would be stale when its step comes. Raises what the tick does; the update goes on then.
+        """
         self._version, self._step, self._is_waited_for = version, step, False
+        self._closed.clear()
         self._prober.begin(version, step, self._heed_stop)
         self._under_way = self._sender.begin(partial(self._update_beside, version))
+        while not self._closed.wait(_TICK_SECONDS) and not self._under_way.done():
+            self._tick()
 
     def _update_beside(self, version: PolicyVersion) -> UpdateResult:
         prober = self._prober
         with self._policy.beside():
-            return self._sender.update(version, prober.probe, self._heed_stop, prober.adapters, self._between)
+            return self._sender.update(
+                version, prober.probe, self._heed_stop, prober.adapters, self._between, self._closed.set
+            )
 
     def _between(self) -> None:
         """Nothing is under way: whoever waits need not wait for another try."""
@@ -112,20 +128,22 @@ class Updates:
         if not self._policy.scores_beside:
             self.end()
 
-    def end(self) -> None:
+    def end(self, tick: Tick | None = None) -> None:
         """The parameters will move, or the run will stop: wait for the version under way, if there is one.
 
         One that is not proved now is passed over, and nothing serves until the next one is: the other ranks compute,
-        and must not wait for servers that come back. Raises what is wrong with the run itself.
+        and must not wait for servers that come back. Raises what is wrong with the run itself, and what `tick` does;
+        the update hears by itself that the run is to stop.
         """
         if self._under_way is None:
             return
         self._is_waited_for, result = True, None
         try:
-            (result,) = results([self._under_way], _nothing)  # which hears by itself that the run is to stop
-        except (grpc.RpcError, WeightUpdateError, StopRequestedError) as error:
+            (result,) = results([self._under_way], tick or _nothing)
+        except (grpc.RpcError, WeightUpdateError, StopRequestedError, torch.OutOfMemoryError) as error:
             log.warning("version passed over", version=str(self._version), reason=reason(error))
             self._in_doubt = True
+            self._has_room = self._has_room and not isinstance(error, torch.OutOfMemoryError)
         finally:
             self._close(result)
 

@@ -85,8 +85,12 @@ class WeightSender:
         self._pool = ThreadPoolExecutor(max_workers=128, thread_name_prefix="weights")
         self._left_out = LeftOut()
 
-    def wait_for_servers(self, count: int, tick: Tick, timeout_seconds: float = LOAD_SECONDS) -> list[Member]:
+    def wait_for_servers(
+        self, count: int, tick: Tick, timeout_seconds: float = LOAD_SECONDS, between: Tick | None = None
+    ) -> list[Member]:
         """Wait until `count` rollout servers accept weights: as long as one may take to load.
+
+        `between` is called in the place of `tick` where none of them is being asked.
 
         Raises:
             WeightUpdateError: none came in time. Fewer than `count`, but at least one, is enough when the time is over.
@@ -100,7 +104,7 @@ class WeightSender:
                 if members:
                     return members
                 raise WeightUpdateError(f"no rollout server answers after {timeout_seconds:.0f} s; is one running?")
-            rest(0.1, tick)
+            rest(0.1, between or tick)
 
     def clients(self) -> list[RolloutClient]:
         """The servers of the last committed update."""
@@ -136,6 +140,7 @@ class WeightSender:
         tick: Tick,
         adapter_probe: Probe | None = None,
         between: Tick | None = None,
+        closed: Callable[[], None] | None = None,
     ) -> UpdateResult:
         """Bring all lease holders to `version`, or raise.
 
@@ -145,6 +150,7 @@ class WeightSender:
         A try that fails is repeated with a fresh group of those that still hold a lease and answer. Those at
         fault are left out, as long as others are there. When none is left, the update waits for one to come back.
         `tick` is called while waiting, and `between` where nothing is under way: it ends the update by raising.
+        `closed` is called when no server admits a prompt any more: what is sampled from then on is of this version.
 
         Raises:
             WeightUpdateError: it did not succeed in several tries, or no server came back. Nothing serves then.
@@ -152,11 +158,11 @@ class WeightSender:
         """
         between = between or tick
         for number in range(1, _ATTEMPTS + 1):
-            answering = self.wait_for_servers(1, between)
+            answering = self.wait_for_servers(1, tick, between=between)
             members = self._left_out.others(answering) or answering
             self._left_out.begin()
             try:
-                return self._update(tuple(members), version, probe, tick, adapter_probe)
+                return self._update(tuple(members), version, probe, tick, adapter_probe, closed or _nothing)
             except (grpc.RpcError, WeightUpdateError) as error:
                 why = reason(error)
                 log.warning("weight update failed", version=str(version), attempt=number, reason=why)
@@ -182,6 +188,7 @@ class WeightSender:
         probe: Probe | None,
         tick: Tick,
         adapter_probe: Probe | None,
+        closed: Callable[[], None],
     ) -> UpdateResult:
         with self._all_or_nothing(members, tick):
             standing = self._collective
@@ -190,8 +197,8 @@ class WeightSender:
             started = time.monotonic()
             self._num_bytes = 0
             if self._adapters is not None and collective is not standing:
-                self._bring_base(collective, clients, version, adapter_probe, tick)
-            self._deliver(collective, clients, version, tick, adapter_only=self._adapters is not None)
+                self._bring_base(collective, clients, version, adapter_probe, tick, closed)
+            self._deliver(collective, clients, version, tick, closed, adapter_only=self._adapters is not None)
             worst = max((self._ask(client, probe) for client in clients), default=0.0) if probe else None
             self._queue.commit_version(version)
             self._everywhere(clients, lambda c: c.resume(version), tick)
@@ -205,6 +212,7 @@ class WeightSender:
         version: PolicyVersion,
         probe: Probe | None,
         tick: Tick,
+        closed: Callable[[], None],
     ) -> None:
         """The base model, and with it planted adapters: servers must be seen to apply them, and to have wrong ones.
 
@@ -212,7 +220,7 @@ class WeightSender:
         """
         assert self._adapters is not None
         with self._adapters.planted():
-            self._deliver(collective, clients, version, tick)
+            self._deliver(collective, clients, version, tick, closed)
             agreed = [self._ask(client, probe) for client in clients] if probe is not None else []
         if probe is not None:
             see_wrong_adapters(clients, probe, agreed)
@@ -223,6 +231,7 @@ class WeightSender:
         clients: list[RolloutClient],
         version: PolicyVersion,
         tick: Tick,
+        closed: Callable[[], None],
         *,
         adapter_only: bool = False,
     ) -> None:
@@ -231,6 +240,7 @@ class WeightSender:
         self._everywhere(
             clients, lambda c: c.start_weight_update(version, pause_limit, adapter_only=adapter_only), tick
         )
+        closed()
         sending = self._pool.submit(self._broadcast, collective, adapter_only)
         receiving = [self._submit(client, lambda c: c.update_weights(version, limit)) for client in clients]
         sent, *received = results([sending, *receiving], tick)
@@ -354,6 +364,10 @@ def _compare(address: str, sent: dict[str, int], received: dict[str, int]) -> No
             f"{address} received {len(received)} of {len(sent)} tensors, {len(wrong)} with other bytes, first: "
             f"{wrong[0] if wrong else sorted(set(received) - set(sent))[0]}"
         )
+
+
+def _nothing() -> None:
+    """Nobody waits for it."""
 
 
 def reason(error: Exception) -> str:

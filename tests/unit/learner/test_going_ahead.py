@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mmr1.errors import StaleWriterError, WeightUpdateError
 from mmr1.records import PolicyVersion
@@ -31,10 +32,11 @@ class Slow(Servers):
         self.may = threading.Event()
         self.may.set()
         self.error: Exception | None = None
-        self.versions: list[int] = []
+        self.admits = False  # prompts, until the version is there
 
     def update(self, version: PolicyVersion, probe: Any = None, tick: Any = None, *others: Any) -> UpdateResult:
-        self.versions.append(version.number)
+        if others[2:] and not self.admits:
+            others[2]()
         while not self.may.wait(0.01):
             tick()
         if self.error is not None:
@@ -76,6 +78,27 @@ def test_a_step_begins_while_its_version_is_sent_and_ends_when_it_is_proved(run:
         learner.leader.updates.end()
     assert committed(learner) == 1
     assert [(record["step"], record["policy_version"]) for record in records(run)] == [(1, str(learner.version))]
+
+
+def test_a_step_does_not_begin_while_a_server_admits_prompts_under_an_older_version(learner: Learner) -> None:
+    """What is fed for the step after it would be too old for it."""
+    servers(learner).may.clear()
+    servers(learner).admits = True
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(threading.Event().wait, 0.2).add_done_callback(lambda _: servers(learner).may.set())
+        learner.collect()
+        assert servers(learner).may.is_set(), "else it had gone on"
+    learner.leader.updates.end()
+    assert committed(learner) == 1
+
+
+def test_a_gpu_that_has_no_room_for_both_gets_them_one_after_the_other(learner: Learner) -> None:
+    servers(learner).error = torch.OutOfMemoryError("CUDA out of memory")
+    learner.collect()
+    learner.leader.updates.end()
+    servers(learner).error = None
+    learner.collect()
+    assert not learner.leader.updates.may_go_ahead(learner.step)
 
 
 def test_a_policy_that_cannot_be_scored_while_it_computes_is_scored_before(run: Run) -> None:

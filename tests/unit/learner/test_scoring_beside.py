@@ -56,7 +56,16 @@ def test_of_a_family_that_is_not_known_neither_is_known(small_model: Path) -> No
 
 def test_scoring_leaves_the_mode_of_a_policy_alone_unless_it_drops_out(small_model: Path) -> None:
     """A step that computes beside would see another mode: it recomputes activations in training alone."""
-    plain, dropping = policy_of(small_model), policy_of(small_model, **ADAPTERS, lora_dropout=0.1)
+    plain, dropping = published(policy_of(small_model)), published(policy_of(small_model, **ADAPTERS, lora_dropout=0.1))
     with scoring(plain), scoring(dropping):
         assert (plain.training, dropping.training) == (True, False)
     assert (plain.training, dropping.training) == (True, True)
+
+
+def test_a_model_that_is_not_known_is_scored_out_of_training_mode(small_model: Path) -> None:
+    """What it computes otherwise in training, nobody has looked at."""
+    policy = policy_of(small_model)
+    policy.hf.config.model_type = "another"
+    with scoring(published(policy)):
+        assert not policy.training
+    assert policy.training

@@ -57,8 +57,10 @@ class Tensors:
 class Server(RolloutServiceServicer):
     """A rollout server without an engine. `on_init` runs before it joins."""
 
-    def __init__(self, url: str, name: str, on_init: Callable[[Any], None] = lambda _: None) -> None:
-        self.on_init = on_init
+    def __init__(
+        self, url: str, name: str, on_init: Callable[[Any], None] = lambda _: None, status_seconds: float = 0.0
+    ) -> None:
+        self.on_init, self.status_seconds = on_init, status_seconds
         self.on_update: Callable[[], object] = lambda: None
         self.calls: list[str] = []
         self.released = threading.Event()
@@ -70,6 +72,7 @@ class Server(RolloutServiceServicer):
         lease(url, name, self.address)
 
     def GetStatus(self, request: Any, context: Any) -> pb.GetStatusResponse:
+        time.sleep(self.status_seconds)
         return pb.GetStatusResponse(schema_version=SCHEMA_VERSION, state="SERVER_STATE_ACCEPTS_WEIGHTS")
 
     def InitWeightTransfer(self, request: Any, context: Any) -> pb.InitWeightTransferResponse:
@@ -84,6 +87,7 @@ class Server(RolloutServiceServicer):
         return pb.InitWeightTransferResponse()
 
     def StartWeightUpdate(self, request: Any, context: Any) -> pb.StartWeightUpdateResponse:
+        self.calls.append("Start")
         return pb.StartWeightUpdateResponse()
 
     def UpdateWeights(self, request: Any, context: Any) -> pb.UpdateWeightsResponse:
@@ -174,6 +178,31 @@ def test_a_dead_server_with_a_lease_is_passed_over(sender: WeightSender, start: 
     assert time.monotonic() - begun < LIMIT / 3
     assert alive.calls.count("Resume") == 2
     assert sender.behind(VERSION, lambda: None)[0].server_id == "alive", "its lease here never names a version"
+
+
+def test_an_update_that_nobody_will_wait_for_again_is_tried_once(sender: WeightSender, start: Any) -> None:
+    """A busy server takes its time to say how it is: that is part of the first try."""
+    server = start("busy", status_seconds=0.3)
+    called_before: list[str] = []
+
+    def between() -> None:
+        raise WeightUpdateError("nobody waits")
+
+    def closed() -> None:
+        called_before.extend(server.calls)
+
+    assert sender.update(VERSION, None, lambda: None, None, between, closed).num_servers == 1
+    assert called_before == ["Init", "Start"]
+
+
+def test_there_is_no_other_try_when_between_raises(sender: WeightSender, start: Any) -> None:
+    start("broken", on_init=lambda context: context.abort(grpc.StatusCode.INTERNAL, "no"))
+
+    def between() -> None:
+        raise WeightUpdateError("nobody waits")
+
+    with pytest.raises(WeightUpdateError, match="nobody waits"):
+        sender.update(VERSION, None, lambda: None, None, between)
 
 
 def test_the_collective_listens_on_the_runs_own_address(sender: WeightSender, start: Any) -> None:
@@ -273,7 +302,7 @@ def test_what_is_no_fault_of_the_transport_is_not_tried_again(sender: WeightSend
 
     with pytest.raises(RuntimeError, match="StopIteration"):
         sender.update(VERSION, broken_probe, lambda: None)
-    assert server.calls == ["Init", "Update"]
+    assert server.calls == ["Init", "Start", "Update"]
 
 
 def test_an_engine_is_waited_for_as_long_as_it_may_take_to_load(sender: WeightSender, tmp_path: Path) -> None:
