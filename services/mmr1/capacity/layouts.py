@@ -47,8 +47,9 @@ class Layout:
     learner_fits: bool
     rollout_fits: bool
     update_seconds: float
-    probe_seconds: float  # what the learner waits for the probe of an update
+    probe_seconds: float  # of an update
     waits: bool  # the halves take turns: on one GPU, or because no rollout may be old
+    beside: bool  # a version goes to the servers while the next step computes: the learner waits for none of it
 
     @property
     def fits(self) -> bool:
@@ -56,8 +57,14 @@ class Layout:
 
     @property
     def step_seconds(self) -> float:
-        halves = self.learner.seconds, self.rollout.seconds
-        return (sum(halves) if self.waits else max(halves)) + self.update_seconds + self.probe_seconds
+        learner, rollout, update = self.learner.seconds, self.rollout.seconds, self.update_seconds + self.probe_seconds
+        if self.waits:
+            return learner + rollout + update
+        if not self.beside:
+            return max(learner, rollout) + update
+        learner += measured.BETWEEN_STEPS_SECONDS
+        # Servers that are the slower half are at work whenever an update begins.
+        return learner if rollout + update <= learner else rollout + update + self.rollout.drain_seconds
 
     @property
     def seconds_per_prompt(self) -> float:
@@ -68,7 +75,8 @@ class Layout:
         """What to change first: memory where it does not fit, else the slower half."""
         if not self.fits:
             return "memory"
-        return "learner" if self.learner.seconds >= self.rollout.seconds else "rollout"
+        closed = self.update_seconds + self.probe_seconds if self.beside else 0.0
+        return "learner" if self.learner.seconds >= self.rollout.seconds + closed else "rollout"
 
     def options(self) -> dict[str, Any]:
         """What a run's file must say to be laid out like this."""
@@ -225,6 +233,8 @@ def _at_share(config: PlanConfig, work: Work, gpu: Gpu, cut: _Cut, share: float)
     room = (1 - measured.KEPT_FREE - (share if cut.shared else 0)) * total
     learner = best_learner(work, gpu, (cut.num_ranks, cut.zero_stage), config.planned_prompts, _ways(config), room)
     prompts = learner.generations_per_step // work.num_generations
+    waits = cut.shared or config.max_off_policy_steps == 0
+    beside = not waits and cut.zero_stage < 3 and not config.lora_rank
     server = rollout(config, work, gpu, (cut.num_servers, cut.size), prompts, share * total)
     return Layout(
         learner,
@@ -233,11 +243,12 @@ def _at_share(config: PlanConfig, work: Work, gpu: Gpu, cut: _Cut, share: float)
         prompts,
         config.planned_dtype,
         share,
-        learner_fits=learner.peak_bytes <= room,
+        learner_fits=learner.peak_bytes + (measured.BESIDE_BYTES if beside else 0.0) <= room,
         rollout_fits=server.bytes_needed <= share * total,
         update_seconds=update_seconds(work, cut.zero_stage, between_nodes=config.gpus > gpu.per_node),
         probe_seconds=probe_seconds(work, cut.zero_stage),
-        waits=cut.shared or config.max_off_policy_steps == 0,
+        waits=waits,
+        beside=beside,
     )
 
 

@@ -132,7 +132,7 @@ def copy_seconds(work: Work, stage: int) -> float:
 
 
 def probe_seconds(work: Work, stage: int) -> float:
-    """What the learner waits for the probe of an update."""
+    """Of the probe of an update: servers admit nothing so long, and a learner that waits for a version does."""
     layers = work.shape.text.num_layers + work.shape.vision.num_layers
     return measured.PROBE_SECONDS + (layers * measured.GATHER_SECONDS_PER_LAYER if stage == 3 else 0)
 

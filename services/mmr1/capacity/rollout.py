@@ -17,6 +17,7 @@ class Rollout:
     num_running: float  # completions that a server decodes at once
     bytes_needed: float  # on each of its GPUs
     seconds: float  # for the step's prompts, of all servers together
+    drain_seconds: float  # until what runs has ended, when nothing is admitted any more
 
 
 def rollout(config: RunConfig, work: Work, gpu: Gpu, servers: tuple[int, int], prompts: int, room: float) -> Rollout:
@@ -34,9 +35,9 @@ def rollout(config: RunConfig, work: Work, gpu: Gpu, servers: tuple[int, int], p
     cache = (work.prompt_tokens / work.num_generations + work.completion_tokens) * work.cache_bytes_per_token
     running = max(1.0, min(wanted, (room - fixed) * size / cache))
     prefill = work.prefill_flops() / (measured.PREFILL_FRACTION * size * gpu.flops)
-    decoding = _decode_step_seconds(work, gpu, size, running) * work.completion_tokens * work.num_generations / running
-    seconds = prompts / num_servers * (prefill + decoding)
-    return Rollout(num_servers, size, running, fixed + running * cache / size, seconds)
+    drain = _decode_step_seconds(work, gpu, size, running) * work.completion_tokens
+    seconds = prompts / num_servers * (prefill + drain * work.num_generations / running)
+    return Rollout(num_servers, size, running, fixed + running * cache / size, seconds, drain)
 
 
 def _decode_step_seconds(work: Work, gpu: Gpu, size: int, running: float) -> float:

@@ -86,7 +86,7 @@ def test_tokens_a_second_of_a_rollout_server(planned: Planned, model: Path) -> N
 
 
 def test_weight_update(planned: Planned, work: Work, model: Path) -> None:
-    assert update_seconds(work, 2) == pytest.approx(0.068, rel=0.01)
+    assert update_seconds(work, 2) == pytest.approx(0.077, rel=0.01)
     assert update_seconds(work, 3) == pytest.approx(0.2, rel=0.01)
     adapters = planned("--lora_rank=8", "--lora_updates=adapter", "--freeze_vision_tower")
     alone = work_of(adapters, work.shape, model)
@@ -104,7 +104,7 @@ def test_what_zero_3_gathers(planned: Planned, work: Work, model: Path) -> None:
     with_reference = work_of(planned("--kl=k3"), work.shape, model)
     assert gather_seconds(with_reference, GPUS["h200"], 3, False) / plain == pytest.approx(3 / 2, rel=0.01)
     assert copy_seconds(work, 2) == 0 and copy_seconds(work, 3) == pytest.approx(0.83, rel=0.01)
-    assert probe_seconds(work, 3) > probe_seconds(work, 2) == pytest.approx(0.143)
+    assert probe_seconds(work, 3) > probe_seconds(work, 2) == pytest.approx(0.311)
 
 
 @dataclass(frozen=True)
@@ -118,10 +118,11 @@ class Measured:
 
 
 MEASURED = {
-    "1+1": Measured((1, 2, 1), 8, (1.538, 0.912, 1.827), (0.04, 0.05, 0.05)),
-    "2+2": Measured((2, 2, 2), 24, (None, None, 2.80), (0.0, 0.0, 0.16)),
-    "1+3": Measured((1, 2, 3), 24, (None, None, 5.78), (0.0, 0.0, 0.24)),
-    "3+1 at ZeRO-3": Measured((3, 3, 1), 24, (4.315, 3.35, 5.649), (0.03, 0.22, 0.12)),
+    "1+1": Measured((1, 2, 1), 8, (1.561, 0.722, 1.605), (0.04, 0.05, 0.05)),
+    "2+2": Measured((2, 2, 2), 24, (2.347, 0.911, 2.464), (0.08, 0.12, 0.1)),
+    "1+3": Measured((1, 2, 3), 24, (None, None, 5.78), (0.0, 0.0, 0.26)),
+    "3+1": Measured((3, 2, 1), 24, (1.525, 1.867, 3.052), (0.05, 0.05, 0.16)),
+    "3+1 at ZeRO-3": Measured((3, 3, 1), 24, (4.315, None, 5.649), (0.03, 0.0, 0.15)),
 }
 
 
@@ -134,6 +135,7 @@ def test_whole_steps(layout: str, planned: Planned, model: Path) -> None:
         f"--prompts={one.prompts}",
         "--max_prompt_length=1077",
         "--gradient_checkpointing=vision",
+        *ALL_AT_ONCE,
     )
     found = layouts(config, work_of(config, read_shape("3b", model), model), GPUS["h200"])
     (same,) = [

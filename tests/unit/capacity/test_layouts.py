@@ -26,21 +26,25 @@ def test_the_step_stays_about_as_large_as_it_is(
     assert chosen is not None and chosen.fits
 
 
+def taking(layout: Layout, seconds: float, prompts: int = 1) -> Layout:
+    """The layout as if a step took so many seconds for each of `prompts`."""
+    alone = replace(layout, beside=False)
+    return replace(alone, update_seconds=layout.update_seconds + seconds * prompts - alone.step_seconds)
+
+
 def test_a_step_of_another_size_must_be_clearly_better(planned: Callable[..., PlanConfig], model: Path) -> None:
-    """Five ranks would take 40 prompts a step, and about as long for them as four take for 32."""
+    """Five ranks would take 40 prompts a step where 32 are asked for."""
     config = planned("--gpus=8", "--prompts=32")
     found = layouts(config, work_of(config, read_shape("3b", model), model), GPUS["h200"])
-    fitting = [layout for layout in found if layout.fits]
-    quickest = min(fitting, key=lambda one: one.seconds_per_prompt)
-    keeping = min(
-        (one for one in fitting if one.prompts_per_step == 32),
-        key=lambda one: (one.learner.zero_stage, one.step_seconds),
+    kept, other = (
+        next(one for one in found if one.fits and (one.learner.num_ranks, one.prompts_per_step) == as_asked)
+        for as_asked in ((4, 32), (5, 40))
     )
-    assert quickest.prompts_per_step != 32
-    (slow, fast) = (replace(keeping, update_seconds=0.0), replace(quickest, update_seconds=0.0))
-    assert recommended([slow, fast], 32) is slow
-    assert recommended([replace(slow, update_seconds=slow.step_seconds), fast], 32) is fast
-    assert recommended([fast], 32) is fast
+    keeping = taking(kept, 0.1, 32)
+    assert recommended([keeping, taking(other, 0.08, 40)], 32) is keeping
+    clearly = taking(other, 0.06, 40)
+    assert recommended([keeping, clearly], 32) is clearly
+    assert recommended([other], 32) is other
 
 
 def test_ranks_that_fill_machines_are_preferred(planned: Callable[..., PlanConfig], model: Path) -> None:
@@ -52,9 +56,6 @@ def test_ranks_that_fill_machines_are_preferred(planned: Callable[..., PlanConfi
         next(one for one in found if one.fits and (one.learner.num_ranks, one.prompts_per_step) == (ranks, 32))
         for ranks in (8, 4)
     )
-
-    def taking(layout: Layout, seconds: float) -> Layout:
-        return replace(layout, update_seconds=layout.update_seconds + seconds - layout.step_seconds)
 
     barely, clearly = taking(split, 0.9), taking(split, 0.8)
     assert recommended([taking(whole, 1.0), barely], 32) is not barely
