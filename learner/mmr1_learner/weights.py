@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
 
 import grpc
 import structlog
@@ -23,16 +21,15 @@ import torch
 from mmr1.config import RunConfig
 from mmr1.errors import WeightUpdateError
 from mmr1.records import PolicyVersion, TensorSpec
-from mmr1.rollout_access import RolloutAccess
-from mmr1.rollout_client import LOAD_SECONDS, RolloutClient, WeightGroup
+from mmr1.rollout_client import RolloutClient, WeightGroup
 from mmr1.streams import Member, RunQueue
 from mmr1_learner.broadcast import CPU, choose_transport, largest_bucket, name_of, send_tensors
 from mmr1_learner.collective import Collective, Meeting
 from mmr1_learner.device_collective import IpcCollective, NcclCollective
-from mmr1_learner.left_out import LeftOut
 from mmr1_learner.parity import see_wrong_adapters
 from mmr1_learner.published import Published
 from mmr1_learner.published_adapters import PublishedAdapters
+from mmr1_learner.servers import ANSWER_SECONDS, Servers
 from mmr1_learner.waiting import Tick, rest, results
 
 log = structlog.get_logger()
@@ -42,9 +39,6 @@ Probe = Callable[[RolloutClient], float]
 
 _ATTEMPTS = 4
 _CONSEQUENCES_SECONDS = 0.5  # after the first failure: a dead server's own is not always the first
-_ANSWER_SECONDS = 5.0  # a server that does not say in this time how it is will not follow an update either
-_DEAF = ("starting", "draining")  # states in which every verb is refused
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +54,7 @@ class UpdateResult:
     num_bytes: int
 
 
-class WeightSender:
+class WeightSender(Servers):
     """Keeps every rollout server at the learner's version."""
 
     def __init__(
@@ -71,67 +65,18 @@ class WeightSender:
         master_address: str,
         device: torch.device = torch.device(CPU),  # noqa: B008 - a constant
     ) -> None:
-        self._config = config
-        self._queue = queue
+        super().__init__(config, queue)
         self._policy = policy
         self._adapters = policy if isinstance(policy, PublishedAdapters) else None
         self._num_bytes = 0  # of the update under way
         self._master_address = master_address
         self._device = device
-        self._access = RolloutAccess.from_config(config)
         self._collective: Meeting | None = None
-        self._members: tuple[Member, ...] = ()
-        self._clients: dict[str, RolloutClient] = {}
-        self._pool = ThreadPoolExecutor(max_workers=128, thread_name_prefix="weights")
-        self._left_out = LeftOut()
-
-    def wait_for_servers(
-        self, count: int, tick: Tick, timeout_seconds: float = LOAD_SECONDS, between: Tick | None = None
-    ) -> list[Member]:
-        """Wait until `count` rollout servers accept weights: as long as one may take to load.
-
-        `between` is called in the place of `tick` where none of them is being asked.
-
-        Raises:
-            WeightUpdateError: none came in time. Fewer than `count`, but at least one, is enough when the time is over.
-        """
-        deadline = time.monotonic() + timeout_seconds
-        while True:
-            members = self._answering(self._queue.members(), tick)
-            if len(members) >= count:
-                return members
-            if time.monotonic() > deadline:
-                if members:
-                    return members
-                raise WeightUpdateError(f"no rollout server answers after {timeout_seconds:.0f} s; is one running?")
-            rest(0.1, between or tick)
-
-    def clients(self) -> list[RolloutClient]:
-        """The servers of the last committed update."""
-        return [self._client(member) for member in self._members]
-
-    def behind(self, version: PolicyVersion, tick: Tick) -> list[Member]:
-        """Servers that do not hold `version`: newly started ones, or ones that missed an update.
-
-        One that an update has failed at is none of them for a while.
-        """
-        behind = [member for member in self._queue.members() if member.version != version]
-        return self._answering(self._left_out.others(behind), tick)
-
-    def call(self, question: Callable[[], _T], tick: Tick) -> _T:
-        """Ask a server something that takes long. Raises what `question` and `tick` do."""
-        return results([self.begin(question)], tick)[0]
-
-    def begin(self, question: Callable[[], _T]) -> Future[_T]:
-        """The same, without waiting for the answer."""
-        return self._pool.submit(question)
 
     def close(self) -> None:
         """Leave the servers; whatever still waits for one of them ends."""
         self._leave()
-        for client in self._clients.values():
-            client.close()
-        self._clients.clear()
+        super().close()
 
     def update(
         self,
@@ -283,7 +228,7 @@ class WeightSender:
 
     def _devices(self, members: tuple[Member, ...], tick: Tick) -> dict[str, Sequence[str]]:
         """Where each server's weights are, one name for each of its workers."""
-        asked = [self._submit(self._client(member), lambda c: c.status(_ANSWER_SECONDS)) for member in members]
+        asked = [self._submit(self._client(member), lambda c: c.status(ANSWER_SECONDS)) for member in members]
         return {
             member.address: status.devices or (CPU,)
             for member, status in zip(members, results(asked, tick), strict=True)
@@ -321,40 +266,6 @@ class WeightSender:
         sent, num_bytes = send_tensors(collective, specs, tensors, bucket_bytes, made)
         self._num_bytes += num_bytes
         return sent
-
-    def _everywhere(self, clients: list[RolloutClient], verb: Callable[[RolloutClient], object], tick: Tick) -> None:
-        results([self._submit(client, verb) for client in clients], tick)
-
-    def _submit(self, client: RolloutClient, verb: Callable[[RolloutClient], _T]) -> Future[_T]:
-        return self._pool.submit(self._ask, client, verb)
-
-    def _ask(self, client: RolloutClient, verb: Callable[[RolloutClient], _T]) -> _T:
-        """Whether it fails is remembered of this server."""
-        return self._left_out.watch(client.address, lambda: verb(client))
-
-    def _answering(self, members: Sequence[Member], tick: Tick) -> list[Member]:
-        """Those that take verbs now. A lease outlives its holder for a while; to wait for a dead one helps nobody."""
-        answers = results([self._pool.submit(_answers, self._client(member)) for member in members], tick)
-        for member, answered in zip(members, answers, strict=True):
-            if not answered:
-                # A new connection next time: this one would wait ever longer between its attempts.
-                self._client(member).close()
-                del self._clients[member.address]
-        return [member for member, answered in zip(members, answers, strict=True) if answered]
-
-    def _client(self, member: Member) -> RolloutClient:
-        if member.address not in self._clients:
-            self._clients[member.address] = RolloutClient(
-                member.address, self._config.run, self._queue.incarnation, self._access
-            )
-        return self._clients[member.address]
-
-
-def _answers(client: RolloutClient) -> bool:
-    try:
-        return client.status(_ANSWER_SECONDS).state not in _DEAF
-    except grpc.RpcError:
-        return False
 
 
 def _compare(address: str, sent: dict[str, int], received: dict[str, int]) -> None:
