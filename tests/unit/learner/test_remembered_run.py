@@ -32,8 +32,14 @@ def leader_of(run: Run, **parts: Any) -> Leader:
 
 def test_a_checkpoint_remembers_whose_run_it_is(run: Run) -> None:
     learner = run.learner()
-    parts = {"queue": learner.queue, "_source": learner.source, "version": PolicyVersion(1, 0), "_unsaved": []}
-    leader = leader_of(run, **parts, _state=RunState(0, 0, 0), _started=0.0, _identity={"seed": 0})
+    parts: dict[str, Any] = {
+        "queue": learner.queue,
+        "_source": learner.source,
+        "version": PolicyVersion(1, 0),
+        "_unsaved": [],
+    }
+    parts |= {"updates": learner.leader.updates, "_identity": {"seed": 0}}
+    leader = leader_of(run, **parts, _state=RunState(0, 0, 0), _started=0.0)
     run.checkpoints.start(1, lambda: None)
     run.checkpoints.finish(leader.state_at(1), lambda: None)
     found = run.checkpoints.newest()

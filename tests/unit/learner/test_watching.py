@@ -6,17 +6,18 @@ import math
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import Mock
 
 import pytest
 from prometheus_client import REGISTRY
 
 from mmr1.errors import WeightUpdateError
+from mmr1.records import PolicyVersion
 from mmr1_learner import metrics as outputs
-from mmr1_learner.checkpoint import RunState
-from mmr1_learner.leader import Leader
 from mmr1_learner.metrics import RunFiles
 from mmr1_learner.parity import ParityReport
 from mmr1_learner.probing import Prober
+from mmr1_learner.updates import Updates
 from tests.unit.learner.run_of_a_test import Run
 
 
@@ -44,7 +45,7 @@ class Client:
         self.address, self.distance = address, distance
 
 
-class Updates:
+class Sender:
     """Stands where WeightSender does: asks the probe of every client, as an update does."""
 
     def __init__(self, *clients: Client) -> None:
@@ -55,8 +56,15 @@ class Updates:
             probe(client)
 
 
+def updates(sender: Sender, prober: Prober, files: RunFiles) -> Updates:
+    stand_ins: Any = (Mock(), sender, prober, Mock(), files, None, None, None)
+    return Updates(*stand_ins)
+
+
 @pytest.fixture
-def leader(tmp_path: Path) -> Any:
+def judged(tmp_path: Path) -> tuple[Prober, RunFiles]:
+    """A prober that has judged server `a` at the gate, and the files of its run."""
+
     class Compared:
         @staticmethod
         def compare(distance: float) -> ParityReport:
@@ -69,12 +77,10 @@ def leader(tmp_path: Path) -> Any:
         def bound(_: str) -> float:
             return 0.001
 
-    leader, prober = object.__new__(Leader), object.__new__(Prober)
+    prober = object.__new__(Prober)
     prober.__dict__ |= {"_config": Bounded(), "_bounds": {"a": 0.0004}, "_scorer": Compared()}
     prober.__dict__ |= {"_answer": lambda client, tokens: client.distance}
-    leader.__dict__ |= {"_state": RunState(0, 0, 0), "files": RunFiles(tmp_path), "version": "1.1"}
-    leader.__dict__ |= {"_prober": prober, "_tick": None}
-    return leader
+    return prober, RunFiles(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -82,24 +88,23 @@ def leader(tmp_path: Path) -> Any:
     [({"a": 0.0001, "b": 0.00002}, 0.25), ({"a": 0.0001, "b": 0.0003}, 0.75), ({"a": 0.0005}, 1.25)],
 )
 def test_the_probe_that_is_nearest_to_its_bound_is_shown(
-    leader: Any, distances: dict[str, float], share: float
+    judged: Any, distances: dict[str, float], share: float
 ) -> None:
     """`b` came after the gate and has the widest bound of those that were there, which is `a`'s."""
-    leader._sender = Updates(*(Client(address, distance) for address, distance in distances.items()))
+    sender = Sender(*(Client(address, distance) for address, distance in distances.items()))
     with pytest.raises(WeightUpdateError) if share > 1 else nullcontext():
-        leader._send(leader._prober.probe)
+        updates(sender, *judged).send(PolicyVersion(1, 1), 0, judged[0].probe)
     assert REGISTRY.get_sample_value("mmr1_learner_probe_bound_ratio") == pytest.approx(share)
 
 
-def test_planted_adapters_are_not_taken_for_a_fault(leader: Any) -> None:
-    class Planted(Updates):
+def test_planted_adapters_are_not_taken_for_a_fault(judged: Any) -> None:
+    class Planted(Sender):
         def update(self, version: object, probe: Any, *_: object) -> None:
             with pytest.raises(WeightUpdateError):
                 probe(Client("a", 0.01))
             super().update(version, probe)
 
-    leader._sender = Planted(Client("a", 0.0001))
-    leader._send(leader._prober.probe)
+    updates(Planted(Client("a", 0.0001)), *judged).send(PolicyVersion(1, 1), 0, judged[0].probe)
     assert REGISTRY.get_sample_value("mmr1_learner_probe_bound_ratio") == pytest.approx(0.25)
 
 
