@@ -118,15 +118,17 @@ class NcclCollective(Meeting):
 
 
 class IpcCollective(Meeting):
-    """One buffer on the GPU that the learner and all servers use. A bucket is sent when every server has copied it."""
+    """One buffer on the GPU that the learner and all servers use. A bucket is sent when every server has copied it.
 
-    def __init__(
-        self, host: str, world_size: int, deadline_seconds: float, device: torch.device, capacity_bytes: int
-    ) -> None:
+    Args:
+        buffer: as large as the largest bucket. One for a run's groups: torch keeps what a killed process had mapped.
+    """
+
+    def __init__(self, host: str, world_size: int, deadline_seconds: float, buffer: torch.Tensor) -> None:
         super().__init__(host, world_size, deadline_seconds)
-        self.device = device
+        self.device = device = buffer.device
         self._ranks = range(1, world_size)
-        self._buffer = torch.empty(capacity_bytes, dtype=torch.uint8, device=device)
+        self._buffer = buffer
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._num_sent = 0
 

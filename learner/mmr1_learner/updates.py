@@ -143,7 +143,7 @@ class Updates:
         except (grpc.RpcError, WeightUpdateError, StopRequestedError, torch.OutOfMemoryError) as error:
             log.warning("version passed over", version=str(self._version), reason=reason(error))
             self._in_doubt = True
-            self._has_room = self._has_room and not isinstance(error, torch.OutOfMemoryError)
+            self._note_room(error)
         finally:
             self._close(result)
 
@@ -153,8 +153,9 @@ class Updates:
             return
         try:
             (result,) = results([self._under_way], self._tick)
-        except (grpc.RpcError, WeightUpdateError) as error:
+        except (grpc.RpcError, WeightUpdateError, torch.OutOfMemoryError) as error:
             log.warning("weight update failed", version=str(self._version), attempt=0, reason=reason(error))
+            self._note_room(error)
             self._under_way, again = None, None
             try:
                 again = self.send(self._version, self._step, self._prober.late)
@@ -162,6 +163,10 @@ class Updates:
                 self._ended(again)
         else:
             self._close(result)
+
+    def _note_room(self, error: Exception) -> None:
+        """A GPU that is too full for a step and an update at once gets them one after the other from here on."""
+        self._has_room = self._has_room and not isinstance(error, torch.OutOfMemoryError)
 
     def _close(self, result: UpdateResult | None) -> None:
         self._under_way = None

@@ -69,6 +69,7 @@ class WeightSender(Servers):
         self._policy = policy
         self._adapters = policy if isinstance(policy, PublishedAdapters) else None
         self._num_bytes = 0  # of the update under way
+        self._buffer: torch.Tensor | None = None  # that processes on one GPU share
         self._master_address = master_address
         self._device = device
         self._collective: Meeting | None = None
@@ -241,7 +242,9 @@ class WeightSender(Servers):
         if transport == "ipc":
             sent = [self._policy.manifest(), *([self._adapters.adapter().tensors] if self._adapters else [])]
             capacity = largest_bucket(sent, self._config.weight_bucket_bytes)
-            return IpcCollective(self._master_address, world_size, limit, self._device, capacity)
+            if self._buffer is None or self._buffer.numel() < capacity:
+                self._buffer = torch.empty(capacity, dtype=torch.uint8, device=self._device)
+            return IpcCollective(self._master_address, world_size, limit, self._buffer)
         return Collective(self._master_address, world_size, limit)
 
     def _leave(self) -> None:

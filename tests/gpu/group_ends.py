@@ -80,7 +80,7 @@ def sending(pipe: Connection, gpu: str, transport: str, buffers: Sequence[int]) 
 def make(transport: str, size: int, seconds: float, device: torch.device) -> Meeting:
     if transport == "nccl":
         return NcclCollective(HOST, size, seconds, device)
-    return IpcCollective(HOST, size, seconds, device, CAPACITY)
+    return IpcCollective(HOST, size, seconds, torch.empty(CAPACITY, dtype=torch.uint8, device=device))
 
 
 def filled(num_bytes: int, seed: int = 0) -> torch.Tensor:

@@ -89,6 +89,8 @@ class Layout:
             "gradient_checkpointing": self.learner.gradient_checkpointing,
             "rollout_replicas": self.rollout.num_servers,
             "rollout_tensor_parallel_size": self.rollout.tensor_parallel_size,
+            "max_concurrent_prompts": self.rollout.max_concurrent_prompts,
+            "max_num_seqs": self.rollout.max_num_seqs,
             "gpu_memory_utilization": self.gpu_memory_utilization,
         }
         return chosen
@@ -162,13 +164,15 @@ def enough_gpus(config: PlanConfig, work: Work, gpu: Gpu, fixed: frozenset[str])
     Each side is looked at once for each way to cut it: whether it fits does not depend on the other.
     """
     room, share = gpu.memory_gib * 2**30, config.gpu_memory_utilization
+    learner_room = (1 - measured.KEPT_FREE) * room
     prompts, ways = config.planned_prompts, _ways(config)
     most = math.inf if "learner_processes" in fixed else (1 + MOST_GROWTH) * prompts * work.num_generations
 
     @cache
     def learner_fits(num_ranks: int, stage: int) -> bool:
-        learner = best_learner(work, gpu, (num_ranks, stage), prompts, ways, (1 - measured.KEPT_FREE) * room)
-        return learner.peak_bytes <= (1 - measured.KEPT_FREE) * room and learner.generations_per_step <= most
+        left = learner_room - _aside(config, stage, shared=False)
+        learner = best_learner(work, gpu, (num_ranks, stage), prompts, ways, left)
+        return learner.peak_bytes <= left and learner.generations_per_step <= most
 
     @cache
     def server_fits(size: int) -> bool:
@@ -230,11 +234,10 @@ def _layout(config: PlanConfig, work: Work, gpu: Gpu, cut: _Cut, fixed: frozense
 
 def _at_share(config: PlanConfig, work: Work, gpu: Gpu, cut: _Cut, share: float) -> Layout:
     total = gpu.memory_gib * 2**30
-    room = (1 - measured.KEPT_FREE - (share if cut.shared else 0)) * total
+    aside = _aside(config, cut.zero_stage, cut.shared)
+    room = (1 - measured.KEPT_FREE - (share if cut.shared else 0)) * total - aside
     learner = best_learner(work, gpu, (cut.num_ranks, cut.zero_stage), config.planned_prompts, _ways(config), room)
     prompts = learner.generations_per_step // work.num_generations
-    waits = cut.shared or config.max_off_policy_steps == 0
-    beside = not waits and cut.zero_stage < 3 and not config.lora_rank
     server = rollout(config, work, gpu, (cut.num_servers, cut.size), prompts, share * total)
     return Layout(
         learner,
@@ -243,13 +246,19 @@ def _at_share(config: PlanConfig, work: Work, gpu: Gpu, cut: _Cut, share: float)
         prompts,
         config.planned_dtype,
         share,
-        learner_fits=learner.peak_bytes + (measured.BESIDE_BYTES if beside else 0.0) <= room,
+        learner_fits=learner.peak_bytes <= room,
         rollout_fits=server.bytes_needed <= share * total,
         update_seconds=update_seconds(work, cut.zero_stage, between_nodes=config.gpus > gpu.per_node),
         probe_seconds=probe_seconds(work, cut.zero_stage),
-        waits=waits,
-        beside=beside,
+        waits=cut.shared or config.max_off_policy_steps == 0,
+        beside=aside > 0,
     )
+
+
+def _aside(config: RunConfig, stage: int, shared: bool) -> float:
+    """Bytes of a learner GPU that an update takes beside a step; 0 where it has the GPU for itself."""
+    alone = shared or config.max_off_policy_steps == 0 or stage == 3 or config.lora_rank > 0
+    return 0.0 if alone else measured.BESIDE_BYTES
 
 
 def _ways(config: RunConfig) -> tuple[Checkpointing, ...]:

@@ -77,6 +77,7 @@ WHOLE_COPY_BYTES_PER_SECOND = 7.51e9 / 0.83
 # One H200, a rollout server with rewards and queue, benchmarks/rollout_gpu.jsonl: 64 prompts of 466 tokens with an
 # image of 448 x 448, 8 completions of 256 tokens each, all 512 at once.
 ROLLOUT_TOKENS_PER_SECOND = 20_450
+MOST_SEQUENCES = 512  # so many were at once there; more were not measured
 # A decoding step reads weights and caches at this share of the memory's bandwidth: a choice, not measured.
 DECODE_FRACTION = 0.5
 # And each completion in it costs the host so much beside. Fitted, with the next, to the figure above and to
@@ -88,15 +89,15 @@ PREFILL_FRACTION = 0.215
 ENGINE_BYTES = 4e9
 
 # --- Both -----------------------------------------------------------------------------------------------------------
-# benchmarks/end_to_end_gpu.jsonl, 1+1: 0.077 s for 7.51 GB over NCCL while the next step computes (0.054 alone),
+# benchmarks/end_to_end_gpu.jsonl, 1+1: 0.074 s for 7.51 GB over NCCL while the next step computes (0.054 alone),
 # fingerprints included, the probe not.
-UPDATE_BYTES_PER_SECOND = 7.51e9 / 0.077
+UPDATE_BYTES_PER_SECOND = 7.51e9 / 0.074
 # What is sent from the copy in the host's memory (ZeRO-3, merged adapters) is slower: 195 to 207 ms from closing
 # admission to the weights being in place in 3+1 at ZeRO-3, benchmarks/end_to_end_gpu.jsonl.
 HOST_UPDATE_BYTES_PER_SECOND = 7.51e9 / 0.2
-# How long servers admit nothing for the probe of an update: same run, 0.388 s less the 0.077. Whoever waits for a
+# How long servers admit nothing for the probe of an update: same run, 0.388 s less the 0.074. Whoever waits for a
 # version waits as long. At ZeRO-3 rank 0's scoring gathers the weights once more.
-PROBE_SECONDS = 0.388 - 0.077
+PROBE_SECONDS = 0.388 - 0.074
 # Of a step beside which its version goes to the servers, what is not the learner's computing: groups to collect,
 # closing admission. Same run, 1.605 s less 1.561.
 BETWEEN_STEPS_SECONDS = 0.044

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from mmr1.capacity import measured
@@ -14,6 +15,8 @@ from mmr1.config import RunConfig
 class Rollout:
     num_servers: int
     tensor_parallel_size: int
+    max_concurrent_prompts: int
+    max_num_seqs: int
     num_running: float  # completions that a server decodes at once
     bytes_needed: float  # on each of its GPUs
     seconds: float  # for the step's prompts, of all servers together
@@ -29,7 +32,8 @@ def rollout(config: RunConfig, work: Work, gpu: Gpu, servers: tuple[int, int], p
     num_servers, size = servers
     # The feeder keeps so many prompts out and no more; see docs/walk.md.
     outstanding = (config.max_off_policy_steps + 1) * prompts * work.num_generations / num_servers
-    wanted = min(config.max_num_seqs, config.max_concurrent_prompts * work.num_generations, outstanding)
+    at_once, sequences = _limits(config, work, outstanding)
+    wanted = min(sequences, at_once * work.num_generations, outstanding)
     fixed = work.weight_bytes / size + measured.ENGINE_BYTES
     # A prompt's cache is shared by its completions.
     cache = (work.prompt_tokens / work.num_generations + work.completion_tokens) * work.cache_bytes_per_token
@@ -37,7 +41,20 @@ def rollout(config: RunConfig, work: Work, gpu: Gpu, servers: tuple[int, int], p
     prefill = work.prefill_flops() / (measured.PREFILL_FRACTION * size * gpu.flops)
     drain = _decode_step_seconds(work, gpu, size, running) * work.completion_tokens
     seconds = prompts / num_servers * (prefill + drain * work.num_generations / running)
-    return Rollout(num_servers, size, running, fixed + running * cache / size, seconds, drain)
+    return Rollout(num_servers, size, at_once, sequences, running, fixed + running * cache / size, seconds, drain)
+
+
+def _limits(config: RunConfig, work: Work, outstanding: float) -> tuple[int, int]:
+    """Prompts and completions at once: a run's own where it names them, else enough for all that are out, up to MOST.
+
+    A decoding step of a small model takes hardly longer for many completions than for few.
+    """
+    given = config.model_fields_set
+    most = min(measured.MOST_SEQUENCES, math.ceil(outstanding))
+    sequences = config.max_num_seqs if "max_num_seqs" in given else max(config.max_num_seqs, most)
+    prompts = -(-most // work.num_generations)
+    named = "max_concurrent_prompts" in given
+    return (config.max_concurrent_prompts if named else max(config.max_concurrent_prompts, prompts)), sequences
 
 
 def _decode_step_seconds(work: Work, gpu: Gpu, size: int, running: float) -> float:

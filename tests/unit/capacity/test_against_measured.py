@@ -86,7 +86,7 @@ def test_tokens_a_second_of_a_rollout_server(planned: Planned, model: Path) -> N
 
 
 def test_weight_update(planned: Planned, work: Work, model: Path) -> None:
-    assert update_seconds(work, 2) == pytest.approx(0.077, rel=0.01)
+    assert update_seconds(work, 2) == pytest.approx(0.074, rel=0.01)
     assert update_seconds(work, 3) == pytest.approx(0.2, rel=0.01)
     adapters = planned("--lora_rank=8", "--lora_updates=adapter", "--freeze_vision_tower")
     alone = work_of(adapters, work.shape, model)
@@ -104,7 +104,7 @@ def test_what_zero_3_gathers(planned: Planned, work: Work, model: Path) -> None:
     with_reference = work_of(planned("--kl=k3"), work.shape, model)
     assert gather_seconds(with_reference, GPUS["h200"], 3, False) / plain == pytest.approx(3 / 2, rel=0.01)
     assert copy_seconds(work, 2) == 0 and copy_seconds(work, 3) == pytest.approx(0.83, rel=0.01)
-    assert probe_seconds(work, 3) > probe_seconds(work, 2) == pytest.approx(0.311)
+    assert probe_seconds(work, 3) > probe_seconds(work, 2) == pytest.approx(0.314)
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,9 @@ def test_what_is_said_of_them() -> None:
 def test_a_small_cache_runs_fewer_at_once(planned: Planned, work: Work) -> None:
     gpu = GPUS["h200"]
     roomy, tight = (rollout(planned(), work, gpu, (1, 1), prompts=64, room=room) for room in (119e9, 11.8e9))
-    assert roomy.num_running == 128 and tight.num_running < 128
+    assert roomy.num_running == roomy.max_num_seqs == 512 and tight.num_running < 512
+    said = rollout(planned("--max_num_seqs=128"), work, gpu, (1, 1), prompts=64, room=119e9)
+    assert said.num_running == said.max_num_seqs == 128
     assert tight.bytes_needed == pytest.approx(11.8e9) and tight.seconds > roomy.seconds
     assert rollout(planned(), work, gpu, (1, 1), prompts=64, room=work.weight_bytes).bytes_needed > work.weight_bytes
 

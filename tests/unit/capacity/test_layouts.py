@@ -61,3 +61,13 @@ def test_ranks_that_fill_machines_are_preferred(planned: Callable[..., PlanConfi
     assert recommended([taking(whole, 1.0), barely], 32) is not barely
     assert recommended([taking(whole, 1.0), clearly], 32) is clearly
     assert recommended([taking(whole, 1.0), barely], 32, per_node=16) is barely
+
+
+def test_what_fits_a_gpu_fits_a_larger_one(planned: Callable[..., PlanConfig], model: Path) -> None:
+    config = planned("--gpus=2", "--prompts=8")
+    work = work_of(config, read_shape("3b", model), model)
+    fits = [
+        any(layout.fits for layout in layouts(config, work, replace(GPUS["h200"], memory_gib=memory)))
+        for memory in range(70, 140, 2)
+    ]
+    assert fits == sorted(fits) and len(set(fits)) == 2

@@ -169,7 +169,7 @@ def test_what_each_side_needs_at_least(large: Path, capsys: pytest.CaptureFixtur
     arguments = ["plan", "--model", str(large), "--gpu", "h200"]
     assert main([*arguments, "--gpus", "8"]) == 2
     said = capsys.readouterr().err
-    assert "a rollout GPU 43 GB (rollout_tensor_parallel_size 4)" in said and "max_num_seqs" not in said
+    assert "a rollout GPU 49 GB (rollout_tensor_parallel_size 4)" in said and "max_num_seqs" not in said
     enough = int(said.partition("try ")[2].partition(" GPUs")[0])
     assert main([*arguments, "--gpus", str(enough)]) == 0
     assert main([*arguments, "--gpus", str(enough - 1)]) == 2

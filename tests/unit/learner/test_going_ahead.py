@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -92,11 +92,17 @@ def test_a_step_does_not_begin_while_a_server_admits_prompts_under_an_older_vers
     assert committed(learner) == 1
 
 
-def test_a_gpu_that_has_no_room_for_both_gets_them_one_after_the_other(learner: Learner) -> None:
+@pytest.mark.parametrize("looked", ["end", "settle"])
+def test_a_gpu_that_has_no_room_for_both_gets_them_one_after_the_other(learner: Learner, looked: str) -> None:
+    """Whoever looks first: the next step's end, or a wait for groups."""
     servers(learner).error = torch.OutOfMemoryError("CUDA out of memory")
+    servers(learner).may.clear()
     learner.collect()
-    learner.leader.updates.end()
+    servers(learner).may.set()
+    wait([learner.leader.updates._under_way])
     servers(learner).error = None
+    getattr(learner.leader.updates, looked)()
+    assert committed(learner) == (1 if looked == "settle" else 0)
     learner.collect()
     assert not learner.leader.updates.may_go_ahead(learner.step)
 
