@@ -163,22 +163,19 @@ def note_lives(module: ModuleType) -> None:
 
 
 def note_updates(module: ModuleType) -> None:
-    compare, send_to, prove = module._compare, module.WeightSender._send_to, module.WeightSender.prove
+    compare, update = module._compare, module.WeightSender._update
 
     def noted_compare(address: str, sent: Any, received: Any) -> None:
         write_diary(received=address, as_sent=sent == received)
         compare(address, sent, received)
 
-    def noted_send(self: Any, members: Any, version: Any, *args: Any) -> Any:
+    def noted_update(self: Any, members: Any, version: Any, *args: Any) -> Any:
         write_diary(update=str(version))
-        return send_to(self, members, version, *args)
-
-    def noted_proof(self: Any, delivered: Any, *args: Any) -> Any:
-        result = prove(self, delivered, *args)
-        write_diary(committed=str(delivered.version))
+        result = update(self, members, version, *args)
+        write_diary(committed=str(version))
         return result
 
-    module._compare, module.WeightSender._send_to, module.WeightSender.prove = noted_compare, noted_send, noted_proof
+    module._compare, module.WeightSender._update = noted_compare, noted_update
 
 
 def spoil(module: ModuleType) -> None:
