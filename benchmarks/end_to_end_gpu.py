@@ -209,7 +209,7 @@ def figures(run: Run, layout: Layout) -> dict[str, Any]:
     rollout = union([span for spans in sampled.values() for span in spans], begin, end) / len(measured)
     busy = {server: round(union(spans, begin, end) / len(measured), 3) for server, spans in sorted(sampled.items())}
     middle = statistics.median(seconds)
-    # What is between steps: checkpoints. A step's record is written when it is known what became of its version.
+    # From record to record: what is between steps, which is checkpoints, too.
     whole = (end - measured[0]["time"]) / max(1, len(measured) - 1)
     larger = max(statistics.median(learner), rollout)
     groups = statistics.fmean(step["num_groups"] for step in measured)
