@@ -3,6 +3,7 @@
     PYTHONPATH=. python benchmarks/end_to_end_gpu.py --layouts 1+1                  # two GPUs: a learner rank, a server
     PYTHONPATH=. python benchmarks/end_to_end_gpu.py --layouts 1+3 2+2 3+1 3+1:3 --groups 24  # four; :3 is ZeRO-3
     PYTHONPATH=. python benchmarks/end_to_end_gpu.py --layouts 1+1 --peer 2,3       # beside it TRL on two others
+    PYTHONPATH=. python benchmarks/end_to_end_gpu.py --layouts 1+1 --peer 0,1       # TRL after it, on the same two
     PYTHONPATH=. python benchmarks/end_to_end_gpu.py --model examples/tiny_vlm --side 112 --cpu  # without a GPU
 
 The first line printed names the options that are not a run's defaults. `--defaults` leaves those at their defaults that
@@ -263,7 +264,7 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=240.0, help="seconds for one layout")
     parser.add_argument("--model", type=Path, help="a folder; without it the 3B shape is made")
     parser.add_argument("--cpu", action="store_true", help="a check of this program: float32, no GPU")
-    parser.add_argument("--peer", help="GPUs of TRL and of its server: A,B, beside the layouts")
+    parser.add_argument("--peer", help="GPUs of TRL and of its server: A,B; if one is the layouts', after them")
     parser.add_argument(
         "--peer-runs", nargs="+", default=["rows=16,checkpointing=1,liger=0"], help="see end_to_end_peer.py"
     )
@@ -281,13 +282,17 @@ def main() -> None:
 
             make_shape(model)
         data = draw_problems(folder / "data", 64, given.side)
-        peer = start_peer(model, data, given) if given.peer else None
+        taken = gpus[: max(layout.ranks + layout.servers for layout in given.layouts)]
+        beside = given.peer and not {*given.peer.split(",")} & {*taken}
+        peer = start_peer(model, data, given) if beside else None
         try:
             for layout in given.layouts:
                 try:
                     measure(layout, model, data, folder, [] if given.cpu else gpus, given)
                 except RuntimeError as error:
                     print(f"{layout}: {error}", flush=True)
+            if given.peer and not beside:
+                peer = start_peer(model, data, given)
         finally:
             if peer is not None:
                 peer.wait()

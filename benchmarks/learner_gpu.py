@@ -221,6 +221,8 @@ SHAPE_WAYS = (
     Way(8, "vision"),
     Way(8, True),
     Way(1, True, "none", padded=True, batched=True),
+    Way(4, False),
+    Way(4, "vision", "none"),
 )
 
 
@@ -260,16 +262,21 @@ def shape_one(folder: Path, num_groups: int, repeats: int, way: Way) -> None:
 
 
 def measure(trainer: Trainer, groups: list[Group], repeats: int, title: str) -> None:
+    """Step after step, as a run makes them: the images of the next are encoded while one ends. Two to warm up."""
     plan = StepPlan(0, tuple(groups), version=PolicyVersion(1, 0))
-    trainer.step(plan)
-    torch.cuda.reset_peak_memory_stats()
-    held, seconds, phases = torch.cuda.memory_allocated(), [], []
-    for step in range(repeats):
+    held, seconds, phases, report = 0, [], [], {}
+    for step in range(2 + repeats):
+        following = replace(plan, step=step + 1)
+        trainer.before_moving = lambda _, following=following: trainer.expect(following)
+        if step == 2:
+            torch.cuda.reset_peak_memory_stats()
+            held = torch.cuda.memory_allocated()
         began = time.perf_counter()
-        report = trainer.step(replace(plan, step=step + 1))
+        report = trainer.step(replace(plan, step=step))
         torch.cuda.synchronize()
-        seconds.append((time.perf_counter() - began) / len(groups))
-        phases.append({name: round(value, 2) for name, value in trainer.phases.items()})
+        if step >= 2:
+            seconds.append((time.perf_counter() - began) / len(groups))
+            phases.append({name: round(value, 2) for name, value in trainer.phases.items()})
     print(
         f"{len(groups)} groups, {title}: {spread(seconds)} a group; peak {torch.cuda.max_memory_allocated() / 1e9:.1f} "
         f"GB, of it {held / 1e9:.1f} held between steps; grad norm {report['grad_norm']:.3f}; {phases[-1]}",

@@ -1,9 +1,10 @@
 """On a GPU, a norm or a gated layer's product as one kernel, and matrices whose sides its matrix units can take.
 
 Written out in transformers, a norm is half a dozen small kernels and more in the backward pass. Liger's compute the
-same in one (https://github.com/linkedin/Liger-Kernel). Qwen2.5-VL's vision layers are 3420 wide, which is no multiple
-of 8, as a GPU's fast products want: the matrices are filled up with zeros. Modules stay what they are, with their
-parameters and hooks, and compute as ever on a CPU. This file knows no family by name.
+same in one (https://github.com/linkedin/Liger-Kernel); rotary positions have theirs in fused_rotary.py. Qwen2.5-VL's
+vision layers are 3420 wide, which is no multiple of 8, as a GPU's fast products want: the matrices are filled up with
+zeros. Modules stay what they are, with their parameters and hooks, and compute as ever on a CPU. This file knows no
+family by name.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from mmr1.config import RunConfig
 from mmr1.errors import ConfigurationError
+from mmr1_learner.fused_rotary import fuse_rotary
 
 _ALIGNED = 8  # elements: 16 bytes of bfloat16
 _SILU = ("SiLU", "SiLUActivation")  # torch's, and transformers' own
@@ -26,7 +28,7 @@ _FILLED = 64  # what is filled up ends at a multiple of this: a tile of a produc
 
 
 def fuse_kernels(hf: nn.Module, config: RunConfig) -> None:
-    """Have the model's norms and gated layers take such kernels wherever their input is on a GPU.
+    """Have the model's norms, gated layers and rotary positions take such kernels wherever their input is on a GPU.
 
     Raises:
         ConfigurationError: the run insists on them, and there is no GPU or no Liger.
@@ -44,6 +46,7 @@ def fuse_kernels(hf: nn.Module, config: RunConfig) -> None:
         return
     parts: Iterator[Any] = hf.modules()
     for module in parts:
+        fuse_rotary(module)
         if _is_norm(module):
             _take(module, _norm)
         elif _is_gated(module):

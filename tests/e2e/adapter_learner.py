@@ -28,22 +28,28 @@ class AdapterLearner:
     Args:
         sample: asks a server for groups; with True, as a probe.
         bound: of mean |delta log p|, above which a probe raises.
+        device: where the policy is.
     """
 
     def __init__(
-        self, config: RunConfig, url: str, sample: Callable[[RolloutClient, bool], list[Group]], bound: float
+        self,
+        config: RunConfig,
+        url: str,
+        sample: Callable[[RolloutClient, bool], list[Group]],
+        bound: float,
+        device: torch.device = RANKS.device,
     ) -> None:
         self.config, self.sample, self.bound = config, sample, bound
-        policy = load_policy(config.model, config).eval()
-        published = publish(config, policy, RANKS)
+        policy = load_policy(config.model, config).to(device).eval()
+        published = publish(config, policy, Ranks(0, 1, device))
         assert isinstance(published, PublishedAdapters)
         self.published = published
         self.published.refresh()
         self.encoder = PromptEncoder(config.model, policy, config)
-        self.scorer = Scorer(config, self.published, self.encoder, RANKS.device)
+        self.scorer = Scorer(config, self.published, self.encoder, device)
         self.queue = RunQueue(redis.Redis.from_url(url), config.run)
         self.version = PolicyVersion(self.queue.become_writer(), 0)
-        self.sender = WeightSender(config, self.queue, self.published, "127.0.0.1")
+        self.sender = WeightSender(config, self.queue, self.published, "127.0.0.1", device)
 
     def draw(self, seed: int, scale: float = 0.05) -> None:
         """Adapters that say something, as steps would leave them."""

@@ -40,7 +40,9 @@ class OptimizerOptions(BaseModel):
         "more time",
     )
     fused_kernels: Literal["auto", "liger", "none"] = Field(
-        "auto", description="whose the learner takes on a GPU, for norms and gated layers; auto: Liger's where they are"
+        "auto",
+        description="whose the learner takes on a GPU, for norms, gated layers and rotary positions; auto: Liger's "
+        "where they are",
     )
     freeze_vision_tower: bool = Field(
         False, description="the vision tower and what joins it to the text stay as they are"

@@ -56,6 +56,7 @@ def test_the_option_is_what_decides(small_model: Path, as_if_there: Callable[[bo
         if fused:
             kinds = {name.rpartition(".")[2] for name in names}
             assert {"input_layernorm", "post_attention_layernorm", "norm", "norm1", "norm2", "mlp"} <= kinds
+            assert {"self_attn", "attn"} <= kinds, "rotary positions, of text and of images"
             assert any(".visual." in name for name in names) and any("language_model" in name for name in names)
 
 

@@ -39,6 +39,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Ran:
         {"name": "lora", "fault": "", "options": {**third, **LORA, "dump_steps": [2]}},
         {"name": "gradient 2", "fault": "gradient", "options": {"zero_stage": 2}},
         {"name": "gradient 3", "fault": "gradient", "options": third},
+        {"name": "bfloat16 gradient 2", "fault": "gradient", "options": {"zero_stage": 2, "dtype": "bfloat16"}},
     ]
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     worker = str(Path(__file__).with_name("rank_dump_worker.py"))
@@ -73,7 +74,7 @@ def test_all_ranks_leave_and_the_one_at_fault_dumps(ran: Ran, name: str) -> None
 
 @pytest.mark.engine
 @pytest.mark.matrix
-@pytest.mark.parametrize("name", ["gradient 2", "gradient 3"])
+@pytest.mark.parametrize("name", ["gradient 2", "gradient 3", "bfloat16 gradient 2"])
 def test_a_gradient_that_is_no_number_leaves_the_parameters_where_they_were(ran: Ran, name: str) -> None:
     """DeepSpeed knows the norm within its step, and leaves the step out: the dump is of what the step began with."""
     folder, results = ran
