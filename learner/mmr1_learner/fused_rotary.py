@@ -31,7 +31,7 @@ def fuse_rotary(module: nn.Module) -> None:
 
 
 @lru_cache
-def _fused(layer: type[nn.Module]) -> Callable[..., Any] | None:
+def _fused(layer: Any) -> Callable[..., Any] | None:
     """The class's forward, reading other functions of these names. None: it reads none that the kernel can replace."""
     forward: Any = layer.forward
     if not isinstance(forward, FunctionType):

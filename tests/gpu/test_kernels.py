@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,16 @@ from tests.unit.learner.test_fused_kernels import Gated
 from tests.unit.learner.test_rows import picture
 
 CUDA = torch.device("cuda")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def whole_float32() -> Iterator[None]:
+    """As the learner has it (ranks.py). Ten bits in convolutions round what hardly differs to what differs a lot."""
+    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    yield
+    torch.backends.cudnn.allow_tf32 = before
+
+
 # Of the largest: rounding in another order. Bfloat16 keeps 8 bits.
 TOLERANCES = {"float32": 1e-5, "bfloat16": 3e-2}
 

@@ -99,7 +99,7 @@ def step_seconds(
     sums = num_forwards * shared
     # Without ZeRO-3 each rank steps its share, and all get it; with it weights stay cut.
     moving = sums + (num_forwards * gather_seconds(work, gpu, num_ranks, checkpointing) if stage == 3 else shared)
-    return num_forwards * max(computing, launching) + optimizer + moving + copy_seconds(work, stage)
+    return num_forwards * (computing + launching) + optimizer + moving + copy_seconds(work, stage)
 
 
 def link_bytes_per_second(gpu: Gpu, num_members: int) -> float:

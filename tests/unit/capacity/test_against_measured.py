@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mmr1.capacity import measured
 from mmr1.capacity.layouts import layouts
 from mmr1.capacity.learner import (
     WORTH_ANOTHER_STEP,
@@ -48,26 +49,27 @@ def test_flops_of_a_group(work: Work) -> None:
 
 
 @pytest.mark.parametrize(
-    ("groups", "checkpointing", "measured"),
-    [(1, True, 82.7), (1, False, 82.7), (2, False, 92.5), (4, "vision", 92.0), (8, "vision", 115.7)],
+    ("groups", "checkpointing", "peak"),
+    [(1, True, 82.7), (1, False, 82.7), (2, False, 92.5), (4, "vision", 92.0), (8, "vision", 115.7), (4, False, 115.8)],
 )
-def test_peak_memory(work: Work, groups: int, checkpointing: Checkpointing, measured: float) -> None:
+def test_peak_memory(work: Work, groups: int, checkpointing: Checkpointing, peak: float) -> None:
     found = peak_bytes(work, *ONE_RANK, generations=8 * groups, checkpointing=checkpointing)
-    assert found == pytest.approx(measured * 1e9, rel=0.03)
+    assert found == pytest.approx(peak * 1e9, rel=0.03)
 
 
 @pytest.mark.parametrize(
-    ("groups", "checkpointing", "measured", "within"),
+    ("groups", "checkpointing", "taken", "within"),
     [
-        (1, False, 0.381, 0.02),
+        (1, False, 0.381, 0.1),  # this and the next of an earlier version
         (2, False, 0.221, 0.12),
-        (4, "vision", 0.184, 0.02),
-        (8, "vision", 0.175, 0.06),
+        (4, False, 0.167, 0.12),
+        (4, "vision", 0.188, 0.02),
+        (8, "vision", 0.161, 0.02),
     ],
 )
-def test_seconds_a_group(work: Work, groups: int, checkpointing: Checkpointing, measured: float, within: float) -> None:
+def test_seconds_a_group(work: Work, groups: int, checkpointing: Checkpointing, taken: float, within: float) -> None:
     seconds = step_seconds(work, GPUS["h200"], ONE_RANK, (8 * groups, 16 // groups), checkpointing) / 16
-    assert seconds == pytest.approx(measured, rel=within)
+    assert seconds == pytest.approx(taken, rel=within)
 
 
 def test_share_of_the_peak_with_the_optimizer(work: Work) -> None:
@@ -115,10 +117,11 @@ class Measured:
     prompts: int
     seconds: tuple[float | None, float | None, float]  # None: of the step alone a record was kept
     within: tuple[float, float, float]
+    groups_a_forward: int = 4
 
 
 MEASURED = {
-    "1+1": Measured((1, 2, 1), 8, (1.561, 0.722, 1.605), (0.04, 0.05, 0.05)),
+    "1+1": Measured((1, 2, 1), 8, (1.377, 0.832, 1.481), (0.04, 0.18, 0.08), groups_a_forward=8),
     "2+2": Measured((2, 2, 2), 24, (2.347, 0.911, 2.464), (0.08, 0.12, 0.1)),
     "1+3": Measured((1, 2, 3), 24, (None, None, 5.78), (0.0, 0.0, 0.26)),
     "3+1": Measured((3, 2, 1), 24, (1.525, 1.867, 3.052), (0.05, 0.05, 0.16)),
@@ -127,8 +130,9 @@ MEASURED = {
 
 
 @pytest.mark.parametrize("layout", MEASURED)
-def test_whole_steps(layout: str, planned: Planned, model: Path) -> None:
+def test_whole_steps(layout: str, planned: Planned, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = MEASURED[layout]
+    monkeypatch.setattr(measured, "MOST_GROUPS_A_FORWARD", one.groups_a_forward)
     ranks, stage, servers = one.cut
     config = planned(
         f"--gpus={ranks + servers}",
@@ -144,7 +148,7 @@ def test_whole_steps(layout: str, planned: Planned, model: Path) -> None:
         if (layout.learner.num_ranks, layout.learner.zero_stage) == (ranks, stage)
         and (layout.rollout.num_servers, layout.rollout.tensor_parallel_size) == (servers, 1)
     ]
-    assert same.prompts_per_step == one.prompts and same.learner.per_forward == 32
+    assert same.prompts_per_step == one.prompts and same.learner.per_forward == 8 * one.groups_a_forward
     for said, was, within in zip(
         (same.learner.seconds, same.rollout.seconds, same.step_seconds), one.seconds, one.within, strict=True
     ):
