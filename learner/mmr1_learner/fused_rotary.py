@@ -24,7 +24,8 @@ Rotation = Callable[..., tuple[Tensor, Tensor]]
 
 def fuse_rotary(module: nn.Module) -> None:
     """Have a layer whose forward turns queries and keys do so by the kernel wherever they are on a GPU."""
-    forward = _fused(type(module))
+    layer: Any = type(module)
+    forward = _fused(layer)
     if forward is not None:
         # A method of this very module, so that a copy of it computes with its own weights.
         module.forward = MethodType(forward, module)
