@@ -35,6 +35,7 @@ import redis
 import yaml
 from end_to_end_peer import kill
 from PIL import Image
+from versions import print_versions
 
 from mmr1.local.gpus import visible_gpus
 from mmr1.streams.scripts import Scripts
@@ -273,7 +274,7 @@ def main() -> None:
     first, last = WARM_UP + 1, WARM_UP + given.steps
     if given.defaults and last // given.checkpoint_every == (first - 1) // given.checkpoint_every:
         parser.error(f"no checkpoint in steps {first} to {last}; lower --checkpoint-every or raise --steps")
-    print(json.dumps({"defaults": given.defaults, "options": {**NOT_DONE, **raised(given)}}), flush=True)
+    print_versions(defaults=given.defaults, options={**NOT_DONE, **raised(given)}, given=vars(given))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = given.model.resolve() if given.model else folder / "model"

@@ -25,6 +25,7 @@ from learner_rows import MODEL, NUM_GENERATIONS, make_config, spread
 from learner_step import DEMO, free_port, make_groups
 from safetensors.torch import load_file
 from transformers import AutoProcessor, AutoTokenizer, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from versions import print_versions
 
 from mmr1.config import RunConfig
 from mmr1.families import FAMILIES
@@ -294,6 +295,8 @@ def main() -> None:
     ways = "; ".join(f"{index}: {way}" for index, way in enumerate(SHAPE_WAYS))
     parser.add_argument("--ways", type=int, nargs="+", default=[], help=f"shape: of these alone. {ways}")
     options = parser.parse_args()
+    if options.what in ("agree", "memory", "shape"):
+        print_versions(**vars(options))
     if options.what == "one":
         one_step(options.way, options.out)
     elif options.what == "shape-one":

@@ -24,6 +24,7 @@ from learner_rows import make_config
 from learner_step import make_groups
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
+from versions import print_versions
 
 from mmr1.records import PolicyVersion
 from mmr1_learner.plan import StepPlan
@@ -87,6 +88,7 @@ def main() -> None:
     parser.add_argument("--top", type=int, default=30, help="kernels by name")
     parser.add_argument("--ops", type=int, default=0, help="operations with their shapes, by the GPU's time")
     given = parser.parse_args()
+    print_versions(**vars(given))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = given.model or folder / "model"

@@ -30,6 +30,7 @@ import torch
 from PIL import Image
 from rollout_arms import RUN, Failed, Ours, Peer
 from rollout_peer import KINDS
+from versions import print_versions
 
 from mmr1.images import ImageStore
 from mmr1.records import ImageRef, Prompt, PromptId, RewardSpec, Sampling
@@ -132,6 +133,7 @@ def compare(folder: Path, given: argparse.Namespace, ending: contextlib.ExitStac
 
 def main() -> None:
     given = parse()
+    print_versions()
     signal.signal(signal.SIGTERM, stop)
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as ending:
         try:

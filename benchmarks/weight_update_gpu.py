@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from learner_gpu import make_shape
+from versions import print_versions
 
 from mmr1.local.gpus import visible_gpus
 from mmr1.local.redis_server import find_redis_server, redis_command
@@ -89,6 +90,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="a folder; without it the 3B shape is made")
     options = parser.parse_args()
     gpus = visible_gpus(os.environ) or [""]
+    print_versions(**vars(options))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = options.model or folder / "model"

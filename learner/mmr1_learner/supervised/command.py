@@ -104,6 +104,12 @@ def _train(config: SftConfig) -> int:
         raise
     except ImageError as error:
         raise ConfigurationError(f"{error}; restore it, and the same command goes on") from None
+    except RuntimeError as error:
+        from mmr1_learner.gpu_memory import out_of_memory
+
+        if ended := out_of_memory(error, config):
+            raise ended from None
+        raise
 
 
 async def _run_ranks(config: SftConfig) -> int:

@@ -7,11 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from structlog.testing import capture_logs
 
+from mmr1.config.sft_options import SftConfig
 from mmr1.errors import ConfigurationError, WeightUpdateError
 from mmr1_learner import gpu_memory
 from mmr1_learner import train as by_hand
 from mmr1_learner.gpu_memory import out_of_memory
+from mmr1_learner.model import load_policy
+from mmr1_learner.supervised import command
 from tests.models import small_config
 from tests.unit.learner.test_early_refusals import write_config
 
@@ -51,6 +55,27 @@ def test_it_ends_the_run_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(ConfigurationError, match=r"rank 3: GPU 1 .*lower per_device_batch_size.*`mmr1 plan`") as raised:
         run(tmp_path, monkeypatch, train)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("loop", [fill, fill_a_librarys])
+def test_it_ends_fine_tuning_the_same_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loop: Any) -> None:
+    monkeypatch.setattr(command, "set_environment", lambda _: None)
+    monkeypatch.setattr(command, "configure_logging", lambda _: None)
+    monkeypatch.setattr("mmr1_learner.supervised.loop.fine_tune", loop)
+    with pytest.raises(ConfigurationError, match=r"rank 0: GPU 0 .*lower per_device_batch_size.*`mmr1 plan`"):
+        command._train(SftConfig(**small_config(tmp_path).model_dump()))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "on_gpu", "said"), [("float32", True, 1), ("float32", False, 0), ("bfloat16", True, 0)]
+)
+def test_float32_on_a_gpu_is_said(
+    small_model: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, on_gpu: bool, said: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: on_gpu)
+    with capture_logs() as lines:
+        load_policy(str(small_model), small_config(small_model, dtype=dtype, fused_kernels="none"))
+    assert sum(line["event"].startswith("float32 on a GPU") for line in lines) == said
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes do not match"), WeightUpdateError("a receiver was lost")])
