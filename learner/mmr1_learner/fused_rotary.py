@@ -48,19 +48,35 @@ def _fused(layer: Any) -> Callable[..., Any] | None:
 
 
 def _by_kernel(rotation: Rotation) -> Rotation:
+    """The same function, by the kernel for what it has been tried with, and by itself for everything else."""
+    of_images = rotation.__name__ == _NAMES[1]
+
     def turn(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *rest: Any, **named: Any) -> tuple[Tensor, Tensor]:
-        if not q.is_cuda or rest or named:
+        is_known = _are_images(q, k, cos) if of_images else _are_text(q, k, cos)
+        if not q.is_cuda or not is_known or rest or named:
             return rotation(q, k, cos, sin, *rest, **named)
         from liger_kernel.ops.rope import LigerRopeFunction
 
         # Written over what it is given, where that is contiguous: a projection's output, which no backward pass reads.
-        if q.dim() == 4:
+        if not of_images:
             text: tuple[Tensor, Tensor] = LigerRopeFunction.apply(q, k, cos, sin)
             return text
         q, k = LigerRopeFunction.apply(_heads_first(q), _heads_first(k), cos.float(), sin.float())
         return _heads_first(q[0])[0], _heads_first(k[0])[0]
 
     return turn
+
+
+def _are_text(q: Tensor, k: Tensor, cos: Tensor) -> bool:
+    """[B, heads, L, D], angles [B or 1, L, D] of the same type, in which the kernel computes."""
+    if (q.dim(), k.dim(), cos.dim()) != (4, 4, 3) or q.dtype != cos.dtype:
+        return False
+    return q.shape[-2:] == k.shape[-2:] == cos.shape[1:] and cos.shape[0] in (1, q.shape[0])
+
+
+def _are_images(q: Tensor, k: Tensor, cos: Tensor) -> bool:
+    """[L, heads, D], angles [L, D]."""
+    return q.dim() == 3 and q.shape == k.shape and cos.shape == (q.shape[0], q.shape[2])
 
 
 def _heads_first(x: Tensor) -> Tensor:
@@ -70,22 +86,38 @@ def _heads_first(x: Tensor) -> Tensor:
 
 @lru_cache
 def turns_halves(rotation: Rotation) -> bool:
-    """Whether it computes x cos + (-x2, x1) sin of the halves x1 and x2 of each head, for one layout or the other."""
+    """Whether it computes x cos + (-x2, x1) sin of the halves x1 and x2 of each head, in the layout of its name.
+
+    Of text in the numbers' own type too, as the kernel does: one that computes in float32 is left alone.
+    """
+    of_images = rotation.__name__ == _NAMES[1]
     numbers = torch.arange(48.0, device="cpu").sin()  # no random ones: a run's seed is its own
     q, angles = numbers.view(1, 2, 3, 8), numbers[:12].view(1, 3, 4).repeat(1, 1, 2)
     k, cos, sin = q[:, :1] + 1, angles.cos(), angles.sin()
-    expected = [x * cos[:, None] + torch.cat((-x[..., 4:], x[..., :4]), -1) * sin[:, None] for x in (q, k)]
-    if rotation.__name__ == _NAMES[1]:
-        q, k, *expected = (x[0].transpose(0, 1) for x in (q, k, *expected))
-        cos, sin = cos[0], sin[0]
-    try:
-        found = rotation(q, k, cos, sin)
-    except (TypeError, ValueError, RuntimeError, IndexError):
-        return False  # it takes something else
-    return all(
-        one.shape == other.shape and torch.allclose(one, other, atol=1e-6)
-        for one, other in zip(found, expected, strict=True)
-    )
+    if of_images:
+        k = q + 1
+    for dtype, apart in ((torch.float32, 1e-6), (torch.bfloat16, 0.0)):
+        given = [x.to(dtype) for x in (q, k, cos, sin)]
+        expected = [_turned(x, *given[2:]) for x in given[:2]]
+        if of_images:
+            given = [x[0].transpose(0, 1) if x.dim() == 4 else x[0] for x in given]
+            expected = [x[0].transpose(0, 1) for x in expected]
+        try:
+            found = rotation(*given)
+        except (TypeError, ValueError, RuntimeError, IndexError):
+            return False  # it takes something else
+        if any(one.shape != other.shape for one, other in zip(found, expected, strict=True)):
+            return False
+        if not all(torch.allclose(one, other, atol=apart) for one, other in zip(found, expected, strict=True)):
+            return False
+        if of_images:
+            break  # float32 whatever it is given
+    return True
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, -1)
+    return x * cos[:, None] + torch.cat((-second, first), -1) * sin[:, None]
 
 
 __all__ = ["fuse_rotary", "turns_halves"]

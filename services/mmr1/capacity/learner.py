@@ -144,7 +144,7 @@ def best_learner(
 
     Of ways that are alike it is the one with the fewest prompts, and then with the most in a forward. A forward holds
     whole groups where it can: part of one computes its prompt anew. The step grows a little where the ranks cannot
-    share its prompts evenly, or where that is much faster: seven groups a rank go one by one, eight by fours.
+    share its prompts evenly, or where that is much faster: 11 groups a rank go one by one, 12 by sixes.
     """
     num_ranks, zero_stage = ranks
     groups = -(-prompts // num_ranks)

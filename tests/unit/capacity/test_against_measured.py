@@ -62,7 +62,7 @@ def test_peak_memory(work: Work, groups: int, checkpointing: Checkpointing, peak
     [
         (1, False, 0.381, 0.1),  # this and the next of an earlier version
         (2, False, 0.221, 0.12),
-        (4, False, 0.167, 0.12),
+        (4, False, 0.167, 0.13),  # that the tower is not computed twice is not told apart
         (4, "vision", 0.188, 0.02),
         (8, "vision", 0.161, 0.02),
     ],
@@ -88,7 +88,7 @@ def test_tokens_a_second_of_a_rollout_server(planned: Planned, model: Path) -> N
 
 
 def test_weight_update(planned: Planned, work: Work, model: Path) -> None:
-    assert update_seconds(work, 2) == pytest.approx(0.074, rel=0.01)
+    assert update_seconds(work, 2) == pytest.approx(0.117, rel=0.01)
     assert update_seconds(work, 3) == pytest.approx(0.2, rel=0.01)
     adapters = planned("--lora_rank=8", "--lora_updates=adapter", "--freeze_vision_tower")
     alone = work_of(adapters, work.shape, model)
@@ -106,7 +106,7 @@ def test_what_zero_3_gathers(planned: Planned, work: Work, model: Path) -> None:
     with_reference = work_of(planned("--kl=k3"), work.shape, model)
     assert gather_seconds(with_reference, GPUS["h200"], 3, False) / plain == pytest.approx(3 / 2, rel=0.01)
     assert copy_seconds(work, 2) == 0 and copy_seconds(work, 3) == pytest.approx(0.83, rel=0.01)
-    assert probe_seconds(work, 3) > probe_seconds(work, 2) == pytest.approx(0.314)
+    assert probe_seconds(work, 3) > probe_seconds(work, 2) == pytest.approx(0.431)
 
 
 @dataclass(frozen=True)
@@ -121,10 +121,10 @@ class Measured:
 
 
 MEASURED = {
-    "1+1": Measured((1, 2, 1), 8, (1.377, 0.832, 1.481), (0.04, 0.18, 0.08), groups_a_forward=8),
+    "1+1": Measured((1, 2, 1), 8, (1.377, 0.832, 1.481), (0.04, 0.18, 0.05), groups_a_forward=8),
     "2+2": Measured((2, 2, 2), 24, (2.347, 0.911, 2.464), (0.08, 0.12, 0.1)),
     "1+3": Measured((1, 2, 3), 24, (None, None, 5.78), (0.0, 0.0, 0.26)),
-    "3+1": Measured((3, 2, 1), 24, (1.525, 1.867, 3.052), (0.05, 0.05, 0.16)),
+    "3+1": Measured((3, 2, 1), 24, (1.525, 1.867, 3.052), (0.05, 0.05, 0.21)),
     "3+1 at ZeRO-3": Measured((3, 3, 1), 24, (4.315, None, 5.649), (0.03, 0.0, 0.15)),
 }
 

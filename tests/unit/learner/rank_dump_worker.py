@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmr1.records import Group
+from mmr1_learner.engine import _has_overflow
 from mmr1_learner.errors import NonFiniteLossError
 from mmr1_learner.model import Policy, PromptEncoder, load_policy
 from mmr1_learner.plan import StepPlan
@@ -43,6 +44,9 @@ def run(folder: Path, model: Path, ranks: Ranks, groups: list[Group], scenario: 
     if fault == "gradient":
         spoil(policy)
     trainer = Trainer(config, ranks, policy, PromptEncoder(model, policy, config), reference)
+    if config.zero_stage == 2:
+        asked = trainer.engine.optimizer.has_overflow_partitioned_grads_serial
+        assert asked.__func__ is _has_overflow, "DeepSpeed asks each gradient by itself"
     try:
         if fault != "gradient":
             trainer.step(StepPlan(0, tuple(groups)))

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers.models.cohere import modeling_cohere
+from transformers.models.ernie4_5_vl_moe import modeling_ernie4_5_vl_moe
 from transformers.models.llama import modeling_llama
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb, apply_rotary_pos_emb_vision
@@ -96,11 +97,29 @@ def test_on_a_cpu_and_with_other_arguments_it_is_the_layers_own(kernel: list[tup
     assert not kernel
 
 
-def test_a_function_is_known_by_what_it_computes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cohere's has the same name, and turns neighbours instead of halves."""
+def test_other_layouts_than_were_tried_are_the_layers_own(kernel: list[tuple[torch.Size, torch.dtype]]) -> None:
+    """MLCD's towers have images' function with a batch before the tokens; others give fewer angles than tokens."""
+    images, text = Images(), Text()
+    fuse_rotary(images)
+    fuse_rotary(text)
+    q, k, (cos, sin) = drawn(1, 5, 4, 8), drawn(1, 5, 4, 8) + 1, angles(5, 4)
+    found, expected = images(*as_gpu(q, k), angles=(cos, sin)), Images()(q, k, angles=(cos, sin))
+    assert all(torch.equal(one.as_subclass(Tensor), other) for one, other in zip(found, expected, strict=True))
+    one_angle = [part[None, :1] for part in (cos, sin)]
+    found, expected = text(*as_gpu(q, k), *one_angle), Text()(q, k, *one_angle)
+    assert all(torch.equal(one.as_subclass(Tensor), other) for one, other in zip(found, expected, strict=True))
+    wide = [part.double()[None] for part in (cos, sin)]  # angles of another type: the function's own result is wider
+    q, k = q.transpose(1, 2), k.transpose(1, 2)
+    assert text(*as_gpu(q, k), *wide)[0].dtype == Text()(q, k, *wide)[0].dtype == torch.float64
+    assert not kernel
+
+
+def test_a_function_is_known_by_what_it_computes() -> None:
+    """Cohere's has the same name, and turns neighbours instead of halves; Ernie's computes in float32."""
     assert turns_halves(apply_rotary_pos_emb) and turns_halves(apply_rotary_pos_emb_vision)
     assert turns_halves(modeling_llama.apply_rotary_pos_emb)
     assert not turns_halves(modeling_cohere.apply_rotary_pos_emb)
+    assert not turns_halves(modeling_ernie4_5_vl_moe.apply_rotary_pos_emb)
 
     def apply_rotary_pos_emb_with_more(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, more: Tensor) -> Any:
         raise AssertionError("never called")
