@@ -263,7 +263,8 @@ def main() -> None:
     parser.add_argument("--defaults", action="store_true", help="threads, prompts and sequences of a run's own")
     parser.add_argument("--checkpoint-every", type=int, default=5, help="with --defaults")
     parser.add_argument("--limit", type=float, default=240.0, help="seconds for one layout")
-    parser.add_argument("--model", type=Path, help="a folder; without it the 3B shape is made")
+    parser.add_argument("--model", type=Path, help="a folder; without it one of --shape is made")
+    parser.add_argument("--shape", default="qwen2_5_vl_3b", help="see shapes.py")
     parser.add_argument("--cpu", action="store_true", help="a check of this program: float32, no GPU")
     parser.add_argument("--peer", help="GPUs of TRL and of its server: A,B; if one is the layouts', after them")
     parser.add_argument(
@@ -279,9 +280,9 @@ def main() -> None:
         folder = Path(name)
         model = given.model.resolve() if given.model else folder / "model"
         if not given.model:
-            from learner_gpu import make_shape
+            from shapes import make_shape  # by torch, whose CUDA nothing else here needs
 
-            make_shape(model)
+            make_shape(model, given.shape)
         data = draw_problems(folder / "data", 64, given.side)
         taken = gpus[: max(layout.ranks + layout.servers for layout in given.layouts)]
         beside = given.peer and not {*given.peer.split(",")} & {*taken}

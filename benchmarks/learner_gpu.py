@@ -3,6 +3,7 @@
     python benchmarks/learner_gpu.py agree     # the small model's step at every ZeRO stage against the CPU's
     python benchmarks/learner_gpu.py memory    # of the loss at hidden 2048, vocabulary 151,936, as completions grow
     python benchmarks/learner_gpu.py shape     # Qwen2.5-VL-3B's shape with random weights: ms and GB a group
+    python benchmarks/learner_gpu.py shape --shape qwen2_vl_2b --ways 5 6
 
 `agree` starts a process of its own for each way. It measures no sampling, no weight update and no quality.
 """
@@ -24,7 +25,7 @@ import torch
 from learner_rows import MODEL, NUM_GENERATIONS, make_config, spread
 from learner_step import DEMO, free_port, make_groups
 from safetensors.torch import load_file
-from transformers import AutoProcessor, AutoTokenizer, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from shapes import DEFAULT_SHAPE, SHAPES, SIDE, make_shape
 from versions import print_versions
 
 from mmr1.config import RunConfig
@@ -49,28 +50,6 @@ WAYS = {  # name: where, dtype, ZeRO stage, ranks
     "two GPUs float32 ZeRO-2": ("cuda", "float32", 2, 2),
     "two GPUs float32 ZeRO-3": ("cuda", "float32", 3, 2),
     "two GPUs bfloat16 ZeRO-3": ("cuda", "bfloat16", 3, 2),
-}
-# https://huggingface.co/Qwen/Qwen2.5-VL-3B-Instruct/blob/main/config.json
-TEXT_3B = {
-    "hidden_size": 2048,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 36,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 2,
-    "vocab_size": 151936,
-    "max_position_embeddings": 128000,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
-    "tie_word_embeddings": True,
-}
-SIDE = 896  # pixels of the image
-VISION_3B = {
-    "depth": 32,
-    "hidden_size": 1280,
-    "intermediate_size": 3420,
-    "num_heads": 16,
-    "out_hidden_size": 2048,
-    "fullatt_block_indexes": [7, 15, 23, 31],
-    "window_size": 112,
 }
 
 
@@ -172,31 +151,6 @@ def memory() -> None:
         )
 
 
-def make_shape(folder: Path) -> None:
-    """A model of the 3B shape with random weights, the small model's processor, and its tokenizer with a word for
-    each id that it lacks: what random weights sample is text, as long as it is in tokens."""
-    tokenizer = AutoTokenizer.from_pretrained(MODEL)
-    names = {"image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>"}
-    names |= {"vision_start_token_id": "<|vision_start|>", "vision_end_token_id": "<|vision_end|>"}
-    ids = {key: tokenizer.convert_tokens_to_ids(token) for key, token in names.items()}
-    config = Qwen2_5_VLConfig(
-        text_config=TEXT_3B, vision_config=VISION_3B, tie_word_embeddings=True, dtype="bfloat16", **ids
-    )
-    torch.set_default_dtype(torch.bfloat16)
-    with torch.device("cuda"):
-        model = Qwen2_5_VLForConditionalGeneration(config)
-    torch.set_default_dtype(torch.float32)
-    model.save_pretrained(folder)
-    del model
-    AutoProcessor.from_pretrained(MODEL, max_pixels=SIDE * SIDE).save_pretrained(folder)
-    file = folder / "tokenizer.json"
-    described = json.loads(file.read_text())
-    known = {*described["model"]["vocab"].values(), *(token["id"] for token in described["added_tokens"])}
-    words = {f"\u0120w{index}": index for index in range(TEXT_3B["vocab_size"]) if index not in known}
-    described["model"]["vocab"] |= words  # no merge leads to them: a text is still cut as before
-    file.write_text(json.dumps(described))
-
-
 class Way(NamedTuple):
     """How the 3B shape's step is taken: groups a forward, what is recomputed, and whose kernels."""
 
@@ -227,11 +181,11 @@ SHAPE_WAYS = (
 )
 
 
-def shape(num_groups: int, repeats: int, ways: list[int]) -> None:
+def shape(name: str, num_groups: int, repeats: int, ways: list[int]) -> None:
     """A process for each way: DeepSpeed's engine does not let go of its tensors."""
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder, "model")
-        make_shape(model)
+        make_shape(model, name)
         torch.cuda.empty_cache()
         for way in ways or range(len(SHAPE_WAYS)):
             command = [sys.executable, __file__, "shape-one", "--out", folder, "--ways", str(way)]
@@ -290,6 +244,7 @@ def main() -> None:
     parser.add_argument("what", choices=["agree", "memory", "shape", "one", "shape-one"])
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--shape", choices=SHAPES, default=DEFAULT_SHAPE, help="shape: whose")
     parser.add_argument("--groups", type=int, default=16, help="shape: in a step")
     parser.add_argument("--repeats", type=int, default=5, help="shape: steps")
     ways = "; ".join(f"{index}: {way}" for index, way in enumerate(SHAPE_WAYS))
@@ -302,7 +257,7 @@ def main() -> None:
     elif options.what == "shape-one":
         shape_one(options.out, options.groups, options.repeats, SHAPE_WAYS[options.ways[0]])
     elif options.what == "shape":
-        shape(options.groups, options.repeats, options.ways)
+        shape(options.shape, options.groups, options.repeats, options.ways)
     else:
         {"agree": agree, "memory": memory}[options.what]()
 

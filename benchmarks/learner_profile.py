@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from learner_gpu import NUM_GENERATIONS, SIDE, make_shape, make_trainer
+from learner_gpu import NUM_GENERATIONS, make_trainer
 from learner_rows import make_config
 from learner_step import make_groups
+from shapes import DEFAULT_SHAPE, SHAPES, SIDE, make_shape
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from versions import print_versions
@@ -84,7 +85,8 @@ def main() -> None:
     parser.add_argument("--groups", type=int, default=8, help="in the step")
     parser.add_argument("--per-forward", type=int, default=4, help="groups")
     parser.add_argument("--checkpointing", default="vision", help="gradient_checkpointing: true, false or vision")
-    parser.add_argument("--model", type=Path, help="a folder; without it the 3B shape is made")
+    parser.add_argument("--model", type=Path, help="a folder; without it one of --shape is made")
+    parser.add_argument("--shape", choices=SHAPES, default=DEFAULT_SHAPE)
     parser.add_argument("--top", type=int, default=30, help="kernels by name")
     parser.add_argument("--ops", type=int, default=0, help="operations with their shapes, by the GPU's time")
     given = parser.parse_args()
@@ -93,7 +95,7 @@ def main() -> None:
         folder = Path(name)
         model = given.model or folder / "model"
         if given.model is None:
-            make_shape(model)
+            make_shape(model, given.shape)
         groups = make_groups(folder, given.groups, side=SIDE, length=lambda _: 64, model=model)
         config = make_config(
             folder,

@@ -111,7 +111,7 @@ def compare(folder: Path, given: argparse.Namespace, ending: contextlib.ExitStac
     (folder / "images").mkdir()
     model = given.model.resolve() if given.model else folder / "model"
     if not given.model:
-        from learner_gpu import make_shape
+        from shapes import make_shape
 
         make_shape(model)
         torch.cuda.empty_cache()

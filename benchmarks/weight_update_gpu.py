@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from learner_gpu import make_shape
+from shapes import make_shape
 from versions import print_versions
 
 from mmr1.local.gpus import visible_gpus
