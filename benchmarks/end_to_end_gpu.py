@@ -20,6 +20,7 @@ import json
 import os
 import random
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -28,7 +29,7 @@ import time
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import redis
@@ -251,7 +252,12 @@ def measure(layout: Layout, model: Path, data: Path, folder: Path, gpus: list[st
             Path(out, f"{options['run']}.log").write_text(run.log.read_text()[-400_000:])
 
 
+def stop(*_: object) -> NoReturn:
+    raise SystemExit(143)  # so that what was started is ended
+
+
 def main() -> None:
+    signal.signal(signal.SIGTERM, stop)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layouts", nargs="+", default=[Layout(1, 1, 2)], type=Layout.parse)
     parser.add_argument("--groups", type=int, default=8, help="in a step")
