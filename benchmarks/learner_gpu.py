@@ -196,12 +196,15 @@ def shape(name: str, num_groups: int, repeats: int, ways: list[int]) -> None:
 
 
 def shape_one(folder: Path, num_groups: int, repeats: int, way: Way) -> None:
-    model = folder / "model"
     if way.padded:
         FAMILIES.clear()
         if not way.batched:
             learner_model.batch_vision_attention = lambda _: None
-    groups = make_groups(folder, num_groups, side=SIDE, length=lambda _: 64, model=model)
+    measure(*shape_trainer(folder, folder / "model", num_groups, way), repeats, str(way))
+
+
+def shape_trainer(folder: Path, model: Path, num_groups: int, way: Way) -> tuple[Trainer, list[Group]]:
+    """A learner of that model, and what it trains on: groups of a large image and completions of 64 tokens."""
     config = make_config(
         folder,
         num_generations=NUM_GENERATIONS,
@@ -213,25 +216,29 @@ def shape_one(folder: Path, num_groups: int, repeats: int, way: Way) -> None:
         fused_kernels=way.fused_kernels,
         per_device_batch_size=NUM_GENERATIONS * way.per_forward,
     )
-    measure(make_trainer(model, config), groups, repeats, str(way))
+    groups = make_groups(folder, num_groups, side=SIDE, length=lambda _: 64, model=model)
+    return make_trainer(model, config), groups
+
+
+def take(trainer: Trainer, plan: StepPlan, step: int) -> dict[str, float]:
+    """One step, as a run takes it: the images of the next are encoded while it ends."""
+    trainer.before_moving = lambda _: trainer.expect(replace(plan, step=step + 1))
+    report = trainer.step(replace(plan, step=step))
+    torch.cuda.synchronize()
+    return report
 
 
 def measure(trainer: Trainer, groups: list[Group], repeats: int, title: str) -> None:
-    """Step after step, as a run makes them: the images of the next are encoded while one ends. Two to warm up."""
     plan = StepPlan(0, tuple(groups), version=PolicyVersion(1, 0))
-    held, seconds, phases, report = 0, [], [], {}
-    for step in range(2 + repeats):
-        following = replace(plan, step=step + 1)
-        trainer.before_moving = lambda _, following=following: trainer.expect(following)
-        if step == 2:
-            torch.cuda.reset_peak_memory_stats()
-            held = torch.cuda.memory_allocated()
+    for step in range(2):
+        take(trainer, plan, step)
+    torch.cuda.reset_peak_memory_stats()
+    held, seconds, phases, report = torch.cuda.memory_allocated(), [], [], {}
+    for step in range(2, 2 + repeats):
         began = time.perf_counter()
-        report = trainer.step(replace(plan, step=step))
-        torch.cuda.synchronize()
-        if step >= 2:
-            seconds.append((time.perf_counter() - began) / len(groups))
-            phases.append({name: round(value, 2) for name, value in trainer.phases.items()})
+        report = take(trainer, plan, step)
+        seconds.append((time.perf_counter() - began) / len(groups))
+        phases.append({name: round(value, 2) for name, value in trainer.phases.items()})
     print(
         f"{len(groups)} groups, {title}: {spread(seconds)} a group; peak {torch.cuda.max_memory_allocated() / 1e9:.1f} "
         f"GB, of it {held / 1e9:.1f} held between steps; grad norm {report['grad_norm']:.3f}; {phases[-1]}",

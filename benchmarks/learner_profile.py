@@ -14,15 +14,11 @@ import collections
 import json
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from learner_gpu import NUM_GENERATIONS, make_trainer
-from learner_rows import make_config
-from learner_step import make_groups
-from shapes import DEFAULT_SHAPE, SHAPES, SIDE, make_shape
+from learner_gpu import Way, shape_trainer, take
+from shapes import DEFAULT_SHAPE, SHAPES, make_shape
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from versions import print_versions
@@ -96,29 +92,16 @@ def main() -> None:
         model = given.model or folder / "model"
         if given.model is None:
             make_shape(model, given.shape)
-        groups = make_groups(folder, given.groups, side=SIDE, length=lambda _: 64, model=model)
-        config = make_config(
-            folder,
-            num_generations=NUM_GENERATIONS,
-            max_completion_length=64,
-            model=str(model),
-            dtype="bfloat16",
-            zero_stage=2,
-            gradient_checkpointing=given.checkpointing,
-            per_device_batch_size=NUM_GENERATIONS * given.per_forward,
-        )
-        trainer = make_trainer(model, config)
+        way = Way(given.per_forward, given.checkpointing)
+        trainer, groups = shape_trainer(folder, model, given.groups, way)
         plan = StepPlan(0, tuple(groups), version=PolicyVersion(1, 0))
         for step in range(3):
-            torch.cuda.synchronize()
             began = time.perf_counter()
-            trainer.step(replace(plan, step=step))
-            torch.cuda.synchronize()
+            take(trainer, plan, step)
             seconds = time.perf_counter() - began
         beside = [ProfilerActivity.CPU] if given.ops else []
         with profile(activities=[ProfilerActivity.CUDA, *beside], record_shapes=bool(given.ops)) as found:
-            trainer.step(replace(plan, step=3))
-            torch.cuda.synchronize()
+            take(trainer, plan, 3)
         kernels = [event for event in found.events() if event.device_type == DeviceType.CUDA]
         report(kernels, given.groups, seconds, given.top)
         if given.ops:

@@ -88,31 +88,28 @@ def _heads_first(x: Tensor) -> Tensor:
 def turns_halves(rotation: Rotation) -> bool:
     """Whether it computes x cos + (-x2, x1) sin of the halves x1 and x2 of each head, in the layout of its name.
 
-    Of text in the numbers' own type too, as the kernel does: one that computes in float32 is left alone.
+    Of text in bfloat16 too, where the kernel computes in it: a function that does so in float32 is left alone.
     """
-    of_images = rotation.__name__ == _NAMES[1]
     numbers = torch.arange(48.0, device="cpu").sin()  # no random ones: a run's seed is its own
     q, angles = numbers.view(1, 2, 3, 8), numbers[:12].view(1, 3, 4).repeat(1, 1, 2)
-    k, cos, sin = q[:, :1] + 1, angles.cos(), angles.sin()
-    if of_images:
-        k = q + 1
+    given = (q, q + 1, angles.cos(), angles.sin())
+    if rotation.__name__ == _NAMES[1]:
+        expected = [_heads_first(_turned(x, *given[2:])[0])[0] for x in given[:2]]
+        return _gives(rotation, [x[0].transpose(0, 1) for x in given[:2]] + [x[0] for x in given[2:]], expected, 1e-6)
     for dtype, apart in ((torch.float32, 1e-6), (torch.bfloat16, 0.0)):
-        given = [x.to(dtype) for x in (q, k, cos, sin)]
-        expected = [_turned(x, *given[2:]) for x in given[:2]]
-        if of_images:
-            given = [x[0].transpose(0, 1) if x.dim() == 4 else x[0] for x in given]
-            expected = [x[0].transpose(0, 1) for x in expected]
-        try:
-            found = rotation(*given)
-        except (TypeError, ValueError, RuntimeError, IndexError):
-            return False  # it takes something else
-        if any(one.shape != other.shape for one, other in zip(found, expected, strict=True)):
+        cast = [x.to(dtype) for x in (q, q[:, :1] + 1, *given[2:])]
+        if not _gives(rotation, cast, [_turned(x, *cast[2:]) for x in cast[:2]], apart):
             return False
-        if not all(torch.allclose(one, other, atol=apart) for one, other in zip(found, expected, strict=True)):
-            return False
-        if of_images:
-            break  # float32 whatever it is given
     return True
+
+
+def _gives(rotation: Rotation, given: list[Tensor], expected: list[Tensor], apart: float) -> bool:
+    try:
+        found = rotation(*given)
+    except (TypeError, ValueError, RuntimeError, IndexError):
+        return False  # it takes something else
+    pairs = list(zip(found, expected, strict=True))
+    return all(one.shape == other.shape and torch.allclose(one, other, atol=apart) for one, other in pairs)
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
