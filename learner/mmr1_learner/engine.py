@@ -6,7 +6,8 @@ optimizer, by parameter, is known to training_state.py.
 
 from __future__ import annotations
 
-from types import MethodType
+import weakref
+from functools import partial
 from typing import Any
 
 import deepspeed
@@ -38,17 +39,19 @@ def make_engine(config: RunConfig, policy: Policy) -> Any:
     )
     engine, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=derived, dist_init_required=False)
     if isinstance(engine.optimizer, DeepSpeedZeroOptimizer):
-        engine.optimizer.has_overflow_partitioned_grads_serial = MethodType(_has_overflow, engine.optimizer)
+        # By a proxy, since what refers to itself lives until the interpreter ends, with its process group's threads.
+        asked = partial(_has_overflow, weakref.proxy(engine.optimizer))
+        engine.optimizer.has_overflow_partitioned_grads_serial = asked
     return engine
 
 
-def _has_overflow(self: Any) -> Tensor:
+def _has_overflow(optimizer: Any) -> Tensor:
     """[1], whether a gradient of this rank is no number: by a few launches.
 
     DeepSpeed's own asks each of hundreds of tensors by itself, ten launches each, while the GPU waits: with the 824 of
     a 3B model a tenth of a second of each step.
     """
-    gradients = [grad for group in range(len(self.bit16_groups)) for grad in self.averaged_gradients[group]]
+    gradients = [grad for group in range(len(optimizer.bit16_groups)) for grad in optimizer.averaged_gradients[group]]
     largest = torch.nn.utils.get_total_norm([grad for grad in gradients if grad is not None], norm_type=float("inf"))
     return ~torch.isfinite(largest).reshape(1)
 

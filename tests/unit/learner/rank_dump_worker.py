@@ -46,7 +46,7 @@ def run(folder: Path, model: Path, ranks: Ranks, groups: list[Group], scenario: 
     trainer = Trainer(config, ranks, policy, PromptEncoder(model, policy, config), reference)
     if config.zero_stage == 2:
         asked = trainer.engine.optimizer.has_overflow_partitioned_grads_serial
-        assert asked.__func__ is _has_overflow, "DeepSpeed asks each gradient by itself"
+        assert asked.func is _has_overflow, "DeepSpeed asks each gradient by itself"
     try:
         if fault != "gradient":
             trainer.step(StepPlan(0, tuple(groups)))
