@@ -215,6 +215,7 @@ def shape_trainer(folder: Path, model: Path, num_groups: int, way: Way) -> tuple
         gradient_checkpointing=way.checkpointing,
         fused_kernels=way.fused_kernels,
         per_device_batch_size=NUM_GENERATIONS * way.per_forward,
+        learner_threads=4,
     )
     groups = make_groups(folder, num_groups, side=SIDE, length=lambda _: 64, model=model)
     return make_trainer(model, config), groups
@@ -222,7 +223,7 @@ def shape_trainer(folder: Path, model: Path, num_groups: int, way: Way) -> tuple
 
 def take(trainer: Trainer, plan: StepPlan, step: int) -> dict[str, float]:
     """One step, as a run takes it: the images of the next are encoded while it ends."""
-    trainer.before_moving = lambda _: trainer.expect(replace(plan, step=step + 1))
+    trainer.while_computing = lambda _: trainer.expect(replace(plan, step=step + 1))
     report = trainer.step(replace(plan, step=step))
     torch.cuda.synchronize()
     return report

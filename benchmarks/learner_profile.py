@@ -2,9 +2,9 @@
 
     python benchmarks/learner_profile.py                       # on one GPU; --groups, --per-forward, --checkpointing
 
-The step is `learner_gpu.py shape`'s: made once to warm up, once by the clock alone, and once under torch's profiler.
-Kernels are told apart by their names, so a kind is what its kernels are called; what no kind knows is `other`. It
-changes nothing and compares with nobody.
+The step is `learner_gpu.py shape`'s: made to warm up, by the clock alone, under torch's profiler, and once with every
+place noted where the host waits for the GPU. Kernels are told apart by their names, so a kind is what its kernels are
+called; what no kind knows is `other`. It changes nothing and compares with nobody.
 """
 
 from __future__ import annotations
@@ -14,9 +14,13 @@ import collections
 import json
 import tempfile
 import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from learner_gpu import Way, shape_trainer, take
 from shapes import DEFAULT_SHAPE, SHAPES, make_shape
 from torch.autograd import DeviceType
@@ -25,6 +29,7 @@ from versions import print_versions
 
 from mmr1.records import PolicyVersion
 from mmr1_learner.plan import StepPlan
+from mmr1_learner.trainer import Trainer
 
 # The first kind whose word is in a kernel's name has it.
 KINDS = {
@@ -52,6 +57,53 @@ def busy(kernels: list[Any]) -> float:
         total += max(0.0, last - first)
         reached = max(reached, last)
     return total / 1e6
+
+
+def idle_by_phase(kernels: list[Any], phases: list[tuple[str, int, int]]) -> dict[str, list[float]]:
+    """[seconds in which no kernel ran, seconds] of each phase of the host's, which may launch what runs in the next."""
+    found: dict[str, list[float]] = collections.defaultdict(lambda: [0.0, 0.0])
+    runs = sorted((kernel.start_ns(), kernel.start_ns() + kernel.duration_ns()) for kernel in kernels)
+    for phase, first, last in phases:
+        reached, idle = first, 0
+        for begin, end in runs:
+            if begin >= last:
+                break
+            idle += max(0, min(begin, last) - reached)
+            reached = max(reached, min(end, last))
+        found[phase][0] += (idle + max(0, last - reached)) / 1e9
+        found[phase][1] += (last - first) / 1e9
+    return {phase: [round(part, 3) for part in parts] for phase, parts in found.items()}
+
+
+def note_phases(trainer: Trainer) -> list[tuple[str, int, int]]:
+    """The trainer's phases from now on, with beginning and end in nanoseconds of the clock that the profiler has."""
+    noted: list[tuple[str, int, int]] = []
+    usual = trainer._timed
+
+    @contextmanager
+    def timed(phase: str) -> Iterator[None]:
+        began = time.time_ns()
+        with usual(phase):
+            yield
+        noted.append((phase, began, time.time_ns()))
+
+    trainer._timed = timed  # type: ignore[method-assign]
+    return noted
+
+
+def waits(step: Callable[[], Any]) -> dict[str, int]:
+    """Where in Python the host waited for the GPU, and how often, most often first."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    places = (
+        f"{'/'.join(Path(one.filename).parts[-2:])}:{one.lineno}" for one in caught if "synchroniz" in str(one.message)
+    )
+    return dict(collections.Counter(places).most_common())
 
 
 def report(kernels: list[Any], num_groups: int, seconds: float, top: int) -> None:
@@ -100,10 +152,14 @@ def main() -> None:
             take(trainer, plan, step)
             seconds = time.perf_counter() - began
         beside = [ProfilerActivity.CPU] if given.ops else []
+        phases = note_phases(trainer)
         with profile(activities=[ProfilerActivity.CUDA, *beside], record_shapes=bool(given.ops)) as found:
             take(trainer, plan, 3)
         kernels = [event for event in found.events() if event.device_type == DeviceType.CUDA]
         report(kernels, given.groups, seconds, given.top)
+        raw = [one for one in found.profiler.kineto_results.events() if one.device_type() == DeviceType.CUDA]
+        print(json.dumps({"idle": idle_by_phase(raw, phases)}))
+        print(json.dumps({"waits": waits(lambda: take(trainer, plan, 4))}), flush=True)
         if given.ops:
             averages = found.key_averages(group_by_input_shape=True)
             print(averages.table(sort_by="self_device_time_total", row_limit=given.ops, max_name_column_width=60))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from queue import SimpleQueue
 
 from PIL import Image
 
@@ -34,7 +35,7 @@ class _UnderWay:
     batches: Batches
 
     def end(self) -> None:
-        """Wait for the batch under way, and not for all: one thread at a time asks the tokenizer."""
+        """Wait for the batch under way, and not for all."""
         self.thread.shutdown(cancel_futures=True)
 
 
@@ -43,6 +44,10 @@ class Batcher:
 
     def __init__(self, config: RunConfig, encoder: PromptEncoder) -> None:
         self._encoder = encoder
+        # One for each thread: a tokenizer cannot be used by two at once.
+        self._encoders: SimpleQueue[PromptEncoder] = SimpleQueue()
+        for _ in range(config.learner_threads):
+            self._encoders.put(encoder.another())
         self._store = ImageStore(config.resolved_image_root)
         self._threads = ThreadPoolExecutor(config.learner_threads, thread_name_prefix="images")
         self._expected: _UnderWay | None = None
@@ -55,11 +60,16 @@ class Batcher:
             ConfigurationError: an image went, or changed, after rank 0 had looked at it.
         """
         indices = sorted({sample.group for forward in forwards for sample in forward})
-        images = self._threads.map(lambda index: self._open(plan.groups[index].prompt), indices)
-        return {
-            index: self._encoder.encode(plan.groups[index].prompt.text, opened)
-            for index, opened in zip(indices, images, strict=True)
-        }
+        encoded = self._threads.map(lambda index: self._encode(plan.groups[index].prompt), indices)
+        return dict(zip(indices, encoded, strict=True))
+
+    def _encode(self, prompt: Prompt) -> EncodedPrompt:
+        images = self._open(prompt)
+        encoder = self._encoders.get()
+        try:
+            return encoder.encode(prompt.text, images)
+        finally:
+            self._encoders.put(encoder)
 
     def _open(self, prompt: Prompt) -> list[Image.Image]:
         try:
@@ -126,7 +136,7 @@ class Batcher:
             sampling = plan.groups[index].prompt.sampling
             row = Row(prompts[index], tuple(completions), sampling.temperature, sampling.forbidden_token_ids)
             rows += split(row, self._hidden_size)
-        return pack(rows, self._encoder.image_token_id, self._encoder.pad_token_id)
+        return pack(rows, self._encoder.image_token_id, self._encoder.pad_token_id, sizes=self._encoder.sizes)
 
 
 def _completion(plan: StepPlan, sample: Sample) -> Completion:

@@ -54,7 +54,7 @@ class Sums:
     """The fingerprints of buckets on a GPU, taken on a stream of their own while the buckets are on their way."""
 
     def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._stream = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
         self._sums: list[Tensor] = []
 
     def add(self, flat: Tensor, sizes: Sequence[int]) -> None:

@@ -7,8 +7,8 @@ tensors; it knows no prompts, completions or losses.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -28,30 +28,37 @@ class ModelCall:
     position_ids: Tensor | None  # [3, B, L] or [B, L]; None: the model counts, one completion a row
     images: dict[str, Tensor]  # pixels and their sizes, by the names under which the model takes them
     token_types: dict[str, Tensor]  # [B, L] each
+    derived: dict[str, Tensor] = field(default_factory=dict)  # what the model would make of the images' sizes
+    on_host: frozenset[str] = frozenset()  # of both: what the model reads number by number, wherever it computes
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> ModelCall:
-        """Move to `device`; pixels, the only fractions among the inputs, become `dtype`."""
-        images = {
-            name: tensor.to(device, dtype if tensor.is_floating_point() else None, non_blocking=tensor.is_pinned())
-            for name, tensor in self.images.items()
-        }
-        return replace(
-            self,
-            input_ids=self.input_ids.to(device),
-            owners=self.owners.to(device),
-            segments=self.segments.to(device),
-            position_ids=None if self.position_ids is None else self.position_ids.to(device),
-            images=images,
-            token_types={name: tensor.to(device) for name, tensor in self.token_types.items()},
-        )
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> ModelCall:
+        """Move to `device`; pixels, the only fractions among the inputs, become `dtype`, if one is given."""
+        moved = self._each(lambda tensor: tensor.to(device, non_blocking=tensor.is_pinned()))
+        if dtype is None:
+            return moved
+        pixels = {name: t.to(dtype) if t.is_floating_point() else t for name, t in moved.images.items()}
+        return replace(moved, images=pixels)
 
     def pinned(self) -> ModelCall:
-        """With its pixels in page-locked memory."""
-        return replace(self, images={name: tensor.pin_memory() for name, tensor in self.images.items()})
+        """In page-locked memory."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> ModelCall:
+        """The same with every tensor changed that does not stay with the host."""
+        changed: dict[str, Any] = {}
+        for spec in fields(self):
+            value = getattr(self, spec.name)
+            if isinstance(value, Tensor):
+                changed[spec.name] = change(value)
+            elif isinstance(value, dict):
+                changed[spec.name] = {
+                    name: tensor if name in self.on_host else change(tensor) for name, tensor in value.items()
+                }
+        return replace(self, **changed)
 
     def arguments(self, dtype: torch.dtype) -> dict[str, Any]:
         """Keyword arguments of a Hugging Face model's forward. `dtype` is that of the mask of shared rows."""
-        found: dict[str, Any] = {"input_ids": self.input_ids, **self.images, **self.token_types}
+        found: dict[str, Any] = {"input_ids": self.input_ids, **self.images, **self.derived, **self.token_types}
         if self.position_ids is None:
             return {**found, "attention_mask": (self.segments != PADDING).long()}
         mask = attention_mask(self.owners, self.segments, dtype)

@@ -27,15 +27,15 @@ _POLL_SECONDS = 0.00005
 class NcclCollective(Meeting):
     """A communicator of its own, on a stream of its own, while the next bucket is put together on another.
 
-    NCCL has no deadline, so every wait here looks at the clock.
+    NCCL has no deadline, so every wait here looks at the clock. Both streams go before a step's: servers wait for them.
     Of the two threads that may be in here, the one that sends aborts the communicator: `close` only says so.
     """
 
     def __init__(self, host: str, world_size: int, deadline_seconds: float, device: torch.device) -> None:
         super().__init__(host, world_size, deadline_seconds)
         self.device = device
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._preparing = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._stream = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
+        self._preparing = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
         self._communicator: Communicator | None = None
         self._in_flight: deque[tuple[torch.cuda.Event, torch.Tensor]] = deque()
         self._closed = False
@@ -129,7 +129,7 @@ class IpcCollective(Meeting):
         self.device = device = buffer.device
         self._ranks = range(1, world_size)
         self._buffer = buffer
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._stream = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
         self._num_sent = 0
 
     def join(self) -> None:

@@ -27,6 +27,7 @@ from mmr1.families import FAMILIES, Family, pixel_bounds, require_known_layout
 from mmr1.records import TensorSpec
 from mmr1_learner.adapters import choose_trainable
 from mmr1_learner.fused_kernels import fuse_kernels
+from mmr1_learner.image_sizes import ImageSizes, with_features
 from mmr1_learner.loss.token_stats import Projection, TokenStats, token_stats
 from mmr1_learner.prompts import forbidden_tokens
 from mmr1_learner.rows import EncodedPrompt, PositionCache, RowBatch
@@ -62,10 +63,8 @@ class Policy(nn.Module):
 
     def _hidden(self, batch: RowBatch) -> Tensor:
         """[N, H] final hidden states, each at the position that predicts its token."""
-        states = [
-            self.hf.model(**call.arguments(self.hf.dtype), use_cache=False).last_hidden_state.flatten(0, 1)
-            for call in batch.calls
-        ]
+        given = [with_features(self.hf.model, call.arguments(self.hf.dtype)) for call in batch.calls]
+        states = [self.hf.model(**one, use_cache=False).last_hidden_state.flatten(0, 1) for one in given]
         chosen: Tensor = (states[0] if len(states) == 1 else torch.cat(states))[batch.predictors]
         return chosen
 
@@ -190,6 +189,7 @@ class PromptEncoder:
         self.processor = load_processor(path, self.config.model_type, config)
         self.image_token_id: int = self.config.image_token_id
         self.pad_token_id: int = self.processor.tokenizer.pad_token_id or 0
+        self.sizes = ImageSizes(policy.hf)
         model = policy.hf.model
 
         def rope_index(token_ids: Tensor, is_image: Tensor, grid: Tensor | None) -> Tensor:
@@ -199,18 +199,30 @@ class PromptEncoder:
             return positions
 
         self._positions = PositionCache(rope_index)
+        self._dtype: torch.dtype = policy.hf.dtype
+
+    def another(self) -> PromptEncoder:
+        """The same for another thread: its own processor, for a tokenizer cannot be used by two at once."""
+        other = copy.copy(self)
+        other.processor = copy.deepcopy(self.processor)
+        return other
 
     @property
     def forbidden_token_ids(self) -> tuple[int, ...]:
         return forbidden_tokens(self.config)
 
     def encode(self, text: str, images: Sequence[Image.Image]) -> EncodedPrompt:
-        """Tokenise, expand placeholders, and make the images' tensors."""
+        """Tokenise, expand placeholders, and make the images' tensors, pixels in the policy's dtype."""
         encoded = self.processor(text=[text], images=list(images) or None, return_tensors="pt")
         token_ids = tuple(encoded["input_ids"][0].tolist())
         shape = encoded["input_ids"].shape
         beside = {k: v for k, v in encoded.items() if k not in _TEXT_INPUTS and isinstance(v, Tensor)}
-        visual = {name: tensor for name, tensor in beside.items() if tensor.shape != shape}
+        visual = {
+            name: tensor.to(self._dtype) if tensor.is_floating_point() else tensor
+            for name, tensor in beside.items()
+            if tensor.shape != shape
+        }
+        self.sizes.check(token_ids, visual)
         if self.family is None:
             token_types = {name: tensor[0] for name, tensor in beside.items() if name not in visual}
             return EncodedPrompt(token_ids, None, visual, token_types=token_types)

@@ -99,7 +99,7 @@ class Scorer:
                 )
                 sampling = group.prompt.sampling
                 row = Row(self.encode(group), completions, sampling.temperature, sampling.forbidden_token_ids)
-                batch = pack([row], self._encoder.image_token_id, self._encoder.pad_token_id)
+                batch = pack([row], self._encoder.image_token_id, self._encoder.pad_token_id, sizes=self._encoder.sizes)
                 batch = batch.to(self._device, self._policy.hf.dtype)
                 ratio = self._policy(batch).logprobs - batch.rollout_logprobs
                 divergence += float((torch.expm1(ratio) - ratio).sum())

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mmr1_learner.calls import PADDING, PROMPT, ModelCall, place
+from mmr1_learner.image_sizes import ON_HOST, ImageSizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,19 +77,31 @@ class RowBatch:
         for spec in fields(self):
             value = getattr(self, spec.name)
             if isinstance(value, Tensor):
-                moved[spec.name] = value.to(device)
+                moved[spec.name] = value.to(device, non_blocking=value.is_pinned())
         return replace(self, **moved)
 
     def pinned(self) -> RowBatch:
-        """With its pixels where a GPU copies them from while the host goes on."""
-        return replace(self, calls=tuple(call.pinned() for call in self.calls))
+        """Where a GPU copies it from while the host goes on."""
+        held: dict[str, Any] = {"calls": tuple(call.pinned() for call in self.calls)}
+        for spec in fields(self):
+            value = getattr(self, spec.name)
+            if isinstance(value, Tensor):
+                held[spec.name] = value.pin_memory()
+        return replace(self, **held)
 
 
-def pack(rows: Sequence[Row], image_token_id: int, pad_token_id: int, max_row_tokens: int = 0) -> RowBatch:
+def pack(
+    rows: Sequence[Row],
+    image_token_id: int,
+    pad_token_id: int,
+    max_row_tokens: int = 0,
+    sizes: ImageSizes | None = None,
+) -> RowBatch:
     """Lay rows out as tensors.
 
     Groups share a row of the forward only up to the length of the longest group: that takes padding away and makes no
-    row longer. `max_row_tokens` allows longer rows.
+    row longer. `max_row_tokens` allows longer rows. With `sizes`, of the model's encoder, what the model derives from
+    its images' sizes is among the tensors, and a forward of shared rows does not stop for it.
 
     Raises:
         ValueError: no rows, or rows that forbid different tokens (they would need different distributions).
@@ -104,7 +117,10 @@ def pack(rows: Sequence[Row], image_token_id: int, pad_token_id: int, max_row_to
             calls.append(_padded(row, pad_token_id, tokens, offset))
             offset += calls[-1].input_ids.numel()
     else:
-        calls = [_shared(rows, image_token_id, pad_token_id, max_row_tokens, tokens)]
+        call = _shared(rows, image_token_id, pad_token_id, max_row_tokens, tokens)
+        if sizes is not None and (derived := sizes.arguments(call.input_ids, call.images)):
+            call = replace(call, derived=derived, on_host=ON_HOST)
+        calls = [call]
     forbidden = torch.tensor(rows[0].forbidden_token_ids, dtype=torch.long)
     return RowBatch(calls=tuple(calls), forbidden=forbidden, **tokens.tensors())
 
@@ -228,7 +244,10 @@ RopeIndex = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 class PositionCache:
-    """Positions of a prompt depend only on where its image tokens are and how large the images: few distinct cases."""
+    """Positions of a prompt depend only on where its image tokens are and how large the images: few distinct cases.
+
+    Threads may share one: two that miss make the same.
+    """
 
     def __init__(self, rope_index: RopeIndex, max_entries: int = 1024) -> None:
         self._rope_index = rope_index
@@ -239,12 +258,13 @@ class PositionCache:
         """[3, P] positions of one prompt."""
         is_image = torch.tensor([token == image_token_id for token in token_ids], dtype=torch.long)
         key = (is_image.numpy().tobytes(), b"" if grid is None else grid.numpy().tobytes())
-        if key not in self._positions:
-            if len(self._positions) >= self._max_entries:
-                self._positions.clear()
-            if grid is None:
-                found = torch.arange(len(token_ids)).expand(3, -1)
-            else:
-                found = self._rope_index(torch.tensor([token_ids]), is_image[None], grid)[:, 0]
-            self._positions[key] = found
-        return self._positions[key]
+        if (known := self._positions.get(key)) is not None:
+            return known
+        if grid is None:
+            found = torch.arange(len(token_ids)).expand(3, -1)
+        else:
+            found = self._rope_index(torch.tensor([token_ids]), is_image[None], grid)[:, 0]
+        if len(self._positions) >= self._max_entries:
+            self._positions.clear()
+        self._positions[key] = found
+        return found

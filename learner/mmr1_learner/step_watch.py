@@ -1,8 +1,9 @@
 """Follows an optimizer update forward by forward: whose loss is it, and is the update to be set aside?
 
-While all is well it keeps a few numbers per token of the update under way, and the ranks agree after each forward that
-it is. When the loss or the gradient is not finite, on any of them, all leave the step together, once the dumps are
-written: the ranks at fault find the groups at fault and have dumps.py write everything down.
+While all is well it keeps a few numbers per token of the update under way, and the ranks agree before its optimizer
+moves anything that it is: to look at a loss waits for the device, so that is done once and not after each forward. When
+the loss or the gradient is not finite, on any of them, all leave the step together, once the dumps are written: the
+ranks at fault find the groups at fault and have dumps.py write everything down.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class StepWatch:
         self._ranks = ranks
         self._reference = reference
         self._keep = keep
-        self._forwards: list[tuple[Forward, TokenStats, TokenBatch, float]] = []
+        self._forwards: list[tuple[Forward, TokenStats, TokenBatch, Tensor]] = []
         self._aside: Path | None = None
 
     def begin(self, plan: StepPlan, index: int, old: Sequence[Tensor] | None, policy: Policy) -> None:
@@ -52,20 +53,28 @@ class StepWatch:
             self._aside = self._write(whole=True)
 
     def add(self, forward: Forward, stats: TokenStats, tokens: TokenBatch, loss: Tensor) -> None:
-        """After a forward, before its backward.
+        """After a forward, before its backward."""
+        self._forwards.append((forward, _each(stats, Tensor.detach), _each(tokens, Tensor.detach), loss.detach()))
+
+    def check(self) -> None:
+        """After the last backward, before the optimizer moves the parameters.
 
         Raises:
-            NonFiniteLossError: the loss is not finite, here or on another rank; where it is not, it names the groups at
+            NonFiniteLossError: a loss is not finite, here or on another rank; where it is not, it names the groups at
                 fault and the dump.
         """
-        value = loss.item()
-        self._forwards.append((forward, _each(stats, Tensor.detach), _each(tokens, Tensor.detach), value))
-        finite = math.isfinite(value)
-        if self._ranks.any(not finite):
-            raise self._refusal(f"loss {value}" if not finite else None, whole=True)
+        offending = next((loss for loss in self._losses() if not math.isfinite(loss)), None)
+        if self._ranks.any(offending is not None):
+            raise self._refusal(None if offending is None else f"loss {offending}", whole=True)
+
+    def _losses(self) -> list[float]:
+        """Of each forward so far; from the device all at once."""
+        losses = [loss for *_, loss in self._forwards]
+        values: list[float] = torch.stack(losses).tolist() if losses else []
+        return values
 
     def end(self, grad_norm: float, moved: bool) -> None:
-        """After the last backward, with the norm over all ranks. `moved`: the optimizer has moved the parameters.
+        """After `check`, with the norm over all ranks. `moved`: the optimizer has moved the parameters.
 
         Raises:
             NonFiniteLossError: the gradient is not finite.
@@ -84,7 +93,7 @@ class StepWatch:
                 name = str(self._plan.groups[group].prompt.id)
                 losses[name] = losses.get(name, 0.0) + loss.item()
         offending = tuple(name for name, loss in losses.items() if not math.isfinite(loss))
-        return Found(reason, losses, offending, sum(loss for *_, loss in self._forwards), grad_norm)
+        return Found(reason, losses, offending, sum(self._losses()), grad_norm)
 
     def _refusal(self, reason: str | None, whole: bool, grad_norm: float | None = None) -> NonFiniteLossError:
         """Why the step is left. None: for another rank's reason, whose dump needs this one's help at stage 3."""

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from mmr1.config import RunConfig
-from mmr1_learner.plan import Forward, StepPlan
+from mmr1_learner.plan import Forward, Sample, StepPlan
 from mmr1_learner.ranks import Ranks
 
 # Together at most two million tokens of a run, which are some 40 MB of completions.jsonl, however long it is.
@@ -49,7 +49,7 @@ class TokenGaps:
 
     def __init__(self, plan: StepPlan, config: RunConfig) -> None:
         self._kept = on_record(plan, config)
-        self._here: dict[Key, list[float]] = {}
+        self._forwards: list[tuple[list[Sample], Tensor, Tensor]] = []  # as they were computed, where they were
 
     def add(self, forward: Forward, sequences: Tensor, learner: Tensor, sampler: Tensor) -> None:
         """One forward's tokens: the completion that each belongs to, and both log-probabilities of it; all [N]."""
@@ -57,19 +57,27 @@ class TokenGaps:
         owners = [s for group in dict.fromkeys(s.group for s in forward) for s in forward if s.group == group]
         if not any(sample.weight and (sample.group, sample.rollout) in self._kept for sample in owners):
             return
-        gaps: list[float] = (learner.detach() - sampler).tolist()
-        begin = 0
-        for sample, length in zip(owners, sequences.bincount(minlength=len(owners)).tolist(), strict=True):
-            count = self._kept.get((sample.group, sample.rollout))
-            if count and sample.weight:  # else a dummy, which another rank runs in earnest
-                self._here[sample.group, sample.rollout] = gaps[begin : begin + min(count, length)]
-            begin += length
+        self._forwards.append((owners, sequences, learner.detach() - sampler))
+
+    def _here(self) -> dict[Key, list[float]]:
+        """This rank's. To read them waits for the device, so it is done once, when a step is over."""
+        found: dict[Key, list[float]] = {}
+        for owners, sequences, values in self._forwards:
+            gaps: list[float] = values.tolist()
+            begin = 0
+            for sample, length in zip(owners, sequences.bincount(minlength=len(owners)).tolist(), strict=True):
+                count = self._kept.get((sample.group, sample.rollout))
+                if count and sample.weight:  # else a dummy, which another rank runs in earnest
+                    found[sample.group, sample.rollout] = gaps[begin : begin + min(count, length)]
+                begin += length
+        return found
 
     def of_all(self, ranks: Ranks) -> Gaps:
         """Of every completion on record that took part in the step, its tokens' gaps in nats."""
         mine: dict[str, float] = {}
+        here = self._here()
         for key, count in self._kept.items():
-            values = self._here.get(key)
+            values = here.get(key)
             mine[f"{key}"] = float(values is not None)
             mine |= {f"{key} {place}": values[place] if values else 0.0 for place in range(count)}
         totals = ranks.sum(mine)

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -99,6 +100,35 @@ def train(config: RunConfig) -> bool:
     return finished
 
 
+def _look_ahead(trainer: Trainer, published: Published, leader: Leader | None, next_step: Callable[[], int]) -> None:
+    """Have each step begin with the images of the next, on all ranks, as soon as its groups are known.
+
+    They are asked for when the GPU has all its work, and if they are not there then, once more before the optimizer.
+    """
+    from mmr1_learner.plan import StepPlan
+
+    def asked() -> bool:
+        if word := published.tell(leader.plan_ahead(next_step()) if leader else None):
+            trainer.expect(StepPlan.decode(word))
+        return bool(word)
+
+    known = False
+
+    def while_computing(is_last: bool) -> None:
+        nonlocal known
+        known = is_last and asked()
+
+    def before_moving(is_last: bool) -> None:
+        if leader:
+            leader.updates.end(published.keep_alive if is_last else None)  # the others listen then
+        if is_last and known:
+            published.tell(_GO_ON if leader else None)
+        elif is_last:
+            asked()
+
+    trainer.while_computing, trainer.before_moving = while_computing, before_moving
+
+
 def _take_steps(
     config: RunConfig,
     published: Published,
@@ -123,13 +153,7 @@ def _take_steps(
                 leader.queue.ensure_current()  # a newer learner takes away what it writes: then this is why
             raise
 
-    def before_moving(is_last: bool) -> None:
-        if leader:
-            leader.updates.end(published.keep_alive if is_last else None)  # the others listen then
-        if is_last and (word := published.tell(leader.plan_ahead(step + 1) if leader else None)):
-            trainer.expect(StepPlan.decode(word))
-
-    trainer.before_moving = before_moving
+    _look_ahead(trainer, published, leader, lambda: step + 1)
     step = durable or 0
     while step < config.num_steps:
         plan = StepPlan.decode(published.tell(leader.next_plan(step).encode() if leader else None))

@@ -44,6 +44,9 @@ class Trainer:
         self._reference = None if reference is None else Reference(config, reference, ranks)
         # Called when a step's first batch is there, and nothing has been computed yet: the parameters are as sent.
         self.before_forwards: Callable[[], None] = _nothing
+        # Called when all that one of a step's updates computes before its optimizer is launched: is it the last? A GPU
+        # has work for a while, and the host has none.
+        self.while_computing: Callable[[bool], None] = _nothing
         # Called when the gradients of one of a step's updates are there, before the parameters move: is it the last?
         self.before_moving: Callable[[bool], None] = _nothing
         self._is_last = False
@@ -146,6 +149,9 @@ class Trainer:
             with self._timed("backward"):
                 # DeepSpeed averages over ranks; the weights already divide by the sequences of all ranks.
                 self.engine.backward(loss * self._ranks.world_size)
+        self.while_computing(self._is_last)
+        with self._timed("backward"):
+            self.watch.check()
         unpartitioned = self._grad_norm() if self.engine.zero_optimization_stage() == 0 else None
         if unpartitioned is not None:
             self.watch.end(unpartitioned, moved=False)

@@ -40,6 +40,16 @@ def plain_layers(model: torch.nn.Module) -> Iterator[None]:
             parent._modules[name] = layer
 
 
+def renames_alone(mapper: Any) -> Any:
+    """vLLM's mapper of names without what it says of fused layers, of which an adapter's file names each part.
+
+    The method has another name in vLLM 0.26, the newest for the GPU image's torch, than in later versions.
+    """
+    if mapper is None:
+        return None
+    return mapper.get_rename_mapper() if hasattr(mapper, "get_rename_mapper") else mapper.get_unstacked_mapper()
+
+
 def place(
     model: Any, adapter_id: int, rank: int, alpha: float, tensors: dict[str, torch.Tensor], dtype: torch.dtype
 ) -> list[str]:
@@ -53,8 +63,7 @@ def place(
         ValueError: a name is not that of an adapter's matrix, or a layer has one of its two matrices only.
     """
     manager = model.lora_manager
-    mapper = getattr(model, "hf_to_vllm_mapper", None)
-    mapper = None if mapper is None else mapper.get_rename_mapper()
+    mapper = renames_alone(getattr(model, "hf_to_vllm_mapper", None))
     layers: dict[str, list[str]] = {}
     for name in tensors:
         layers.setdefault(parse_fine_tuned_lora_name(name, mapper)[0], []).append(name)

@@ -31,7 +31,7 @@ def importance_weight(lp_old: Tensor, batch: TokenBatch, options: ObjectiveOptio
     report.add("off_policy_kl", divergence.sum())
     report.add("mismatch_kl", (divergence * batch.on_policy).sum())
     report.add("on_policy_tokens", (batch.live * batch.on_policy).sum())
-    report.add_ratios("importance", gap[batch.live])
+    report.add_ratios("importance", gap, batch.live)
     if options.importance_correction == "tis":
         report.add("truncated_tokens", ((ratio > options.tis_bound) & batch.live).sum())
         return ratio.clamp(max=options.tis_bound)

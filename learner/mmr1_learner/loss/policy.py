@@ -20,7 +20,7 @@ def policy_term(
 ) -> Tensor:
     """[N], with gradient through `lp` alone; 0 for the tokens of a group whose rewards are all equal."""
     log_ratio = lp - lp_old
-    report.add_ratios("ratio", log_ratio[batch.live])
+    report.add_ratios("ratio", log_ratio, batch.live)
     if options.objective == "gspo":
         # Every token carries its response's ratio, the geometric mean of the tokens' (arXiv 2507.18071, eq. 7).
         log_ratio = batch.means(log_ratio)[batch.sequences]

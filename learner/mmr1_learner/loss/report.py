@@ -6,7 +6,6 @@ Quantiles come from histograms, because a quantile of parts is no quantile of th
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -19,26 +18,45 @@ QUANTILES = {"p01": 0.01, "p50": 0.5, "p99": 0.99}
 TERMS = ("policy", "k1", "k3", "kimikl", "kimifull", "entropy")
 
 
-@dataclass
 class LossReport:
-    """Sums over live tokens, ready to be added over forwards and ranks; `means` divides them."""
+    """Sums over live tokens, ready to be added over forwards and ranks; `means` divides them.
 
-    sums: dict[str, float] = field(default_factory=dict)
+    They stay where they were computed until they are asked for, and come from there all at once: to read a number
+    waits for the device.
+    """
 
-    def add(self, name: str, value: Tensor | float) -> None:
-        self.sums[name] = self.sums.get(name, 0.0) + float(value)
+    def __init__(self) -> None:
+        self._scalars: dict[str, Tensor] = {}
+        self._counts: dict[str, Tensor] = {}  # [bins] of each kind of ratio
 
-    def add_ratios(self, name: str, log_ratios: Tensor) -> None:
-        """Count [n] ratios, given by their logarithms, for `means` to read quantiles from."""
+    def add(self, name: str, value: Tensor) -> None:
+        """Add a scalar."""
+        _add(self._scalars, name, value.detach().double())
+
+    def add_ratios(self, name: str, log_ratios: Tensor, live: Tensor) -> None:
+        """Count the live ones of [N] ratios, given by their logarithms, for `means` to read quantiles from."""
         size = log_ratios.detach().double().nan_to_num(posinf=1e9, neginf=-1e9)
         place = (torch.log10(size.abs().clamp(min=1e-30) / _SMALLEST) * _PER_DECADE).floor() + 1
         index = place.clamp(0, _NUM_BINS - 1).long() * size.sign().long() + _NUM_BINS
-        for bin_, count in enumerate(torch.bincount(index, minlength=2 * _NUM_BINS + 1).tolist()):
-            self.add(f"{name}#{bin_}", count)
+        counts = torch.zeros(2 * _NUM_BINS + 1, dtype=torch.float64, device=size.device)
+        _add(self._counts, name, counts.index_add_(0, index, live.double()))
 
     def merge(self, other: LossReport) -> None:
-        for name, value in other.sums.items():
-            self.add(name, value)
+        for name, value in other._scalars.items():
+            _add(self._scalars, name, value)
+        for name, value in other._counts.items():
+            _add(self._counts, name, value)
+
+    @property
+    def sums(self) -> dict[str, float]:
+        """By name; a ratio's bins as `name#bin`."""
+        names = [*self._scalars, *(f"{name}#{bin_}" for name in self._counts for bin_ in range(2 * _NUM_BINS + 1))]
+        values = [value.reshape(-1) for value in (*self._scalars.values(), *self._counts.values())]
+        return dict(zip(names, torch.cat(values).tolist(), strict=True)) if values else {}
+
+
+def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
+    sums[name] = sums[name] + value if name in sums else value
 
 
 def means(totals: dict[str, float], num_updates: int = 1) -> dict[str, float]:

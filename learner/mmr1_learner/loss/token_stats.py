@@ -54,8 +54,7 @@ def token_stats(
         chunk_tokens: tokens whose logits exist at one time.
         reference: of the model to measure the divergence from; no gradient flows into it.
     """
-    bias = torch.zeros(head.shape[0], device=hidden.device)
-    bias[forbidden] = FORBIDDEN_BIAS
+    bias = torch.zeros(head.shape[0], device=hidden.device).index_fill_(0, forbidden, FORBIDDEN_BIAS)
     ref_hidden, ref_head = (reference.hidden.detach(), reference.head.detach()) if reference else (None, None)
     columns = _ChunkedStats.apply(  # type: ignore[no-untyped-call]
         hidden, head, targets, temperatures, bias, chunk_tokens, ref_hidden, ref_head

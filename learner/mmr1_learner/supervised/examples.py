@@ -80,7 +80,7 @@ class Examples:
             answer = self._answers[index]
             completion = Completion(answer, (0.0,) * len(answer), advantage=0.0, weight=weight)
             rows.append(Row(encoded, (completion,), TEMPERATURE))
-        return pack(rows, self._encoder.image_token_id, self._encoder.pad_token_id)
+        return pack(rows, self._encoder.image_token_id, self._encoder.pad_token_id, sizes=self._encoder.sizes)
 
 
 def encode_answers(config: SftConfig, encoder: PromptEncoder, problems: Sequence[Problem]) -> Answers:

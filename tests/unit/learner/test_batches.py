@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
@@ -23,7 +24,8 @@ NEWEST = (VersionSpan(NOW, 0, 3),)
 
 
 def batcher(folder: Path) -> Batcher:
-    encoder = Mock(image_token_id=2, pad_token_id=0)
+    encoder = Mock(image_token_id=2, pad_token_id=0, sizes=None)
+    encoder.another.return_value = encoder
     encoder.config.get_text_config.return_value.hidden_size = 64
     return Batcher(small_config(folder), encoder)
 
@@ -109,6 +111,29 @@ def encoding(folder: Path) -> tuple[Batcher, list[str]]:
     found = batcher(folder)
     found._encoder.encode = lambda text, _: encoded.append(text) or PROMPT  # type: ignore[method-assign,assignment]
     return found, encoded
+
+
+def test_threads_encode_at_once_each_by_an_encoder_of_its_own(tmp_path: Path) -> None:
+    """A tokenizer that two use at once fails; and one thread for all images would keep a GPU waiting."""
+    plan, ((first, second, third),) = a_step(5, 0, 1, 2)
+    met = threading.Barrier(3)
+    free = [threading.Lock() for _ in range(3)]
+
+    def own(lock: threading.Lock) -> Mock:
+        def encode(*_: object) -> EncodedPrompt:
+            assert lock.acquire(blocking=False), "two at once"
+            met.wait(5)  # all three are in here
+            lock.release()
+            return PROMPT
+
+        return Mock(encode=encode)
+
+    encoder = Mock(sizes=None)
+    encoder.another.side_effect = [own(lock) for lock in free]
+    encoder.config.get_text_config.return_value.hidden_size = 64
+    one = Batcher(small_config(tmp_path, learner_threads=3), encoder)
+    for _ in range(20):
+        assert one.encode(plan, [first, second, third]).keys() == {0, 1, 2}
 
 
 def a_step(step: int, *positions: int) -> tuple[StepPlan, list[list[tuple[Sample, ...]]]]:

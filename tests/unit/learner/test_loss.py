@@ -115,9 +115,9 @@ def test_quantiles_of_many_ratios_are_within_six_percent_of_their_logarithm(tmp_
     logarithms = torch.randn(20_000, generator=torch.Generator().manual_seed(0)) * 0.1 + 0.3
     for part in logarithms.split(7_000):  # forwards and ranks add up
         other = LossReport()
-        other.add_ratios("ratio", part)
+        other.add_ratios("ratio", part, torch.ones(len(part), dtype=torch.bool))
         report.merge(other)
-    report.add_ratios("importance", torch.zeros(5))
+    report.add_ratios("importance", torch.tensor([0.0, 0.0, 3.0]), torch.tensor([True, True, False]))
     totals = {"num_tokens": 1.0, "on_policy_tokens": 0.0, "loss": 0.0, "entropy": 0.0, "clipped_tokens": 0.0}
     found = means({**totals, "off_policy_kl": 0.0, "mismatch_kl": 0.0, **report.sums})
     for label, share in (("p01", 0.01), ("p50", 0.5), ("p99", 0.99)):
