@@ -32,7 +32,7 @@ def encode_batch(batch: RowBatch) -> bytes:
 
 
 def decode_batch(data: bytes, device: torch.device) -> RowBatch:
-    """What `encode_batch` was given, on `device`."""
+    """What `encode_batch` was given, on `device`, but for what a call has `on_host`."""
     length = int.from_bytes(data[:4], "little")
     header = json.loads(data[4 : 4 + length])
     tensors = load(data[4 + length :])

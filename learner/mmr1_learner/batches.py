@@ -1,7 +1,8 @@
 """From a plan's samples to what the model takes: prompts encoded once, completions laid out as rows of one forward.
 
 It opens images and knows shapes; it computes nothing with them. A step's batches are made in a thread beside the
-device's work: an image takes tens of milliseconds on the host, which a GPU would spend waiting.
+device's work, and a batch's images by `learner_threads` more: an image takes tens of milliseconds on the host, which a
+GPU would spend waiting.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ class ModelCall:
     on_host: frozenset[str] = frozenset()  # of both: what the model reads number by number, wherever it computes
 
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> ModelCall:
-        """Move to `device`; pixels, the only fractions among the inputs, become `dtype`, if one is given."""
+        """Move to `device`, but for what stays with the host; pixels become `dtype`, if one is given."""
         moved = self._each(lambda tensor: tensor.to(device, non_blocking=tensor.is_pinned()))
         if dtype is None:
             return moved

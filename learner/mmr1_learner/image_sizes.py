@@ -2,8 +2,9 @@
 
 The model would ask for the sizes number by number in the middle of a forward, and on a GPU each question waits for all
 that is under way there, so that nothing can be launched ahead. transformers takes the answers as arguments; they are
-made here by its own functions. So are the places of the images' features among the embeddings, which are put there by
-index. This file knows sizes and no pixels.
+made here by its own functions. Of Qwen2-VL and Qwen2.5-VL the features' places among the embeddings are found here too,
+and features are put there by index; Qwen3-VL, where they go into several layers, still looks for them itself. This file
+knows sizes and no pixels.
 """
 
 from __future__ import annotations
@@ -19,23 +20,26 @@ from transformers.vision_utils import (
     get_vision_window_index,
 )
 
+from mmr1.errors import ConfigurationError
+from mmr1_learner.vision_attention import TOWERS_WITH_SIZES
+
 _GRID = "image_grid_thw"
 # Read in Python: by the tower, and by vision_attention.py.
 ON_HOST = frozenset({_GRID, "image_cu_seqlens", "image_cu_window_seqlens"})
 PLACES = "image_places"  # [features] indices into the flattened positions of a call
-_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-_IN_FIRST_LAYER_ALONE = ("qwen2_vl", "qwen2_5_vl")
+# Those whose images' features go among the embeddings and nowhere else.
+_EMBEDDED_ALONE = ("qwen2_vl", "qwen2_5_vl")
 
 
 class ImageSizes:
     """For one model. Those of other families get nothing, and ask what they must."""
 
     def __init__(self, hf: Any) -> None:
-        self._known = hf.config.model_type in _FAMILIES
+        self._known = hf.config.model_type in TOWERS_WITH_SIZES
         if self._known:
             self._tower = hf.model.visual
             self._token_id: int = hf.config.image_token_id
-            self._places = hf.config.model_type in _IN_FIRST_LAYER_ALONE
+            self._places = hf.config.model_type in _EMBEDDED_ALONE
 
     def arguments(self, input_ids: Tensor, images: dict[str, Tensor]) -> dict[str, Tensor]:
         """Of one call of the model, with token ids [B, L]: what it takes beside, by name."""
@@ -68,14 +72,17 @@ class ImageSizes:
         """A prompt has as many placeholders as its images have features: a forward does not count.
 
         Raises:
-            ValueError: it has not.
+            ConfigurationError: it has not, so processor and model are not of one kind.
         """
         if not self._known:
             return
         grid = images.get(_GRID)
         features = 0 if grid is None else int(grid.prod(-1).sum()) // self._tower.spatial_merge_size**2
         if (tokens := token_ids.count(self._token_id)) != features:
-            raise ValueError(f"a prompt has {tokens} placeholders for the {features} features of its images")
+            raise ConfigurationError(
+                f"a prompt has {tokens} placeholders for the {features} features that the model makes of its images: "
+                "the model's preprocessor_config.json is not of its config.json (merge_size, spatial_merge_size)"
+            )
 
 
 def with_features(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -158,7 +158,7 @@ class Leader:
     def plan_ahead(self, step: int) -> bytes:
         """What `next_plan` of `step` will most likely say, encoded; empty when that is not known.
 
-        The step before it has its gradients: what this finds is encoded while that one ends.
+        The step before it is being computed: what this finds is encoded while that one ends.
         """
         assert self._source is not None
         if step >= self._config.num_steps or self._config.max_off_policy_steps == 0:

@@ -83,7 +83,9 @@ def report(console: Console, config: RunConfig, dump: Dump, found: Found, gradie
     for group in dump.plan.groups:
         name = str(group.prompt.id)
         before, after = dump.found.losses.get(name), found.losses.get(name)
-        mark = _compare(before, after)
+        # Where a loss was at fault, older versions stopped at its forward: what came after it was not computed then.
+        stopped = before is None and dump.found.reason.startswith("loss")
+        mark = SAME if stopped else _compare(before, after)
         marks.add(mark)
         rewards = [r.score.reward for r in group.rollouts if r.score is not None and r.score.reward is not None]
         mean = f"{sum(rewards) / len(rewards):.3f}" if rewards else "-"

@@ -49,9 +49,6 @@ class GradientWatch(StepWatch):
             name = str(self._plan.groups[group].prompt.id)
             self.gradients[name] = (self.gradients.get(name, 0.0) ** 2 + norm**2) ** 0.5
 
-    def check(self) -> None:
-        """Whether losses are finite is not asked here."""
-
 
 class ForwardEngine:
     """In DeepSpeed's place where gradients are taken by hand, which its own engine refuses: forwards and no steps."""

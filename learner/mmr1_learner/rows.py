@@ -72,7 +72,7 @@ class RowBatch:
     num_sequences: int
 
     def to(self, device: torch.device, dtype: torch.dtype) -> RowBatch:
-        """Move to `device`; pixels become `dtype`."""
+        """Move to `device`, but for what a call has `on_host`; pixels become `dtype`."""
         moved: dict[str, Any] = {"calls": tuple(call.to(device, dtype) for call in self.calls)}
         for spec in fields(self):
             value = getattr(self, spec.name)
@@ -182,7 +182,7 @@ def _padded(row: Row, pad_token_id: int, tokens: _Tokens, offset: int) -> ModelC
     # Images first or rows first: either way one repetition a row, along the first axis, is the order of the rows.
     images = {name: tensor.repeat(count, *[1] * (tensor.ndim - 1)) for name, tensor in row.prompt.images.items()}
     token_types = {
-        name: torch.nn.functional.pad(tensor, (0, length - num_prompt)).expand(count, -1)
+        name: torch.nn.functional.pad(tensor, (0, length - num_prompt)).repeat(count, 1)
         for name, tensor in row.prompt.token_types.items()
     }
     return ModelCall(input_ids, torch.zeros_like(segments), segments, None, images, token_types)

@@ -19,6 +19,7 @@ from mmr1.config import RunConfig
 from mmr1_learner.batches import Batcher
 from mmr1_learner.dumps import Update
 from mmr1_learner.engine import make_engine
+from mmr1_learner.errors import NonFiniteLossError
 from mmr1_learner.loss import LossReport, TokenBatch, TokenStats, compute_loss, means
 from mmr1_learner.model import Policy, PromptEncoder
 from mmr1_learner.plan import Forward, StepPlan, cut
@@ -45,12 +46,14 @@ class Trainer:
         # Called when a step's first batch is there, and nothing has been computed yet: the parameters are as sent.
         self.before_forwards: Callable[[], None] = _nothing
         # Called when all that one of a step's updates computes before its optimizer is launched: is it the last? A GPU
-        # has work for a while, and the host has none.
+        # has work for a while then, except at ZeRO 3, and the host has none.
         self.while_computing: Callable[[bool], None] = _nothing
         # Called when the gradients of one of a step's updates are there, before the parameters move: is it the last?
         self.before_moving: Callable[[bool], None] = _nothing
         self._is_last = False
-        self.phases: dict[str, float] = defaultdict(float)  # seconds of the last step, by what they went into
+        # Seconds of the last step, by what the host was doing. On a GPU it launches and goes on, so what the GPU
+        # computes shows where the host waits next.
+        self.phases: dict[str, float] = defaultdict(float)
         self.gaps: Gaps = {}  # of the last step's tokens that are kept on record
         self.engine = make_engine(config, policy)
         self.watch = StepWatch(config, ranks, reference)
@@ -78,7 +81,11 @@ class Trainer:
         Raises:
             NonFiniteLossError: this rank must not go on; what it holds now is not to be kept.
         """
-        report = self._train(plan, only)
+        try:
+            report = self._train(plan, only)
+        except NonFiniteLossError:
+            self._batcher.forget()  # the next step's images may be on their way
+            raise
         if self._reference and only is None:  # one update by itself is no step of the run
             self._reference.follow(self.policy, plan.step + 1)
         return report
@@ -149,8 +156,9 @@ class Trainer:
             with self._timed("backward"):
                 # DeepSpeed averages over ranks; the weights already divide by the sequences of all ranks.
                 self.engine.backward(loss * self._ranks.world_size)
-        self.while_computing(self._is_last)
-        with self._timed("backward"):
+        with self._timed("weight_update"):
+            self.while_computing(self._is_last)
+        with self._timed("backward"):  # on a GPU most of it: the host has launched all, and waits for it here
             self.watch.check()
         unpartitioned = self._grad_norm() if self.engine.zero_optimization_stage() == 0 else None
         if unpartitioned is not None:

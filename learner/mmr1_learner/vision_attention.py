@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+# Families whose tower is given its images' sizes, and attends within an image or within windows of it.
+TOWERS_WITH_SIZES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 # To a name with "flash" in it transformers hands all windows at once, with their boundaries.
 _NAME = "flash_by_window_length"
 
@@ -29,7 +31,7 @@ class _Windows(NamedTuple):
 def batch_vision_attention(hf: Any) -> None:
     """Have the vision tower of a Hugging Face model attend this way, if its attention goes window by window."""
     config = getattr(hf.config, "vision_config", None)
-    if hf.config.model_type in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"):
+    if hf.config.model_type in TOWERS_WITH_SIZES:
         ALL_ATTENTION_FUNCTIONS.register(_NAME, _attention)
         # The tower holds this object, or one of its own that was made from it.
         for one in {id(config): config, id(hf.model.visual.config): hf.model.visual.config}.values():
@@ -41,7 +43,7 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """Of [1, heads, L, D] with boundaries [windows + 1] in L; returns [1, L, heads, D]."""
     _, heads, _, width = query.shape
-    groups, order = _group(cu_seq_lens_q)
+    groups, order = _group(cu_seq_lens_q, query.device)
     seen = []
     for group in groups:
 
@@ -55,19 +57,20 @@ def _attention(
     return whole[None], None
 
 
-def _group(boundaries: Tensor) -> tuple[list[_Windows], Tensor | None]:
+def _group(boundaries: Tensor, device: torch.device) -> tuple[list[_Windows], Tensor | None]:
     """The windows by length, and for each token its place among the groups' results in a row; None: as it was.
 
-    Worked out once for the boundaries, not in every layer: to read them waits for the device.
+    Worked out once for the boundaries, not in every layer: to read them waits for the device, unless they are the
+    host's. What is made of them is on `device`.
     """
     known = getattr(boundaries, "_mmr1_windows", None)
     if known is None:
-        known = _make_groups(boundaries)
+        known = _make_groups(boundaries, device)
         boundaries._mmr1_windows = known  # type: ignore[attr-defined]
     return cast(tuple[list[_Windows], Tensor | None], known)
 
 
-def _make_groups(boundaries: Tensor) -> tuple[list[_Windows], Tensor | None]:
+def _make_groups(boundaries: Tensor, device: torch.device) -> tuple[list[_Windows], Tensor | None]:
     ends = boundaries.cpu().long()
     starts, lengths = ends[:-1], ends.diff()
     found = sorted({length for length in lengths.tolist() if length})
@@ -77,8 +80,13 @@ def _make_groups(boundaries: Tensor) -> tuple[list[_Windows], Tensor | None]:
     for length in found:
         those = starts[lengths == length]
         rows.append((those[:, None] + torch.arange(length)).flatten())
-        groups.append(_Windows(len(those), length, rows[-1].to(boundaries.device)))
-    return groups, torch.cat(rows).argsort().to(boundaries.device)
+        groups.append(_Windows(len(those), length, _on(device, rows[-1])))
+    return groups, _on(device, torch.cat(rows).argsort())
 
 
-__all__ = ["batch_vision_attention"]
+def _on(device: torch.device, made: Tensor) -> Tensor:
+    """A tensor of the host's there, without waiting for what is under way."""
+    return made.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else made.to(device)
+
+
+__all__ = ["TOWERS_WITH_SIZES", "batch_vision_attention"]

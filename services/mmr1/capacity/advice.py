@@ -41,8 +41,8 @@ def notes(plan: Plan) -> list[str]:
         lines = [lines[0].partition(": of")[0] + ": of both halves in turn, the weight update and its probe."]
     off = ", ".join(f"{layout} {part:+.0%}" for layout, part in STEPS_OFF.items())
     lines.append(
-        "Whole steps, predicted against measured (3B parameters, H200s of one machine; all but 1+1 were of earlier "
-        f"versions and four groups a forward): {off}."
+        "Whole steps, predicted against measured (3B parameters, H200s of one machine; all but 1+1 and 2+2 were of "
+        f"earlier versions and four groups a forward): {off}."
     )
     if len(plan.layouts) > MOST_ROWS:
         lines.append(f"{len(plan.layouts) - MOST_ROWS} more layouts, slower or too large: --json has them.")

@@ -77,7 +77,9 @@ class OptimizerOptions(BaseModel):
     learner_processes: int = Field(
         1, gt=0, description="learner ranks that `mmr1 up` starts; under torchrun its own number of ranks counts"
     )
-    learner_threads: int = Field(1, gt=0, description="CPU threads per learner rank")
+    learner_threads: int = Field(
+        1, gt=0, description="CPU threads per learner rank; so many images are prepared at once"
+    )
     checkpoint_every: int = Field(20, gt=0, description="optimizer steps between durable checkpoints")
     keep_last: int = Field(2, gt=0, description="checkpoints kept")
 

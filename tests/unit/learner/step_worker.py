@@ -12,14 +12,16 @@ from __future__ import annotations
 import json
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
 import torch
 
 from mmr1.config import RunConfig
+from mmr1_learner import published as published_file
 from mmr1_learner.checkpoint import Checkpoints, RunState
 from mmr1_learner.export import export
 from mmr1_learner.model import PromptEncoder, load_policy
@@ -114,6 +116,13 @@ class Beside:
         self._trainer.before_forwards = self._trainer.before_moving = lambda *_: None
 
 
+def _waits(tick: Callable[[], None] | None) -> None:
+    """As for a version under way, which takes so long that the other ranks are told twice that this one is alive."""
+    with patch.object(published_file, "_KEEP_ALIVE_SECONDS", 0.0):
+        for _ in range(2 if tick else 0):
+            tick()  # type: ignore[misc]
+
+
 class Told:
     """Stands where Leader does, with groups at hand and nobody to send weights to. It scores after each step."""
 
@@ -124,9 +133,14 @@ class Told:
         self._checkpoints = checkpoints
         self.queue = Mock()
         self.updates = Mock()
+        self.updates.end = _waits
+        self._asked_ahead: set[int] = set()
 
     def plan_ahead(self, step: int) -> bytes:
-        return self.next_plan(step).encode()
+        """Known at once before every second step, and before the others when it is asked for again."""
+        known = step % 2 or step in self._asked_ahead
+        self._asked_ahead.add(step)
+        return self.next_plan(step).encode() if known else b""
 
     def next_plan(self, step: int) -> StepPlan:
         return StepPlan(step, self._plan.groups, version=self._plan.version)

@@ -89,6 +89,8 @@ def test_a_family_that_is_not_known_is_scored_in_padded_rows(family: Any, nobody
     unknown = rows(name, PromptEncoder(folder, stranger, small_config(folder)))
     padded = pack(unknown, encoder.image_token_id, encoder.pad_token_id)
     assert [call.input_ids.shape[0] for call in padded.calls] == [3, 3, 3, 3], "a row for each completion"
+    shown_again = [name for call in padded.calls for name, t in call.token_types.items() if 0 in t.stride()]
+    assert not shown_again, "memory that stands for several rows cannot be copied to where a GPU reads"
     with torch.no_grad():
         expected = policy(pack(known, encoder.image_token_id, encoder.pad_token_id))
         found = stranger(padded)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import vision_utils
 
+from mmr1.errors import ConfigurationError
 from mmr1_learner.batch_bytes import decode_batch, encode_batch
 from mmr1_learner.image_sizes import ON_HOST
 from mmr1_learner.model import Policy, PromptEncoder, load_policy
@@ -115,5 +116,5 @@ def test_a_prompt_with_too_few_placeholders_is_refused_before_its_forward(model:
     if family not in QWEN:
         encoder.sizes.check(short, prompt.images)  # its forward counts
         return
-    with pytest.raises(ValueError, match=r"0 placeholders for the [1-9][0-9]* features"):
+    with pytest.raises(ConfigurationError, match=r"0 placeholders for the [1-9][0-9]* features"):
         encoder.sizes.check(short, prompt.images)

@@ -109,7 +109,9 @@ def test_a_layer_calls_once_for_each_length_and_the_boundaries_are_read_once(mon
         "scaled_dot_product_attention",
         lambda q, *rest, **options: (calls.append(q.shape[:1] + q.shape[2:3]), attend(q, *rest, **options))[1],
     )
-    monkeypatch.setattr(vision_attention, "_make_groups", lambda ends: (read.append(ends), group(ends))[1])
+    monkeypatch.setattr(
+        vision_attention, "_make_groups", lambda ends, where: (read.append(ends), group(ends, where))[1]
+    )
     model = qwen2_5()
     batch_vision_attention(model)
     see(model, [[1, 8, 8], [1, 8, 8]])
@@ -135,3 +137,12 @@ def test_a_tower_of_another_kind_stays_as_it_is() -> None:
     before = other.config.vision_config._attn_implementation
     batch_vision_attention(other)
     assert other.config.vision_config._attn_implementation == before
+
+
+def test_boundaries_of_the_host_are_read_there_and_what_they_mean_is_where_the_tokens_are() -> None:
+    """Meta stands for a GPU: what is there cannot be read."""
+    boundaries = torch.tensor([0, 4, 12, 16], dtype=torch.int32)
+    windows, order = vision_attention._group(boundaries, torch.device("meta"))
+    assert [(one.num, one.length) for one in windows] == [(2, 4), (1, 8)]
+    assert order is not None and order.device.type == "meta"
+    assert all(one.rows is not None and one.rows.device.type == "meta" for one in windows)
