@@ -63,11 +63,10 @@ def _group(boundaries: Tensor, device: torch.device) -> tuple[list[_Windows], Te
     Worked out once for the boundaries, not in every layer: to read them waits for the device, unless they are the
     host's. What is made of them is on `device`.
     """
-    known = getattr(boundaries, "_mmr1_windows", None)
-    if known is None:
-        known = _make_groups(boundaries, device)
-        boundaries._mmr1_windows = known  # type: ignore[attr-defined]
-    return cast(tuple[list[_Windows], Tensor | None], known)
+    known = boundaries.__dict__.setdefault("_mmr1_windows", {})
+    if device not in known:
+        known[device] = _make_groups(boundaries, device)
+    return cast(tuple[list[_Windows], Tensor | None], known[device])
 
 
 def _make_groups(boundaries: Tensor, device: torch.device) -> tuple[list[_Windows], Tensor | None]:
