@@ -8,7 +8,6 @@ their memory is not page-locked are not seen here; tests/gpu/test_running_ahead.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mmr1_learner import trainer as trainer_file
+from mmr1_learner import vision_attention
 from mmr1_learner.image_sizes import ImageSizes
-from mmr1_learner.model import Policy, PromptEncoder, load_policy
+from mmr1_learner.model import PromptEncoder, load_policy
 from mmr1_learner.plan import StepPlan
 from mmr1_learner.ranks import Ranks
 from mmr1_learner.trainer import Trainer
@@ -47,41 +47,41 @@ class NothingMixed(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-Launch = Callable[..., None]
+class Setting:
+    """A learner on a device, and a step of groups whose images differ in size. DeepSpeed's engine plays no part."""
+
+    def __init__(self, family: str, folder: Path, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(trainer_file, "make_engine", Descent)
+        monkeypatch.setattr(trainer_file, "TrainingState", lambda *_: None)
+        self._model, self._folder, self._device = folder / "model", folder, device
+        self._model.mkdir()
+        build(family, self._model)
+        self.plan = StepPlan(0, tuple(groups_with_images(folder, [56, 84, 120, 56])))
+
+    def trainer(self, **options: Any) -> Trainer:
+        """Of two forwards a step."""
+        options = {"image_root": str(self._folder), "per_device_batch_size": 8, **options}
+        config = small_config(self._model, gradient_accumulation_steps=2, **options)
+        policy = load_policy(str(self._model), config)
+        encoder = PromptEncoder(self._model, policy, config)
+        reference = copy.deepcopy(policy).to(self._device) if config.kl else None
+        return Trainer(config, Ranks(0, 1, self._device), policy.to(self._device), encoder, reference)
 
 
-@pytest.fixture(params=["qwen2_vl", "qwen2_5_vl"])
-def launch(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launch:
-    """Takes a step of groups whose images differ in size, until all of it is launched."""
-    monkeypatch.setattr(trainer_file, "make_engine", Descent)
-    monkeypatch.setattr(trainer_file, "TrainingState", lambda *_: None)
-    model = tmp_path / "model"
-    model.mkdir()
-    build(request.param, model)
-    groups = groups_with_images(tmp_path, [56, 84, 120, 56])
-
-    def step(**options: Any) -> None:
-        config = small_config(
-            model, image_root=str(tmp_path), per_device_batch_size=8, gradient_accumulation_steps=2, **options
-        )
-        policy = load_policy(str(model), config)
-        encoder = PromptEncoder(model, policy, config)
-        reference = copy.deepcopy(policy) if config.kl else None
-        trainer = Trainer(config, Ranks(0, 1, FAR), _far(policy), encoder, reference and _far(reference))
-        trainer.while_computing = _launched
-        with NothingMixed():
-            trainer.step(StepPlan(0, tuple(groups)))
-
-    return step
-
-
-def _far(policy: Policy) -> Policy:
-    there: Policy = policy.to(FAR)
-    return there
+def launch(trainer: Trainer, plan: StepPlan) -> None:
+    """Take a step until all that it computes before its optimizer is launched."""
+    trainer.while_computing = _launched
+    with pytest.raises(LaunchedError):
+        trainer.step(plan)
 
 
 def _launched(_is_last: bool) -> None:
     raise LaunchedError
+
+
+@pytest.fixture(params=["qwen2_vl", "qwen2_5_vl"])
+def setting(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setting:
+    return Setting(request.param, tmp_path, FAR, monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -94,21 +94,22 @@ def _launched(_is_last: bool) -> None:
     ],
     ids=["plain", "checkpointing", "sequence_mask", "all_terms"],
 )
-def test_nothing_is_read_and_nothing_mixed_until_a_step_is_launched(launch: Launch, options: dict[str, Any]) -> None:
-    with pytest.raises(LaunchedError):
-        launch(**options)
+def test_nothing_is_read_and_nothing_mixed_until_a_step_is_launched(setting: Setting, options: dict[str, Any]) -> None:
+    trainer = setting.trainer(**options)
+    with NothingMixed():
+        launch(trainer, setting.plan)
 
 
-def test_a_model_that_derives_in_its_forward_is_found_out(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_derives_in_its_forward_is_found_out(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImageSizes, "arguments", lambda *_: {})
-    with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
-        launch(kl=[])
+    trainer = setting.trainer(kl=[])
+    with NothingMixed(), pytest.raises((NotImplementedError, RuntimeError), match="meta"):
+        trainer.step(setting.plan)
 
 
-def test_indices_that_stay_with_the_host_are_found_out(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mmr1_learner import vision_attention
-
+def test_indices_that_stay_with_the_host_are_found_out(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     group = vision_attention._make_groups
     monkeypatch.setattr(vision_attention, "_make_groups", lambda ends, _: group(ends, ends.device))
-    with pytest.raises(RuntimeError, match="several devices"):
-        launch(kl=[])
+    trainer = setting.trainer(kl=[])
+    with NothingMixed(), pytest.raises(RuntimeError, match="several devices"):
+        trainer.step(setting.plan)
