@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -27,9 +28,21 @@ def refusals(registry: Registry, lines: Iterable[str], *, max_response_chars: in
     Raises:
         SettingsError: a line is no JSON array.
     """
-    logging.disable()  # a scorer that fails at an empty response would say so for every row
     for line in lines:
-        yield json.dumps([_refusal(registry, item, max_response_chars) for item in _items(line)])
+        with _unlogged():
+            answer = json.dumps([_refusal(registry, item, max_response_chars) for item in _items(line)])
+        yield answer
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """A scorer that fails at an empty response would say so for every row."""
+    before = logging.root.manager.disable
+    logging.disable()
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _items(line: str) -> list[Item | str]:

@@ -58,12 +58,15 @@ class Stack:
         return done.stdout
 
     def down(self, *arguments: str) -> None:
-        """podman-compose forgets replicas beyond the first, so they are stopped by name first."""
+        """With the profile, or what it started would stay.
+
+        podman-compose forgets replicas beyond the first, so they are stopped by name first.
+        """
         for name in self.containers():
             if not name.endswith("_1"):
                 run("podman", "stop", "--time", "90", name)
                 run("podman", "rm", name)
-        self.compose("down", *arguments)
+        self.compose("--profile", "monitoring", "down", *arguments)
 
     def containers(self, service: str | None = None) -> list[str]:
         label = ["--filter", f"label=com.docker.compose.project={PROJECT}"]

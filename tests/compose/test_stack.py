@@ -87,15 +87,20 @@ def test_nothing_is_published(stack: Stack) -> None:
 def test_prometheus_finds_the_services(stack: Stack) -> None:
     stack.compose("--profile", "monitoring", "up", "-d", "--no-build", "--no-recreate", "prometheus")
 
-    def asked(path: str) -> Any:
+    def ready() -> bool:
+        """It listens first, and answers 503 to every question until it has read what it kept."""
         try:
-            return httpx.get(f"http://127.0.0.1:9090/api/v1/{path}", timeout=10).json()["data"]
+            return httpx.get("http://127.0.0.1:9090/-/ready", timeout=10).is_success
         except httpx.TransportError:
-            return {}
+            return False
+
+    def asked(path: str) -> Any:
+        return httpx.get(f"http://127.0.0.1:9090/api/v1/{path}", timeout=10).raise_for_status().json()["data"]
 
     def up() -> set[str]:
-        return {one["labels"]["job"] for one in asked("targets").get("activeTargets", []) if one["health"] == "up"}
+        return {one["labels"]["job"] for one in asked("targets")["activeTargets"] if one["health"] == "up"}
 
+    until("Prometheus is ready", ready, stack, BACK_SECONDS)
     until("targets up", lambda: up() == {"learner", "reward-server", "rollout-server"}, stack, BACK_SECONDS)
     rules = [rule for group in asked("rules")["groups"] for rule in group["rules"]]
     assert len(rules) > 10 and not [rule["name"] for rule in rules if rule["health"] == "err"]

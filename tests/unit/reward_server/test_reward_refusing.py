@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 from typing import Any
@@ -41,6 +42,15 @@ def test_each_item_has_null_or_a_reason_in_its_place() -> None:
     assert str(one[2]).startswith("the solution has a coordinate of 90")
     assert str(other[0]) == "no task 'cuonting'; did you mean 'counting'?"
     assert "image_size.0" in str(other[1]) and "nested more than 64" in str(other[2]) and other[3]
+
+
+def test_a_scorer_that_fails_says_nothing_and_what_others_say_afterwards_is_heard(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert asked(json.dumps([item("breaks", 3)])) == [[None]]
+    assert not caplog.records
+    logging.getLogger("mmr1_reward_server").warning("heard")
+    assert [record.message for record in caplog.records] == ["heard"]
 
 
 @pytest.mark.parametrize("line", ["{", "3", '{"id": "0"}'])
