@@ -27,6 +27,12 @@ class Metrics:
         )
         self.num_generated_tokens = 0
         self.tokens = Counter("mmr1_rollout_generated_tokens_total", "sampled tokens", registry=self.registry)
+        self.prepare_seconds = Histogram(
+            "mmr1_rollout_prepare_seconds",
+            "making tokens and pixels of one prompt",
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
         self.generate_seconds = Histogram(
             "mmr1_rollout_generate_seconds", "sampling one group", buckets=_SECONDS, registry=self.registry
         )

@@ -115,7 +115,10 @@ class RolloutServicer(RolloutServiceServicer):
             with self._policy.sampling(probe=request.probe) as held:
                 if self._engine is None:
                     raise NotServingError("the engine is still loading")
-                group = await self._engine.generate(prompt, images, held)
+                ready = await self._engine.prepare(prompt, images)
+                if request.probe:
+                    self._policy.probe_begun()
+                group = await self._engine.generate(ready, held)
             self._metrics.count_tokens(group)
             return pb.GenerateResponse(group=group_to_message(group))
 

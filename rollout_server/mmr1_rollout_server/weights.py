@@ -1,4 +1,4 @@
-"""Which policy version this server holds, and whether it may sample: the server's side of a weight update.
+"""How this server comes to hold a policy version: the server's side of a weight update.
 
     STARTING -> ACCEPTS_WEIGHTS -> UPDATING -> PAUSED -> SERVES        (Start, Update and Finish, Resume)
     UPDATING -> BROKEN when a phase fails or its deadline passes; only a full update leads out of it.
@@ -10,16 +10,16 @@ another run. This file knows nothing of gRPC or vllm; the engine is what `transf
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import TypeVar
 
 import structlog
 
 from mmr1.errors import WeightUpdateError
 from mmr1.records import PolicyVersion
-from mmr1_rollout_server.admission import Admission
-from mmr1_rollout_server.errors import DeadlinePassedError, NotServingError, VerbRefusedError
+from mmr1_rollout_server.errors import DeadlinePassedError, VerbRefusedError
+from mmr1_rollout_server.serving import Serving
 from mmr1_rollout_server.states import CLOSED, Phase, State
 from mmr1_rollout_server.transfer import TransferPlan, WeightReceiver, WriteReport
 from mmr1_rollout_server.turns import Turns
@@ -34,7 +34,7 @@ _log = structlog.get_logger(__name__)
 _T = TypeVar("_T")
 
 
-class Policy:
+class Policy(Serving):
     """The policy this server holds.
 
     Args:
@@ -51,11 +51,7 @@ class Policy:
         on_stuck: Callable[[str], None],
         stuck_seconds: float = STUCK_SECONDS,
     ) -> None:
-        self.state = State.STARTING
-        self.detail = "the engine is loading"
-        self.version: PolicyVersion | None = None  # committed
-        self.admission = Admission()
-        self._on_change = on_change
+        super().__init__(on_change)
         self._on_stuck = on_stuck
         self._stuck_seconds = stuck_seconds
         self._engine: WeightReceiver | None = None
@@ -64,31 +60,7 @@ class Policy:
         self._group_ready = False
         self._with_adapter = False  # the group's updates are of adapters
         self._has_base = False  # and a full one has brought what they belong to
-        self._phase = Phase.NONE
-        self._pending: PolicyVersion | None = None
         self._watchdog: asyncio.Task[None] | None = None
-
-    # -- sampling ------------------------------------------------------------------------------------------------
-
-    @property
-    def serves(self) -> bool:
-        return self.state is State.SERVES
-
-    @contextmanager
-    def sampling(self, *, probe: bool = False) -> Iterator[PolicyVersion]:
-        """Count one prompt as running; yields the version it is sampled under.
-
-        A probe is admitted also while paused: with it the learner proves an update before it opens admission.
-
-        Raises:
-            NotServingError: closed.
-        """
-        finished = self.state is State.PAUSED and self._phase is Phase.FINISHED
-        version = self._pending if finished else self.version
-        if version is None or not (self.serves or (probe and self.state is State.PAUSED)):
-            raise NotServingError(f"this server is {self.state.value}: {self.detail or 'admission is closed'}")
-        with self.admission.enter():
-            yield version
 
     def engine_ready(self, engine: WeightReceiver) -> None:
         self._engine = engine
@@ -182,7 +154,7 @@ class Policy:
                     f"version {version} cannot follow {self.version} under {incarnation}: versions never go back"
                 )
             waited = await self._close_admission(deadline_seconds, f"updating to {version}", State.UPDATING)
-            self._pending = version
+            self._pending, self._ready_until = version, 0.0
             async with self._breaking():
                 starting = self._receiver.start_update(adapter_only=adapter_only)
                 await self._bounded(starting, deadline_seconds, "starting the update")
@@ -302,16 +274,9 @@ class Policy:
 
     def _forget_update(self) -> None:
         self._stop_watchdog()
-        self._phase, self._pending = Phase.NONE, None
+        self._phase, self._pending, self._ready_until = Phase.NONE, None, 0.0
 
     def _stop_watchdog(self) -> None:
         if self._watchdog is not None:
             self._watchdog.cancel()
             self._watchdog = None
-
-    def _become(self, state: State, detail: str) -> None:
-        if self.state is State.DRAINING and state is not State.DRAINING:
-            return  # nothing leads out of draining
-        self.state, self.detail = state, detail
-        _log.info("state", state=state.value, version=str(self.version), detail=detail)
-        self._on_change()

@@ -1,7 +1,8 @@
 """The way of a prompt through this server: taken from the stream, sampled, scored, published; or given back, or dead.
 
 Three loops beside it keep the lease, the claims on held prompts, and the pace. Everything that decides about an entry
-is a script in Redis; this file decides when to call which. It knows nothing of weights beyond "may sample now".
+is a script in Redis; this file decides when to call which. It knows nothing of weights beyond "may sample now". What
+needs none of them, tokens and pixels, is made before that is asked, and also while a version is proved.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ _T = TypeVar("_T")
 
 
 class PromptWorker:
-    """Takes prompts while the policy serves, at most `max_concurrent_prompts` at once."""
+    """Takes prompts while the policy serves or is about to, at most `max_concurrent_prompts` at once."""
 
     def __init__(
         self,
@@ -165,8 +166,8 @@ class PromptWorker:
     async def _take_some(self) -> bool:
         """Take as many as there is room for; False when there was nothing to do."""
         room = self._config.max_concurrent_prompts - len(self._held)
-        version = self._policy.version
-        if not self._policy.serves or version is None or room <= 0:
+        version = self._policy.takes
+        if version is None or room <= 0:
             return False
         if self._scorer.breaker.is_open or self._engine_died or time.monotonic() < self._images_at:
             return False
@@ -239,11 +240,14 @@ class PromptWorker:
             self._held.pop(delivery.entry_id, None)
 
     async def _sample_and_score(self, prompt: Prompt) -> Group:
-        images = await asyncio.to_thread(self._open_images, prompt)
+        with span("prepare", prompt.id), self._metrics.prepare_seconds.time():
+            images = await asyncio.to_thread(self._open_images, prompt)
+            ready = await self._engine.prepare(prompt, images)
+        await self._policy.opened()
         with self._policy.sampling() as version:
             following(version=version)
             with span("generate", prompt.id, policy_version=str(version)):
-                group = await self._engine.generate(prompt, images, version)
+                group = await self._engine.generate(ready, version)
         self._metrics.count_tokens(group)
         with span("score", prompt.id):
             scored = await self._scorer.score(group, images[0].size if images else None)

@@ -16,7 +16,7 @@ from typing import Any
 from mmr1.images import ImageStore
 from mmr1.records import Group, PolicyVersion, Sampling
 from mmr1_rollout_server import engine as engine_module
-from mmr1_rollout_server import environment
+from mmr1_rollout_server import engine_options, environment
 from mmr1_rollout_server.weight_transfer import WorkerExtension
 from tests.e2e.reference_policy import draw_images, image_prompt
 from tests.models import small_config
@@ -45,8 +45,8 @@ async def ask(engine: engine_module.Engine, images: ImageStore, which: range) ->
     sampling = Sampling(1.0, 8, ignore_eos=True, seed=7)
     prompts = [image_prompt(images, image, sampling, num_generations=NUM_GENERATIONS) for image in which]
     opened = [[images.open(image) for image in prompt.images] for prompt in prompts]
-    asked = [engine.generate(prompt, own, PolicyVersion(1, 1)) for prompt, own in zip(prompts, opened, strict=True)]
-    return await asyncio.gather(*asked)
+    ready = await asyncio.gather(*(engine.prepare(prompt, own) for prompt, own in zip(prompts, opened, strict=True)))
+    return await asyncio.gather(*(engine.generate(each, PolicyVersion(1, 1)) for each in ready))
 
 
 async def longest_silence(work: Any) -> float:
@@ -98,7 +98,7 @@ async def work(engine: engine_module.Engine, images: ImageStore) -> dict[str, An
 def main(model: str, folder: Path) -> None:
     config = small_config(Path(model), max_prompt_length=512, num_generations=NUM_GENERATIONS)
     environment.apply(config)
-    engine_module.WORKER_EXTENSION = f"{CountingExtension.__module__}.{CountingExtension.__name__}"
+    engine_options.WORKER_EXTENSION = f"{CountingExtension.__module__}.{CountingExtension.__name__}"
     images = draw_images(folder / "images", 5)
     engine = engine_module.Engine.load(config, "rollout-0")
     (folder / "found.json").write_text(json.dumps(asyncio.run(work(engine, images))))

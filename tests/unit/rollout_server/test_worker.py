@@ -48,11 +48,22 @@ class HeldSampler:
         self.release = asyncio.Event()
         self.release.set()
         self.running: list[int] = []
+        self.prepared: list[int] = []
+        self.may_prepare = asyncio.Event()
+        self.may_prepare.set()
         self.num_started = 0
         self.is_dead = False
         self.failing: dict[int, Exception] = {}
+        self.unreadable: set[int] = set()
 
-    async def generate(self, prompt: Prompt, images: list[Image.Image], version: PolicyVersion) -> Group:
+    async def prepare(self, prompt: Prompt, images: list[Image.Image]) -> Prompt:
+        await self.may_prepare.wait()
+        self.prepared.append(prompt.id.position)
+        if prompt.id.position in self.unreadable:
+            raise PromptError("cannot be made ready")
+        return prompt
+
+    async def generate(self, prompt: Prompt, version: PolicyVersion) -> Group:
         position = prompt.id.position
         self.running.append(position)
         self.num_started += 1
