@@ -285,6 +285,7 @@ class Leader:
     def _write_record(self, result: UpdateResult | None) -> None:
         """The last step's, now that it is known what became of its version."""
         self._record["probe_max_abs_dlogp"] = result.probe_max_abs_dlogp if result else None
+        self._record["update_phases"] = result.phases if result else {}
         self.files.append("metrics", [self._record])
         self._trackers.log(self._record["step"], self._record)
         outputs.export(self._record)

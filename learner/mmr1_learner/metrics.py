@@ -48,6 +48,9 @@ LEDGER_PENDING = Gauge("mmr1_ledger_pending", "pending groups by station: prompt
 LEDGER_READY = Gauge("mmr1_ledger_ready_by_version", "ready and applied groups, by version", ["version"])
 LEDGER_OLDEST = Gauge("mmr1_ledger_oldest_seconds", "how long the oldest entry waits; 0 when there is none", ["stream"])
 LEDGER_BALANCED = Gauge("mmr1_ledger_balanced", "1 while fed = trained + dropped + dead + pending")
+UPDATE_SECONDS = Gauge(
+    "mmr1_learner_weight_update_seconds", "the last weight update by phase, while no prompt is admitted", ["phase"]
+)
 WEIGHT_UPDATES = Counter("mmr1_learner_weight_updates_total", "committed weight updates")
 
 
@@ -124,6 +127,8 @@ def export(metrics: dict[str, Any]) -> None:
     for name, gauge in GAUGES.items():
         if metrics.get(name) is not None:
             gauge.set(metrics[name])
+    for phase, seconds in metrics.get("update_phases", {}).items():
+        UPDATE_SECONDS.labels(phase).set(seconds)
 
 
 def export_probes(shares: Iterable[float]) -> None:

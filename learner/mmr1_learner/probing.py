@@ -6,6 +6,7 @@ found for each server. It moves no weights, and does not say what follows from i
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -54,11 +55,12 @@ class Prober:
         # Under way, by client: a try that fails closes its clients, so none is answered with an older try's samples.
         self._asked: dict[RolloutClient, Future[list[Group]]] = {}
         self._version, self._step, self._tick = PolicyVersion(0, 0), 0, _no_tick
+        self.comparing_seconds = 0.0  # of the proof of this update, that this side takes
 
     def begin(self, version: PolicyVersion, step: int, tick: Tick) -> None:
         """What comes is of an update to `version`, in a run of `step` steps; `tick` is called while waiting."""
         self._version, self._step, self._tick = version, step, tick
-        self.of_bound, self._asked = {}, {}
+        self.of_bound, self._asked, self.comparing_seconds = {}, {}, 0.0
 
     def gate(self, client: RolloutClient) -> float:
         """The gate before the first step and after each resume: many prompts, and planted perturbations.
@@ -90,7 +92,9 @@ class Prober:
         return self._judged(client, self._answer(client, None))
 
     def _judged(self, client: RolloutClient, groups: list[Group]) -> float:
+        began = time.monotonic()
         report = self._scorer.compare(groups)
+        self.comparing_seconds += time.monotonic() - began
         widest = max(self._bounds.values(), default=self._config.bound(self._config.dtype))
         bound = self._bounds.get(client.address, widest)
         # Planted adapters, which must be seen, come before the update's own probe: the last one counts.

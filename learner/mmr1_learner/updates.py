@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 
 import grpc
@@ -73,7 +74,7 @@ class Updates:
         """
         self._prober.begin(version, step, self._tick)
         try:
-            result = self._sender.update(version, probe, self._tick, self._prober.adapters)
+            result = self._shown(self._sender.update(version, probe, self._tick, self._prober.adapters))
         finally:
             outputs.export_probes(self._prober.of_bound.values())
         self._in_doubt = False
@@ -113,9 +114,19 @@ class Updates:
     def _update_beside(self, version: PolicyVersion) -> UpdateResult:
         prober = self._prober
         with self._policy.beside():
-            return self._sender.update(
-                version, prober.probe, self._heed_stop, prober.adapters, self._between, self._closed.set
+            return self._shown(
+                self._sender.update(
+                    version, prober.probe, self._heed_stop, prober.adapters, self._between, self._closed.set
+                )
             )
+
+    def _shown(self, result: UpdateResult) -> UpdateResult:
+        """Of the proof, what the servers sample and what this side compares."""
+        seconds, comparing = dict(result.phases), self._prober.comparing_seconds
+        if "proof" in seconds:
+            proof, opening = seconds.pop("proof"), seconds.pop("opening", 0.0)
+            seconds |= {"sampling": max(0.0, proof - comparing), "comparing": comparing, "opening": opening}
+        return replace(result, phases=seconds)
 
     def _between(self) -> None:
         """Nothing is under way: whoever waits need not wait for another try."""

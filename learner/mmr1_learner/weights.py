@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import grpc
@@ -27,6 +27,7 @@ from mmr1_learner.broadcast import CPU, choose_transport, largest_bucket, name_o
 from mmr1_learner.collective import Collective, Meeting
 from mmr1_learner.device_collective import IpcCollective, NcclCollective
 from mmr1_learner.parity import see_wrong_adapters
+from mmr1_learner.phases import Phases
 from mmr1_learner.published import Published
 from mmr1_learner.published_adapters import PublishedAdapters
 from mmr1_learner.servers import ANSWER_SECONDS, Servers
@@ -45,13 +46,15 @@ _CONSEQUENCES_SECONDS = 0.5  # after the first failure: a dead server's own is n
 class UpdateResult:
     """A committed update: seconds from closing admission to opening it, and the largest |delta log p| of the probes.
 
-    `num_bytes` are those of the tensors that each server got.
+    `num_bytes` are those of the tensors that each server got. `phases` are seconds: closing admission (what is being
+    sampled ends), weights, proof, opening.
     """
 
     seconds: float
     num_servers: int
     probe_max_abs_dlogp: float | None
     num_bytes: int
+    phases: dict[str, float] = field(default_factory=dict)
 
 
 class WeightSender(Servers):
@@ -68,7 +71,7 @@ class WeightSender(Servers):
         super().__init__(config, queue)
         self._policy = policy
         self._adapters = policy if isinstance(policy, PublishedAdapters) else None
-        self._num_bytes = 0  # of the update under way
+        self._num_bytes, self._phases = 0, Phases()  # of the update under way
         self._buffer: torch.Tensor | None = None  # that processes on one GPU share
         self._master_address = master_address
         self._device = device
@@ -141,15 +144,18 @@ class WeightSender(Servers):
             collective = self._form_group(members, tick)
             clients = [self._client(member) for member in members]
             started = time.monotonic()
-            self._num_bytes = 0
+            self._num_bytes, self._phases = 0, Phases()
             if self._adapters is not None and collective is not standing:
                 self._bring_base(collective, clients, version, adapter_probe, tick, closed)
             self._deliver(collective, clients, version, tick, closed, adapter_only=self._adapters is not None)
             worst = max((self._ask(client, probe) for client in clients), default=0.0) if probe else None
+            self._phases.enter("opening")
             self._queue.commit_version(version)
             self._everywhere(clients, lambda c: c.resume(version), tick)
+            self._phases.enter(None)
         self._left_out.succeeded(members)
-        return UpdateResult(time.monotonic() - started, len(clients), worst, self._num_bytes)
+        seconds = time.monotonic() - started
+        return UpdateResult(seconds, len(clients), worst, self._num_bytes, self._phases.seconds)
 
     def _bring_base(
         self,
@@ -183,16 +189,19 @@ class WeightSender(Servers):
     ) -> None:
         """Start, Update and Finish on all servers at once: they hold the new tensors then, with admission closed."""
         limit, pause_limit = self._config.weight_update_deadline_seconds, self._config.pause_deadline_seconds
+        self._phases.enter("closing")
         self._everywhere(
             clients, lambda c: c.start_weight_update(version, pause_limit, adapter_only=adapter_only), tick
         )
         closed()
+        self._phases.enter("weights")
         sending = self._pool.submit(self._broadcast, collective, adapter_only)
         receiving = [self._submit(client, lambda c: c.update_weights(version, limit)) for client in clients]
         sent, *received = results([sending, *receiving], tick)
         for client, arrived in zip(clients, received, strict=True):
             self._left_out.watch(client.address, partial(_compare, client.address, sent, arrived))
         self._everywhere(clients, lambda c: c.finish_weight_update(version, limit), tick)
+        self._phases.enter("proof")
 
     def _form_group(self, members: tuple[Member, ...], tick: Tick) -> Meeting:
         """A collective with these servers; the standing one when it is with the same, and none was started anew."""

@@ -211,21 +211,47 @@ def test_a_reward_outage_loses_nothing_and_counts_nothing(stack: Stack) -> None:
     assert all(rollout.score and rollout.score.outcome.has_reward for group in groups for rollout in group.rollouts)
 
 
+def num_prepared(stack: Stack) -> float:
+    text = urlopen(f"http://127.0.0.1:{stack.server.metrics_port}/metrics").read().decode()
+    (line,) = (line for line in text.splitlines() if line.startswith("mmr1_rollout_prepare_seconds_count "))
+    return float(line.split()[1])
+
+
+def test_what_is_made_ready_while_a_version_is_proved_is_sampled_with_the_weights_that_follow(stack: Stack) -> None:
+    """Made ready under one version, sampled under another: nothing of the first is in it."""
+    learner, before = stack.learner, num_prepared(stack)
+    stack.policy.perturb(seed=6)
+    learner.update(stack.policy.model, 2, resume=False)
+    sampling = Sampling(1.0, 12, ignore_eos=True, forbidden_token_ids=stack.policy.forbidden)
+    positions = stack.feed(*(stack.prompt(image, sampling=sampling) for image in (0, 1, 2)))
+    learner.client.generate(stack.prompt(3), timeout=60, probe=True)
+    stack.until(lambda: num_prepared(stack) >= before + 3)
+    assert stack.queue.read(3) == []
+    stack.policy.perturb(seed=7)
+    version = learner.update(stack.policy.model, 3)
+    stack.queue.commit_version(version)
+    groups = stack.groups(3)
+    assert sorted(group.prompt.id.position for group in groups) == positions
+    for group in groups:
+        assert {span.version for rollout in group.rollouts for span in rollout.spans} == {version}
+        assert stack.policy.largest_difference(group, stack.images, **PIXELS) < 1e-4
+
+
 def test_an_update_in_the_middle_of_traffic(stack: Stack) -> None:
     long = Sampling(1.0, 48, ignore_eos=True, forbidden_token_ids=stack.policy.forbidden)
     stack.feed(*(stack.prompt(i % 4, sampling=long) for i in range(16)))
     time.sleep(0.3)
     before = copy.deepcopy(stack.policy)
-    stack.policy.perturb(seed=6)
-    version = stack.learner.update(stack.policy.model, 2)
+    stack.policy.perturb(seed=8)
+    version = stack.learner.update(stack.policy.model, 4)
     stack.queue.commit_version(version)
     numbers = set()
     for group in stack.groups(16):
         [number] = {span.version.number for rollout in group.rollouts for span in rollout.spans}
         numbers.add(number)
-        policy = {1: before, 2: stack.policy}[number]
+        policy = {3: before, 4: stack.policy}[number]
         assert policy.largest_difference(group, stack.images, **PIXELS) < 1e-4
-    assert 2 in numbers
+    assert 4 in numbers
 
 
 def test_sigterm_finishes_or_gives_back_what_it_holds(stack: Stack) -> None:

@@ -65,6 +65,14 @@ def curves(run: RunFiles) -> list[Chart]:
             steps, metrics, "outcomes", "Outcomes of scoring", "Completions; only ok and invalid_output have a reward"
         ),
         parts_of(steps, metrics, "phases", "Seconds by phase", "Where the step's wall time went", unit=" s"),
+        parts_of(
+            steps,
+            metrics,
+            "update_phases",
+            "Seconds of each weight update",
+            "From closing admission to opening it; a server samples nothing else meanwhile",
+            unit=" s",
+        ),
         parts_of(steps, metrics, "dropped", "Groups dropped", "By reason; their prompts are fed again"),
         *(plain(steps, metrics, *row) for row in MECHANICS),
     ]

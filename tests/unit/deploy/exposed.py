@@ -26,6 +26,7 @@ from tests.conftest import make_group, make_prompt
 
 ROOT = Path(__file__).resolve().parents[3]
 ENDS = ("published", "fenced", "failed", "dead", "given_back")
+UPDATE_PHASES = ("closing", "weights", "sampling", "comparing", "opening")
 PHASES = ("loading", "parity", "training", "evaluating", "done")
 JOBS = ("reward-server", "rollout-server", "learner")
 
@@ -57,6 +58,7 @@ def rollout_server() -> bytes:
         assert f'"{end}"' in source
         metrics.prompts.labels(end).inc()
     metrics.count_tokens(make_group(make_prompt(0)))
+    metrics.prepare_seconds.observe(0.1)
     metrics.score_seconds.observe(0.1)
     metrics.update_seconds.labels("UpdateWeights").observe(0.2)
     metrics.update_failures.labels("UpdateWeights").inc()
@@ -64,11 +66,12 @@ def rollout_server() -> bytes:
 
 
 def learner_gauges(phase: str, folder: Path) -> bytes:
-    source = "".join(written(f"learner/mmr1_learner/{name}.py") for name in ("leader", "train", "metrics"))
-    assert all(f'"{name}"' in source for name in (*PHASES, "paused"))
+    files_that_name = ("leader", "train", "metrics", "weights", "updates")
+    source = "".join(written(f"learner/mmr1_learner/{name}.py") for name in files_that_name)
+    assert all(f'"{name}"' in source for name in (*PHASES, "paused", *UPDATE_PHASES))
     files = learner.RunFiles(folder)
     files.paused("Redis is full") if phase == "paused" else files.status(phase)
-    learner.export(dict.fromkeys(learner.GAUGES, 0.5))
+    learner.export({**dict.fromkeys(learner.GAUGES, 0.5), "update_phases": dict.fromkeys(UPDATE_PHASES, 0.1)})
     learner.MAX_OFF_POLICY_STEPS.set(1)
     learner.export_probes([0.1])
     learner.WEIGHT_UPDATES.inc()

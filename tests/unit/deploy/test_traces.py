@@ -53,11 +53,19 @@ async def test_from_the_feeder_over_the_reward_server_to_the_acknowledgement(
         spans = {span.name: span for span in collector.spans if span.trace == trace}
         first = spans.pop("feed")
         request = spans.pop("POST /v1/score")
-        assert set(spans) == {"take", "generate", "score", "publish", "read", "acknowledge"}
+        assert set(spans) == {"take", "prepare", "generate", "score", "publish", "read", "acknowledge"}
         assert first.parent == "" and {span.parent for span in spans.values()} == {first.id}
         assert request.parent == spans["score"].id and request.service == "mmr1-reward-server"
         assert request.attributes["http.response.status_code"] == 200
-        order = [first, spans["generate"], spans["score"], spans["publish"], spans["read"], spans["acknowledge"]]
+        order = [
+            first,
+            spans["prepare"],
+            spans["generate"],
+            spans["score"],
+            spans["publish"],
+            spans["read"],
+            spans["acknowledge"],
+        ]
         assert [span.began for span in order] == sorted(span.began for span in order)
         assert all(span.began <= span.ended for span in order)
         assert spans["score"].began <= request.began <= request.ended <= spans["score"].ended

@@ -129,7 +129,7 @@ class Learner:
             "_config": run.config,
             # That the other ranks hear from it, and how it may be scored, is all that is asked of it here.
             "_policy": MagicMock(scores_alone=goes_ahead, scores_beside=scores_beside),
-            "_prober": Mock(of_bound={}),
+            "_prober": Mock(of_bound={}, comparing_seconds=0.0),
             "_checkpoints": self.checkpoints,
             "_prompts": run.prompts,
             "_evaluator": None,

@@ -76,6 +76,9 @@ def test_two_ranks_of_a_launcher_take_a_step(
     run_dir = tmp_path / "run"
     (record,) = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert record["step"] == 1 and record["grad_norm"] > 0 and record["probe_max_abs_dlogp"] < 1e-4
+    assert list(record["update_phases"]) == ["closing", "weights", "sampling", "comparing", "opening"]
+    assert all(seconds >= 0 for seconds in record["update_phases"].values())
+    assert record["update_phases"]["weights"] > 0 and record["update_phases"]["comparing"] > 0
     with redis.Redis.from_url(redis_url) as client:
         ledger = read_ledger(client, "test")
     assert ledger.balanced and (ledger.trained, ledger.pending) == (2, 0)

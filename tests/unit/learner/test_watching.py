@@ -14,10 +14,12 @@ from prometheus_client import REGISTRY
 from mmr1.errors import WeightUpdateError
 from mmr1.records import PolicyVersion
 from mmr1_learner import metrics as outputs
+from mmr1_learner import probing
 from mmr1_learner.metrics import RunFiles
 from mmr1_learner.parity import ParityReport
 from mmr1_learner.probing import Prober
 from mmr1_learner.updates import Updates
+from mmr1_learner.weights import UpdateResult
 from tests.unit.learner.run_of_a_test import Run
 
 
@@ -51,9 +53,10 @@ class Sender:
     def __init__(self, *clients: Client) -> None:
         self.clients = clients
 
-    def update(self, version: object, probe: Any, *_: object) -> None:
+    def update(self, version: object, probe: Any, *_: object) -> UpdateResult:
         for client in self.clients:
             probe(client)
+        return UpdateResult(3.0, len(self.clients), None, 0, {"closing": 0.5, "proof": 2.0, "opening": 0.5})
 
 
 def updates(sender: Sender, prober: Prober, files: RunFiles) -> Updates:
@@ -79,7 +82,7 @@ def judged(tmp_path: Path) -> tuple[Prober, RunFiles]:
 
     prober = object.__new__(Prober)
     prober.__dict__ |= {"_config": Bounded(), "_bounds": {"a": 0.0004}, "_scorer": Compared()}
-    prober.__dict__ |= {"_answer": lambda client, tokens: client.distance}
+    prober.__dict__ |= {"comparing_seconds": 0.0, "_answer": lambda client, tokens: client.distance}
     return prober, RunFiles(tmp_path)
 
 
@@ -135,3 +138,14 @@ def test_the_first_scrape_already_finds_balanced_accounts(
     with pytest.raises(SeenError):
         leader.prepare(None)
     assert seen == [1.0, cast(Any, run.config).max_off_policy_steps]
+
+
+def test_of_a_proof_the_record_says_what_the_servers_take_and_what_the_learner_does(
+    judged: tuple[Prober, RunFiles], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prober, files = judged
+    clock = iter([10.0, 10.5])
+    monkeypatch.setattr(probing, "time", Mock(monotonic=lambda: next(clock)))
+    result = updates(Sender(Client("a", 0.0001)), prober, files).send(PolicyVersion(1, 1), 1, prober.probe)
+    assert result.phases == {"closing": 0.5, "sampling": 1.5, "comparing": 0.5, "opening": 0.5}
+    assert list(result.phases) == ["closing", "sampling", "comparing", "opening"], "as they follow each other"

@@ -55,6 +55,8 @@ def metric(step: int, num_steps: int, chance: random.Random) -> Json:
         "dropped": {"stale": 1} if step % 13 == 0 else {},
         "phases": {"wait": 0.6 + chance.random() * 0.2, "forward": 1.3, "backward": 2.1, "optimizer": 0.2,
                    "weight_update": 0.5 + 0.1 * chance.random()},
+        "update_phases": {"closing": 0.02, "weights": 0.1 + 0.05 * chance.random(), "sampling": 0.2, "comparing": 0.1,
+                          "opening": 0.01},
         "probe_max_abs_dlogp": 2e-6 + 2e-6 * chance.random(),
     }  # fmt: skip
 
