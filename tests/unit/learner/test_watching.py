@@ -102,10 +102,10 @@ def test_the_probe_that_is_nearest_to_its_bound_is_shown(
 
 def test_planted_adapters_are_not_taken_for_a_fault(judged: Any) -> None:
     class Planted(Sender):
-        def update(self, version: object, probe: Any, *_: object) -> None:
+        def update(self, version: object, probe: Any, *_: object) -> UpdateResult:
             with pytest.raises(WeightUpdateError):
                 probe(Client("a", 0.01))
-            super().update(version, probe)
+            return super().update(version, probe)
 
     updates(Planted(Client("a", 0.0001)), *judged).send(PolicyVersion(1, 1), 0, judged[0].probe)
     assert REGISTRY.get_sample_value("mmr1_learner_probe_bound_ratio") == pytest.approx(0.25)
