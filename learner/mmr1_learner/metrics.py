@@ -49,7 +49,9 @@ LEDGER_READY = Gauge("mmr1_ledger_ready_by_version", "ready and applied groups, 
 LEDGER_OLDEST = Gauge("mmr1_ledger_oldest_seconds", "how long the oldest entry waits; 0 when there is none", ["stream"])
 LEDGER_BALANCED = Gauge("mmr1_ledger_balanced", "1 while fed = trained + dropped + dead + pending")
 UPDATE_SECONDS = Gauge(
-    "mmr1_learner_weight_update_seconds", "the last weight update by phase, while no prompt is admitted", ["phase"]
+    "mmr1_learner_weight_update_seconds",
+    "the last weight update by phase, from closing admission to opening it",
+    ["phase"],
 )
 WEIGHT_UPDATES = Counter("mmr1_learner_weight_updates_total", "committed weight updates")
 
@@ -127,7 +129,12 @@ def export(metrics: dict[str, Any]) -> None:
     for name, gauge in GAUGES.items():
         if metrics.get(name) is not None:
             gauge.set(metrics[name])
-    for phase, seconds in metrics.get("update_phases", {}).items():
+
+
+def export_update(phases: dict[str, float]) -> None:
+    """Set the gauges of a weight update that has been committed."""
+    UPDATE_SECONDS.clear()
+    for phase, seconds in phases.items():
         UPDATE_SECONDS.labels(phase).set(seconds)
 
 

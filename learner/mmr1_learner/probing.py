@@ -7,8 +7,9 @@ found for each server. It moves no weights, and does not say what follows from i
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -55,7 +56,7 @@ class Prober:
         # Under way, by client: a try that fails closes its clients, so none is answered with an older try's samples.
         self._asked: dict[RolloutClient, Future[list[Group]]] = {}
         self._version, self._step, self._tick = PolicyVersion(0, 0), 0, _no_tick
-        self.comparing_seconds = 0.0  # of the proof of this update, that this side takes
+        self.comparing_seconds = 0.0  # in this update
 
     def begin(self, version: PolicyVersion, step: int, tick: Tick) -> None:
         """What comes is of an update to `version`, in a run of `step` steps; `tick` is called while waiting."""
@@ -72,7 +73,8 @@ class Prober:
         groups = self._sender.call(
             partial(_generate, client, self._probes(self._config.parity_prompts, None)), self._tick
         )
-        report, bound = gate_of(self._config, self._scorer, self._policy, groups)
+        with self._comparing():
+            report, bound = gate_of(self._config, self._scorer, self._policy, groups)
         self._bounds[client.address] = bound
         self.of_bound[client.address] = report.mean_abs_dlogp / bound
         self._record(report, client)
@@ -92,9 +94,8 @@ class Prober:
         return self._judged(client, self._answer(client, None))
 
     def _judged(self, client: RolloutClient, groups: list[Group]) -> float:
-        began = time.monotonic()
-        report = self._scorer.compare(groups)
-        self.comparing_seconds += time.monotonic() - began
+        with self._comparing():
+            report = self._scorer.compare(groups)
         widest = max(self._bounds.values(), default=self._config.bound(self._config.dtype))
         bound = self._bounds.get(client.address, widest)
         # Planted adapters, which must be seen, come before the update's own probe: the last one counts.
@@ -105,6 +106,12 @@ class Prober:
                 f"{report.mean_abs_dlogp:.2e} from the learner's (bound {bound:.0e})"
             )
         return report.max_abs_dlogp
+
+    @contextmanager
+    def _comparing(self) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        self.comparing_seconds += time.monotonic() - began
 
     def _answer(self, client: RolloutClient, tokens: int | None) -> list[Group]:
         """What it sampled. Whoever is asked first has the others asked too: all sample at once, and not in turn."""

@@ -30,6 +30,7 @@ from mmr1_learner.weights import Probe, UpdateResult, WeightSender, reason
 log = structlog.get_logger()
 
 _TICK_SECONDS = 0.05
+_PHASES = ("closing", "weights", "sampling", "comparing", "opening", "retrying")  # as they are shown
 
 
 class Updates:
@@ -121,12 +122,13 @@ class Updates:
             )
 
     def _shown(self, result: UpdateResult) -> UpdateResult:
-        """Of the proof, what the servers sample and what this side compares."""
-        seconds, comparing = dict(result.phases), self._prober.comparing_seconds
-        if "proof" in seconds:
-            proof, opening = seconds.pop("proof"), seconds.pop("opening", 0.0)
-            seconds |= {"sampling": max(0.0, proof - comparing), "comparing": comparing, "opening": opening}
-        return replace(result, phases=seconds)
+        """Of the proof, what is waited for samples and what is compared."""
+        parts = dict(result.phases)
+        proof, comparing = parts.pop("proof", 0.0), self._prober.comparing_seconds
+        parts |= {"sampling": max(0.0, proof - comparing), "comparing": comparing}
+        result = replace(result, phases={name: parts[name] for name in _PHASES if name in parts})
+        outputs.export_update(result.phases)
+        return result
 
     def _between(self) -> None:
         """Nothing is under way: whoever waits need not wait for another try."""

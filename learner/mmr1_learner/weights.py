@@ -46,8 +46,8 @@ _CONSEQUENCES_SECONDS = 0.5  # after the first failure: a dead server's own is n
 class UpdateResult:
     """A committed update: seconds from closing admission to opening it, and the largest |delta log p| of the probes.
 
-    `num_bytes` are those of the tensors that each server got. `phases` are seconds: closing admission (what is being
-    sampled ends), weights, proof, opening.
+    `num_bytes` are those of the tensors that each server got. `phases` are seconds, tries that failed included: closing
+    admission (what is being sampled ends), weights, proof, opening; and retrying, after a try that failed.
     """
 
     seconds: float
@@ -71,7 +71,7 @@ class WeightSender(Servers):
         super().__init__(config, queue)
         self._policy = policy
         self._adapters = policy if isinstance(policy, PublishedAdapters) else None
-        self._num_bytes, self._phases = 0, Phases()  # of the update under way
+        self._num_bytes, self._phases = 0, Phases()  # of the update
         self._buffer: torch.Tensor | None = None  # that processes on one GPU share
         self._master_address = master_address
         self._device = device
@@ -105,7 +105,7 @@ class WeightSender(Servers):
             WeightUpdateError: it did not succeed in several tries, or no server came back. Nothing serves then.
             ParityError: `adapter_probe` does not see adapters that are not the learner's.
         """
-        between = between or tick
+        between, self._phases = between or tick, Phases()
         for number in range(1, _ATTEMPTS + 1):
             answering = self.wait_for_servers(1, tick, between=between)
             members = self._left_out.others(answering) or answering
@@ -113,6 +113,7 @@ class WeightSender(Servers):
             try:
                 return self._update(tuple(members), version, probe, tick, adapter_probe, closed or _nothing)
             except (grpc.RpcError, WeightUpdateError) as error:
+                self._phases.enter("retrying")
                 why = reason(error)
                 log.warning("weight update failed", version=str(version), attempt=number, reason=why)
                 if number == _ATTEMPTS:
@@ -144,7 +145,7 @@ class WeightSender(Servers):
             collective = self._form_group(members, tick)
             clients = [self._client(member) for member in members]
             started = time.monotonic()
-            self._num_bytes, self._phases = 0, Phases()
+            self._num_bytes = 0
             if self._adapters is not None and collective is not standing:
                 self._bring_base(collective, clients, version, adapter_probe, tick, closed)
             self._deliver(collective, clients, version, tick, closed, adapter_only=self._adapters is not None)

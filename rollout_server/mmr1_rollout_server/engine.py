@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import time
 from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import contextmanager
@@ -92,6 +93,9 @@ class Engine:
         facts = fingerprint(cached_processor_from_config(vllm_config.model_config))
         with starting(config, on_cpu=current_platform.is_cpu()):
             llm = AsyncLLM.from_vllm_config(vllm_config, disable_log_stats=True)
+        if not current_platform.is_cpu():
+            # Read at each image: `rollout_threads` make images ready here, and each would take as many threads again.
+            os.environ["OMP_NUM_THREADS"] = "1"
         return cls(llm, config, server_id, facts)
 
     @property

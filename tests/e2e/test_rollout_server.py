@@ -226,6 +226,7 @@ def test_what_is_made_ready_while_a_version_is_proved_is_sampled_with_the_weight
     positions = stack.feed(*(stack.prompt(image, sampling=sampling) for image in (0, 1, 2)))
     learner.client.generate(stack.prompt(3), timeout=60, probe=True)
     stack.until(lambda: num_prepared(stack) >= before + 3)
+    time.sleep(1.0)  # longer than sampling and scoring take
     assert stack.queue.read(3) == []
     stack.policy.perturb(seed=7)
     version = learner.update(stack.policy.model, 3)

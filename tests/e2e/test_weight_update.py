@@ -131,6 +131,12 @@ def test_a_probe_is_answered_under_the_new_version_before_resume(
     assert code is grpc.StatusCode.FAILED_PRECONDITION and str(version) in why
     learner.client.resume(version)
     assert learner.client.status().state == "serves"
+    policy.perturb(seed=101)
+    version = learner.update(policy.model, 3, resume=False)
+    group = learner.client.generate(prompt, timeout=30, probe=True)  # the same, whose pixels are kept
+    assert {span.version for rollout in group.rollouts for span in rollout.spans} == {version}
+    assert policy.largest_difference(group, images) < BOUND
+    learner.client.resume(version)
 
 
 def test_greedy_is_the_most_likely_token(learner: PlayedLearner, policy: ReferencePolicy, images: ImageStore) -> None:

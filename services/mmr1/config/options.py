@@ -97,7 +97,9 @@ class SamplingOptions(BaseModel):
 class RolloutOptions(BaseModel):
     rollout_replicas: int = Field(1, gt=0, description="rollout servers on this machine")
     rollout_tensor_parallel_size: int = Field(1, gt=0, description="GPUs that each rollout server cuts the model over")
-    rollout_threads: int = Field(1, gt=0, description="CPU threads per rollout server's engine")
+    rollout_threads: int = Field(
+        1, gt=0, description="CPU threads of a rollout server: its engine's; on a GPU, those that prepare images"
+    )
     max_off_policy_steps: int = Field(
         1, ge=0, description="groups older than this many updates are dropped and fed again"
     )

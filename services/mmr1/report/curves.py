@@ -70,7 +70,7 @@ def curves(run: RunFiles) -> list[Chart]:
             metrics,
             "update_phases",
             "Seconds of each weight update",
-            "From closing admission to opening it; a server samples nothing else meanwhile",
+            "From closing admission, when what is being sampled ends, to opening it",
             unit=" s",
         ),
         parts_of(steps, metrics, "dropped", "Groups dropped", "By reason; their prompts are fed again"),

@@ -17,6 +17,7 @@ from mmr1.streams.accounts import Accounts
 from mmr1.streams.ledger import Ledger
 from mmr1_learner import metrics as learner
 from mmr1_learner.source import STALE
+from mmr1_learner.updates import _PHASES as UPDATE_PHASES
 from mmr1_reward_server.api import Outcome, Result
 from mmr1_reward_server.metrics import Metrics as RewardMetrics
 from mmr1_reward_server.scoring import Scored
@@ -26,7 +27,6 @@ from tests.conftest import make_group, make_prompt
 
 ROOT = Path(__file__).resolve().parents[3]
 ENDS = ("published", "fenced", "failed", "dead", "given_back")
-UPDATE_PHASES = ("closing", "weights", "sampling", "comparing", "opening")
 PHASES = ("loading", "parity", "training", "evaluating", "done")
 JOBS = ("reward-server", "rollout-server", "learner")
 
@@ -66,12 +66,12 @@ def rollout_server() -> bytes:
 
 
 def learner_gauges(phase: str, folder: Path) -> bytes:
-    files_that_name = ("leader", "train", "metrics", "weights", "updates")
-    source = "".join(written(f"learner/mmr1_learner/{name}.py") for name in files_that_name)
-    assert all(f'"{name}"' in source for name in (*PHASES, "paused", *UPDATE_PHASES))
+    source = "".join(written(f"learner/mmr1_learner/{name}.py") for name in ("leader", "train", "metrics"))
+    assert all(f'"{name}"' in source for name in (*PHASES, "paused"))
     files = learner.RunFiles(folder)
     files.paused("Redis is full") if phase == "paused" else files.status(phase)
-    learner.export({**dict.fromkeys(learner.GAUGES, 0.5), "update_phases": dict.fromkeys(UPDATE_PHASES, 0.1)})
+    learner.export(dict.fromkeys(learner.GAUGES, 0.5))
+    learner.export_update(dict.fromkeys(UPDATE_PHASES, 0.1))
     learner.MAX_OFF_POLICY_STEPS.set(1)
     learner.export_probes([0.1])
     learner.WEIGHT_UPDATES.inc()

@@ -269,6 +269,25 @@ def test_a_server_that_cannot_be_proved_is_left_out(sender: WeightSender, start:
     assert good.calls.count("Resume") == 1 and "Resume" not in bad.calls
 
 
+def test_phases_are_of_all_tries(sender: WeightSender, start: Any) -> None:
+    """Nothing is sampled while a failed one is tried again: that is a part of how long an update takes."""
+    start("only")
+    tries = iter([WeightUpdateError("another model's"), None])
+
+    def probe(_: RolloutClient) -> float:
+        time.sleep(0.3)
+        if (error := next(tries)) is not None:
+            raise error
+        return 0.0
+
+    result = sender.update(VERSION, probe, lambda: None)
+    assert set(result.phases) == {"closing", "weights", "proof", "retrying", "opening"}
+    assert result.phases["proof"] >= 0.6 and result.phases["retrying"] > 0
+    assert sender.update(VERSION._replace(number=2), None, lambda: None).phases.keys() == result.phases.keys() - {
+        "retrying"
+    }
+
+
 def test_an_update_fails_as_soon_as_the_only_server_refuses_to_join(sender: WeightSender, start: Any) -> None:
     """The learner's own end of the collective would wait for it until the deadline."""
     refusing = start("refusing", on_init=lambda context: context.abort(grpc.StatusCode.ABORTED, "no room"))
