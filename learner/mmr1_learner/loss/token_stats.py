@@ -54,10 +54,9 @@ def token_stats(
         chunk_tokens: tokens whose logits exist at one time.
         reference: of the model to measure the divergence from; no gradient flows into it.
     """
-    bias = torch.zeros(head.shape[0], device=hidden.device).index_fill_(0, forbidden, FORBIDDEN_BIAS)
     ref_hidden, ref_head = (reference.hidden.detach(), reference.head.detach()) if reference else (None, None)
     columns = _ChunkedStats.apply(  # type: ignore[no-untyped-call]
-        hidden, head, targets, temperatures, bias, chunk_tokens, ref_hidden, ref_head
+        hidden, head, targets, temperatures, forbidden, chunk_tokens, ref_hidden, ref_head
     )
     return TokenStats(*columns)
 
@@ -75,7 +74,7 @@ class _ChunkedStats(torch.autograd.Function):
         head: Tensor,
         targets: Tensor,
         temperatures: Tensor,
-        bias: Tensor,
+        forbidden: Tensor,
         chunk_tokens: int,
         ref_hidden: Tensor | None,
         ref_head: Tensor | None,
@@ -85,17 +84,19 @@ class _ChunkedStats(torch.autograd.Function):
         for start in range(0, len(targets), chunk_tokens):
             part = slice(start, start + chunk_tokens)
             chosen = targets[part, None]
-            logp = _log_distribution(hidden[part], head, temperatures[part], bias)  # [n, V]
-            p = logp.exp()
+            logp = _logits(hidden[part], head, temperatures[part], forbidden).log_softmax(1)  # [n, V]
             logprobs[part] = logp.gather(1, chosen)[:, 0]
-            entropy[part] = -(p * logp).sum(1)
-            if ref_hidden is not None and ref_head is not None:
-                logq = _log_distribution(ref_hidden[part], ref_head, temperatures[part], bias)
+            p = logp.exp()
+            if ref_hidden is None or ref_head is None:
+                entropy[part] = -p.mul_(logp).sum(1)
+            else:
+                entropy[part] = -(p * logp).sum(1)
+                logq = _logits(ref_hidden[part], ref_head, temperatures[part], forbidden).log_softmax(1)
                 ref_logprobs[part] = logq.gather(1, chosen)[:, 0]
                 kimifull[part] = p.mul_(logp.sub_(logq)).sum(1)
                 del logq
             del logp, p  # before the next chunk's are made
-        ctx.save_for_backward(hidden, head, targets, temperatures, bias, ref_hidden, ref_head, entropy, kimifull)
+        ctx.save_for_backward(hidden, head, targets, temperatures, forbidden, ref_hidden, ref_head, entropy, kimifull)
         ctx.chunk_tokens = chunk_tokens
         ctx.set_materialize_grads(False)
         if ref_hidden is None:
@@ -105,36 +106,57 @@ class _ChunkedStats(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        hidden, head, targets, temperatures, bias, ref_hidden, ref_head, entropy, kimifull = ctx.saved_tensors
-        zero = torch.zeros_like(entropy)
-        g_logprob, g_entropy = (zero if grad is None else grad for grad in grads[:2])
-        g_kimifull = grads[3]
+        hidden, head, targets, temperatures, forbidden, ref_hidden, ref_head, entropy, kimifull = ctx.saved_tensors
+        g_logprob, g_entropy, _, g_kimifull = grads
+        g_logprob = torch.zeros_like(entropy) if g_logprob is None else g_logprob
         grad_hidden = torch.empty_like(hidden)
         grad_head = torch.zeros_like(head) if ctx.needs_input_grad[1] else None
         for start in range(0, len(targets), ctx.chunk_tokens):
             part = slice(start, start + ctx.chunk_tokens)
-            logp = _log_distribution(hidden[part], head, temperatures[part], bias)  # [n, V]
-            p = logp.exp()
-            divergence = None
-            if g_kimifull is not None and ref_hidden is not None and ref_head is not None:
-                logq = _log_distribution(ref_hidden[part], ref_head, temperatures[part], bias)
-                divergence = logq.neg_().add_(logp).sub_(kimifull[part, None]).mul_(g_kimifull[part, None])
-                del logq
-            slope = logp.add_(entropy[part, None]).mul_(-g_entropy[part, None]).sub_(g_logprob[part, None])
-            if divergence is not None:
-                slope.add_(divergence)
-            slope.mul_(p).scatter_add_(1, targets[part, None], g_logprob[part, None]).div_(temperatures[part, None])
-            slope = slope.to(hidden.dtype)
+            warmth, g_chosen = temperatures[part, None], g_logprob[part, None]
+            # The slope is p times these, and g_chosen more at the chosen token. A [n, 1] is the same for every token.
+            factor = -g_chosen
+            if g_entropy is None and g_kimifull is None:  # the distribution alone is needed, and not its logarithm
+                p = _logits(hidden[part], head, temperatures[part], forbidden).softmax(1)  # [n, V]
+            else:
+                logp = _logits(hidden[part], head, temperatures[part], forbidden).log_softmax(1)
+                p = logp.exp()
+                if g_kimifull is not None and ref_hidden is not None and ref_head is not None:
+                    logq = _logits(ref_hidden[part], ref_head, temperatures[part], forbidden).log_softmax(1)
+                    divergence = logq.neg_().add_(logp).sub_(kimifull[part, None]).mul_(g_kimifull[part, None])
+                    factor = divergence.add_(factor)
+                    del logq, divergence
+                if g_entropy is not None:
+                    factor = logp.add_(entropy[part, None]).mul_(-g_entropy[part, None]).add_(factor)
+                del logp
+            slope = _slope(p, factor, g_chosen, targets[part, None], warmth, hidden.dtype)
+            del p, factor
             grad_hidden[part] = slope @ head
             if grad_head is not None:
                 grad_head.addmm_(slope.T, hidden[part])
-            del logp, p, divergence, slope
+            del slope  # before the next chunk's is made
         return grad_hidden, grad_head, None, None, None, None, None, None
 
 
-def _log_distribution(hidden: Tensor, head: Tensor, temperatures: Tensor, bias: Tensor) -> Tensor:
-    """[n, V] log-probabilities of every token; the caller may overwrite them."""
-    logits = hidden @ head.T
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    logits.add_(bias).div_(temperatures[:, None])
-    return logits.sub_(logits.logsumexp(1, keepdim=True))
+def _slope(p: Tensor, factor: Tensor, g_chosen: Tensor, chosen: Tensor, warmth: Tensor, dtype: torch.dtype) -> Tensor:
+    """[n, V] of the logits before bias and temperature: p * factor, g_chosen more at `chosen`, over the temperature."""
+    there = factor if factor.shape == g_chosen.shape else factor.gather(1, chosen)
+    at_chosen = (p.gather(1, chosen) * there + g_chosen) / warmth
+    if factor.shape == g_chosen.shape:
+        slope = torch.mul(p, factor / warmth, out=p.new_empty(p.shape, dtype=dtype))
+    else:
+        slope = torch.div(p.mul_(factor), warmth, out=p.new_empty(p.shape, dtype=dtype))
+    return slope.scatter_(1, chosen, at_chosen.to(dtype))
+
+
+def _logits(hidden: Tensor, head: Tensor, temperatures: Tensor, forbidden: Tensor) -> Tensor:
+    """[n, V] as the sampler has them: biased, then tempered. At least float32. The caller may overwrite them.
+
+    A large vocabulary's are many gigabytes to read and to write: each pass over them is a part of the step.
+    """
+    raw = hidden @ head.T
+    dtype = torch.promote_types(raw.dtype, torch.float32)
+    biased = (raw[:, forbidden].to(dtype) + FORBIDDEN_BIAS) / temperatures[:, None]
+    logits = raw.div_(temperatures[:, None]) if raw.dtype == dtype else raw / temperatures[:, None]
+    logits[:, forbidden] = biased.to(dtype)
+    return logits
