@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from mmr1.config import RunConfig
 from mmr1.errors import ConfigurationError
 from mmr1_learner.fused_rotary import fuse_rotary
+from mmr1_learner.fused_vision import fuse_vision
 
 _ALIGNED = 8  # elements: 16 bytes of bfloat16
 _SILU = ("SiLU", "SiLUActivation")  # torch's, and transformers' own
@@ -46,6 +47,8 @@ def fuse_kernels(hf: nn.Module, config: RunConfig) -> None:
         return
     parts: Iterator[Any] = hf.modules()
     for module in parts:
+        if fuse_vision(module):
+            continue
         fuse_rotary(module)
         if _is_norm(module):
             _take(module, _norm)

@@ -17,7 +17,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 # Families whose tower is given its images' sizes, and attends within an image or within windows of it.
 TOWERS_WITH_SIZES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 # To a name with "flash" in it transformers hands all windows at once, with their boundaries.
-_NAME = "flash_by_window_length"
+NAME = "flash_by_window_length"
 
 
 class _Windows(NamedTuple):
@@ -32,10 +32,10 @@ def batch_vision_attention(hf: Any) -> None:
     """Have the vision tower of a Hugging Face model attend this way, if its attention goes window by window."""
     config = getattr(hf.config, "vision_config", None)
     if hf.config.model_type in TOWERS_WITH_SIZES:
-        ALL_ATTENTION_FUNCTIONS.register(_NAME, _attention)
+        ALL_ATTENTION_FUNCTIONS.register(NAME, _attention)
         # The tower holds this object, or one of its own that was made from it.
         for one in {id(config): config, id(hf.model.visual.config): hf.model.visual.config}.values():
-            one._attn_implementation = _NAME
+            one._attn_implementation = NAME
 
 
 def _attention(
@@ -43,7 +43,7 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """Of [1, heads, L, D] with boundaries [windows + 1] in L; returns [1, L, heads, D]."""
     _, heads, _, width = query.shape
-    groups, order = _group(cu_seq_lens_q, query.device)
+    groups, order = windows_of(cu_seq_lens_q, query.device)
     seen = []
     for group in groups:
 
@@ -57,7 +57,7 @@ def _attention(
     return whole[None], None
 
 
-def _group(boundaries: Tensor, device: torch.device) -> tuple[list[_Windows], Tensor | None]:
+def windows_of(boundaries: Tensor, device: torch.device) -> tuple[list[_Windows], Tensor | None]:
     """The windows by length, and for each token its place among the groups' results in a row; None: as it was.
 
     Worked out once for the boundaries, not in every layer: to read them waits for the device, unless they are the
@@ -88,4 +88,4 @@ def _on(device: torch.device, made: Tensor) -> Tensor:
     return made.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else made.to(device)
 
 
-__all__ = ["TOWERS_WITH_SIZES", "batch_vision_attention"]
+__all__ = ["NAME", "TOWERS_WITH_SIZES", "batch_vision_attention", "windows_of"]

@@ -142,7 +142,7 @@ def test_a_tower_of_another_kind_stays_as_it_is() -> None:
 def test_boundaries_of_the_host_are_read_there_and_what_they_mean_is_where_the_tokens_are() -> None:
     """Meta stands for a GPU: what is there cannot be read."""
     boundaries = torch.tensor([0, 4, 12, 16], dtype=torch.int32)
-    windows, order = vision_attention._group(boundaries, torch.device("meta"))
+    windows, order = vision_attention.windows_of(boundaries, torch.device("meta"))
     assert [(one.num, one.length) for one in windows] == [(2, 4), (1, 8)]
     assert order is not None and order.device.type == "meta"
     assert all(one.rows is not None and one.rows.device.type == "meta" for one in windows)
