@@ -12,6 +12,7 @@ from typing import Any
 
 import deepspeed
 import torch
+import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor
@@ -27,7 +28,7 @@ def make_engine(config: RunConfig, policy: Policy) -> Any:
     Raises:
         ConfigurationError: the user's DeepSpeed file contradicts the run.
     """
-    derived = deepspeed_config(config)
+    derived = deepspeed_config(config, dist.get_world_size() if dist.is_initialized() else 1)
     _cut(policy, derived)
     optimizer = torch.optim.AdamW(
         [parameter for parameter in policy.parameters() if parameter.requires_grad],
@@ -81,18 +82,22 @@ def _cut(policy: Policy, derived: dict[str, Any]) -> None:
         buffer.data = buffer.data.to(device)
 
 
-def deepspeed_config(config: RunConfig) -> dict[str, Any]:
+def deepspeed_config(config: RunConfig, num_ranks: int | None = None) -> dict[str, Any]:
     """DeepSpeed's configuration: derived from the run's, with the user's file over it.
 
     Accumulation is ours (forwards differ between ranks and steps), so DeepSpeed is told of none and its boundary is set
-    by hand. Without ZeRO DeepSpeed has no exact float32 master weights for bfloat16, so stage 1 holds them.
+    by hand. Without ZeRO DeepSpeed has no exact float32 master weights for bfloat16, so stage 1 holds them. It also is
+    what one rank takes for stage 2, which would go through all gradients after each forward and not once a step: that
+    is for keeping a share of them, and one rank's is the whole. Of gradients that go to the host it keeps none here.
 
     Raises:
         ConfigurationError: the user's file contradicts the run.
     """
-    bfloat16 = config.dtype == "bfloat16"
+    bfloat16, stage = config.dtype == "bfloat16", config.zero_stage
+    if (stage == 0 and bfloat16) or (stage == 2 and num_ranks == 1 and not config.offload_optimizer):
+        stage = 1
     zero: dict[str, Any] = {
-        "stage": max(1, config.zero_stage) if bfloat16 else config.zero_stage,
+        "stage": stage,
         "overlap_comm": False,
         "contiguous_gradients": True,
         "reduce_bucket_size": 50_000_000,

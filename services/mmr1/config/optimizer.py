@@ -67,7 +67,8 @@ class OptimizerOptions(BaseModel):
         0.6, gt=0, le=1, description="reference = ref_sync_alpha x policy + (1 - ref_sync_alpha) x reference"
     )
     zero_stage: Literal[0, 1, 2, 3] = Field(
-        0, description="DeepSpeed's ZeRO stage; bfloat16 keeps float32 master weights and takes 1 for 0"
+        0,
+        description="DeepSpeed's ZeRO stage; bfloat16 keeps float32 master weights and takes 1 for 0, one rank 1 for 2",
     )
     offload_optimizer: bool = Field(False, description="optimizer states in the host's memory; ZeRO 1, 2 and 3")
     offload_parameters: bool = Field(False, description="parameters in the host's memory; ZeRO 3")
