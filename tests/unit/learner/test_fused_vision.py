@@ -1,7 +1,7 @@
 """A vision layer that turns heads in its projection's memory computes what transformers' own does, gradients too.
 
-What is tried here on a CPU is all but the kernel's launch; the kernel itself is run by Triton's interpreter and compiled
-for a GPU. Its values there: tests/gpu.
+What is tried here on a CPU is all but the kernel's launch; the kernel itself is run by Triton's interpreter, and
+compiled for a GPU. Its values there: tests/gpu.
 """
 
 from __future__ import annotations
