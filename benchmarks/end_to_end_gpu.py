@@ -225,18 +225,20 @@ def figures(run: Run, layout: Layout) -> dict[str, Any]:
         "seconds_with_checkpoints": round(whole, 3),
         "quartiles": [round(part, 3) for part in statistics.quantiles(seconds, n=4)[::2]],
         "learner": round(statistics.median(learner), 3),
-        "rollout": round(rollout, 3),
+        "rollout": round(rollout, 3),  # sampling and scoring; prompts are made into pixels beside it
         "busy": busy,  # of each server; `rollout` is when any of them was
         "update": round(statistics.median(update), 3),
         "admission_closed": round(statistics.median(closed), 3) if closed else None,
         "step_to_larger_half": round(middle / larger, 3),
         "groups_an_hour": round(3600 * groups / statistics.fmean(seconds)),
         "lag": statistics.fmean(step["lag_mean"] for step in measured if step["lag_mean"] is not None),
-        "phases": {
-            name: round(statistics.median(step["phases"].get(name, 0.0) for step in measured), 3)
-            for name in measured[-1]["phases"]
-        },
+        "phases": medians([step["phases"] for step in measured]),
+        "update_phases": medians([step["update_phases"] for step in measured]),
     }
+
+
+def medians(parts: list[dict[str, float]]) -> dict[str, float]:
+    return {name: round(statistics.median(part.get(name, 0.0) for part in parts), 3) for name in parts[-1]}
 
 
 def measure(layout: Layout, model: Path, data: Path, folder: Path, gpus: list[str], given: argparse.Namespace) -> None:

@@ -87,14 +87,17 @@ def deepspeed_config(config: RunConfig, num_ranks: int | None = None) -> dict[st
 
     Accumulation is ours (forwards differ between ranks and steps), so DeepSpeed is told of none and its boundary is set
     by hand. Without ZeRO DeepSpeed has no exact float32 master weights for bfloat16, so stage 1 holds them. It also is
-    what one rank takes for stage 2, which would go through all gradients after each forward and not once a step: that
-    is for keeping a share of them, and one rank's is the whole. Of gradients that go to the host it keeps none here.
+    what one rank takes for stage 2, which goes through all gradients after each forward and not once an update: that is
+    for keeping a share of them, and one rank's is the whole. Not where they go to the host meanwhile, nor where the
+    user's file has them summed in another type, for which DeepSpeed has another optimizer at stage 1.
 
     Raises:
         ConfigurationError: the user's file contradicts the run.
     """
     bfloat16, stage = config.dtype == "bfloat16", config.zero_stage
-    if (stage == 0 and bfloat16) or (stage == 2 and num_ranks == 1 and not config.offload_optimizer):
+    file = read_deepspeed_file(config)
+    keeps_all = num_ranks == 1 and not config.offload_optimizer and "data_types" not in file
+    if (stage == 0 and bfloat16) or (stage == 2 and keeps_all):
         stage = 1
     zero: dict[str, Any] = {
         "stage": stage,
@@ -118,7 +121,7 @@ def deepspeed_config(config: RunConfig, num_ranks: int | None = None) -> dict[st
         "steps_per_print": 10**9,
         "zero_optimization": zero,
     }
-    return _merged(derived, read_deepspeed_file(config))
+    return _merged(derived, file)
 
 
 def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

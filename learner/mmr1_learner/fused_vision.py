@@ -3,22 +3,27 @@
 In transformers queries, keys and values are taken out of one projection, turned by rotary positions, put in the order
 that attention wants, and their gradients are put together again: a dozen passes over them, which at 896 x 896 pixels
 took a fifteenth of a whole step. Here queries and keys are turned where the projection has left them (one kernel,
-`turn_kernel.py`), attention reads them there, and the gradients are written to their places in the projection's.
-A layer is replaced only when its class computes this, which is tried and not read off its name; it stays what it is,
-with its parameters and hooks, and computes as ever on a CPU. This file knows no family.
+`turn_kernel.py`), attention reads them there, and the gradients are written to their places in the projection's. Where
+windows have several lengths, the projection is put in their order first, once for all three. A layer is replaced only
+when its class computes this, which is tried and not read off its name; it stays what it is, with its parameters and
+hooks, and computes as ever on a CPU. This file knows no family.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from types import MethodType, SimpleNamespace
 from typing import Any
 
+import structlog
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmr1_learner.vision_attention import NAME, windows_of
+from mmr1_learner.vision_attention import NAME, Windows, windows_of
+
+log = structlog.get_logger()
 
 # What a forward raises that asks something else of itself or of its caller.
 _WANTS_OTHERWISE = (AttributeError, TypeError, ValueError, RuntimeError, IndexError, KeyError)
@@ -31,7 +36,7 @@ def fuse_vision(module: nn.Module) -> bool:
     kind: Any = type(module)
     if not all(hasattr(layer, part) for part in _PARTS):
         return False
-    if getattr(layer.config, "_attn_implementation", None) != NAME or not attends_so(kind):
+    if getattr(layer.config, "_attn_implementation", None) != NAME or not _is_known(kind):
         return False
 
     def choose(
@@ -53,52 +58,98 @@ def attend(layer: Any, hidden_states: Tensor, boundaries: Tensor, angles: tuple[
     """[L, H] of patches to [L, H]: they see those of their own window, which `boundaries` [windows + 1] say.
 
     Args:
-        layer: with `qkv`, `proj`, `num_heads` and `scaling`.
+        layer: with `qkv`, `proj`, `num_heads` and `scaling`; whatever else it has is not asked.
         angles: cosines and sines [L, D], of which each head has as many as it is wide.
     """
     projected = layer.qkv(hidden_states)
     groups, order = windows_of(boundaries, hidden_states.device)
+    rows = None
+    if order is not None:
+        rows, angles = _in_order(boundaries, groups, angles)
+    sizes = tuple((group.num, group.length) for group in groups)
+    heads = _Heads.apply(projected, *angles, layer.num_heads, sizes, rows, order)  # type: ignore[no-untyped-call]
     seen = []
-    for group in groups:
-        own, cos, sin = (
-            tensor if group.rows is None else tensor.index_select(0, group.rows) for tensor in (projected, *angles)
-        )
-        q, k, v = _Heads.apply(own, cos, sin, layer.num_heads, group.num)  # type: ignore[no-untyped-call]
-        one = F.scaled_dot_product_attention(q, k, v, scale=layer.scaling)  # [windows, heads, length, D]
-        seen.append(one.transpose(1, 2).reshape(own.shape[0], -1))
-    whole = seen[0] if order is None else torch.cat(seen).index_select(0, order)
+    for index, (num, length) in enumerate(sizes):
+        q, k, v = heads[3 * index : 3 * index + 3]  # [windows, heads, length, D]
+        one = F.scaled_dot_product_attention(q, k, v, scale=layer.scaling)
+        seen.append(one.transpose(1, 2).reshape(num * length, -1))
+    whole = seen[0] if order is None else _Permuted.apply(torch.cat(seen), order, rows)  # type: ignore[no-untyped-call]
     found: Tensor = layer.proj(whole)
     return found
 
 
-class _Heads(torch.autograd.Function):
-    """Of a projection [L, 3 * heads * D] its queries, keys and values, each [windows, heads, length, D].
+def _in_order(
+    boundaries: Tensor, groups: Sequence[Windows], angles: tuple[Tensor, Tensor]
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """The groups' rows in a row, and the angles of these: worked out once for all layers with the same boundaries."""
+    known = boundaries.__dict__.get("_mmr1_order")
+    if known is None or known[0] is not angles[0]:
+        rows = torch.cat([group.rows for group in groups if group.rows is not None])
+        ordered = (angles[0].index_select(0, rows), angles[1].index_select(0, rows))
+        known = boundaries.__dict__["_mmr1_order"] = (angles[0], rows, ordered)
+    return known[1], known[2]
 
-    They lie in the projection's own memory, which is written over: what has made it needs its input, and not this.
+
+class _Heads(torch.autograd.Function):
+    """Of a projection [L, 3 * heads * D] queries, keys and values of each size, each [windows, heads, length, D].
+
+    They lie in the projection's own memory, which is written over: what has made it needs its input, and not this. With
+    `rows` they lie in a copy of it in that order, whose inverse is `order`; the angles are in it already.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, projected: Tensor, cos: Tensor, sin: Tensor, num_heads: int, num_windows: int
+        ctx: Any,
+        projected: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        num_heads: int,
+        sizes: Sequence[tuple[int, int]],
+        rows: Tensor | None,
+        order: Tensor | None,
     ) -> tuple[Tensor, ...]:
         cos, sin = cos.contiguous(), sin.contiguous()
-        ctx.save_for_backward(cos, sin)
+        ctx.save_for_backward(cos, sin, order)
+        ctx.sizes = sizes
+        own = projected.detach().contiguous() if rows is None else projected.index_select(0, rows)
+        parts = own.view(len(own), 3 * num_heads, -1)
         # Queries and keys follow each other, so they are turned as twice as many heads.
-        parts = projected.detach().contiguous().view(len(projected), 3 * num_heads, -1)
         both = parts[:, : 2 * num_heads]
-        _turn(both.view(num_windows, -1, *both.shape[1:]), both, cos, sin, 1)
-        apart = parts.view(num_windows, -1, 3, num_heads, parts.shape[-1])
-        return tuple(apart[:, :, part].transpose(1, 2) for part in range(3))
+        _turn(both[None], both, cos, sin, 1)
+        found, begin = [], 0
+        for num, length in sizes:
+            apart = parts[begin : begin + num * length].view(num, length, 3, num_heads, parts.shape[-1])
+            found += [apart[:, :, part].transpose(1, 2) for part in range(3)]
+            begin += num * length
+        return tuple(found)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        cos, sin = ctx.saved_tensors
-        windows, num_heads, length, width = grads[0].shape
-        whole = grads[0].new_empty(windows * length, 3, num_heads, width)
-        for part, grad in enumerate(grads):
-            grad = grad if grad.stride(-1) == 1 else grad.contiguous()
-            _turn(grad.transpose(1, 2), whole[:, part], cos, sin, -1 if part < 2 else 0)
-        return whole.view(windows * length, -1), None, None, None, None
+        cos, sin, order = ctx.saved_tensors
+        _, num_heads, _, width = grads[0].shape
+        whole, begin = grads[0].new_empty(len(cos), 3, num_heads, width), 0
+        for index, (num, length) in enumerate(ctx.sizes):
+            own = slice(begin, begin + num * length)
+            for part, grad in enumerate(grads[3 * index : 3 * index + 3]):
+                grad = grad if grad.stride(-1) == 1 else grad.contiguous()
+                _turn(grad.transpose(1, 2), whole[own, part], cos[own], sin[own], -1 if part < 2 else 0)
+            begin += num * length
+        flat = whole.view(len(cos), -1)
+        return flat if order is None else flat.index_select(0, order), *[None] * 6
+
+
+class _Permuted(torch.autograd.Function):
+    """Rows in another order. The gradient is put back by the order's inverse, where it would be added up otherwise."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        return x.index_select(0, order)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (inverse,) = ctx.saved_tensors
+        return grads[0].index_select(0, inverse), None, None
 
 
 def _turn(x: Tensor, y: Tensor, cos: Tensor, sin: Tensor, way: int) -> None:
@@ -122,6 +173,14 @@ def _turn(x: Tensor, y: Tensor, cos: Tensor, sin: Tensor, way: int) -> None:
         else:
             halves = first * cos_1 + second * sin_2, second * cos_2 - first * sin_1
     y.copy_(torch.cat(halves, -1))
+
+
+@lru_cache
+def _is_known(layer: Any) -> bool:
+    found = attends_so(layer)
+    if not found:
+        log.warning("vision layers attend as transformers has it, which takes longer", layer=layer.__name__)
+    return found
 
 
 @lru_cache

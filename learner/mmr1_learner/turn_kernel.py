@@ -14,11 +14,15 @@ import triton.language as tl
 
 @triton.jit  # type: ignore[untyped-decorator,unused-ignore]
 def _turn(  # type: ignore[no-untyped-def]
-    x, y, cos, sin, length, heads, half,
+    x, y, cos, sin, length, heads,
     x_window, x_head, x_token, y_head, y_token,
-    WAY: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr,
+    half: tl.constexpr, WAY: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
-    """One program a token, all its heads. `WAY` 1 turns, -1 is the way back of a gradient, 0 copies."""
+    """One program a token, all its heads. `WAY` 1 turns, -1 is the way back of a gradient, 0 copies.
+
+    Half a head's width is a constant: as a number of the call it would be of unknown divisibility, and each element
+    would be loaded by itself.
+    """
     token = tl.program_id(0).to(tl.int64)
     head, place = tl.arange(0, HEADS)[:, None], tl.arange(0, HALF)[None, :]
     there = (head < heads) & (place < half)
@@ -53,9 +57,9 @@ def turn_on_gpu(x: Any, y: Any, cos: Any, sin: Any, way: int) -> None:
     """
     windows, length, heads, width = x.shape
     _turn[(windows * length,)](
-        x, y, cos, sin, length, heads, width // 2,
+        x, y, cos, sin, length, heads,
         x.stride(0), x.stride(2), x.stride(1), y.stride(1), y.stride(0),
-        WAY=way, HEADS=triton.next_power_of_2(heads), HALF=triton.next_power_of_2(width // 2),
+        half=width // 2, WAY=way, HEADS=triton.next_power_of_2(heads), HALF=triton.next_power_of_2(width // 2),
     )  # fmt: skip
 
 

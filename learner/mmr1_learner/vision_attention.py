@@ -20,7 +20,7 @@ TOWERS_WITH_SIZES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 NAME = "flash_by_window_length"
 
 
-class _Windows(NamedTuple):
+class Windows(NamedTuple):
     """Windows of one length. `rows` [num * length] are the places of their tokens; None: all, in order."""
 
     num: int
@@ -47,7 +47,7 @@ def _attention(
     seen = []
     for group in groups:
 
-        def apart(tensor: Tensor, group: _Windows = group) -> Tensor:
+        def apart(tensor: Tensor, group: Windows = group) -> Tensor:
             rows = tensor[0] if group.rows is None else tensor[0].index_select(1, group.rows)
             return rows.view(heads, group.num, group.length, width).transpose(0, 1)
 
@@ -57,7 +57,7 @@ def _attention(
     return whole[None], None
 
 
-def windows_of(boundaries: Tensor, device: torch.device) -> tuple[list[_Windows], Tensor | None]:
+def windows_of(boundaries: Tensor, device: torch.device) -> tuple[list[Windows], Tensor | None]:
     """The windows by length, and for each token its place among the groups' results in a row; None: as it was.
 
     Worked out once for the boundaries, not in every layer: to read them waits for the device, unless they are the
@@ -66,20 +66,20 @@ def windows_of(boundaries: Tensor, device: torch.device) -> tuple[list[_Windows]
     known = boundaries.__dict__.setdefault("_mmr1_windows", {})
     if device not in known:
         known[device] = _make_groups(boundaries, device)
-    return cast(tuple[list[_Windows], Tensor | None], known[device])
+    return cast(tuple[list[Windows], Tensor | None], known[device])
 
 
-def _make_groups(boundaries: Tensor, device: torch.device) -> tuple[list[_Windows], Tensor | None]:
+def _make_groups(boundaries: Tensor, device: torch.device) -> tuple[list[Windows], Tensor | None]:
     ends = boundaries.cpu().long()
     starts, lengths = ends[:-1], ends.diff()
     found = sorted({length for length in lengths.tolist() if length})
     if len(found) == 1:
-        return [_Windows(int((lengths > 0).sum()), found[0], None)], None
+        return [Windows(int((lengths > 0).sum()), found[0], None)], None
     groups, rows = [], []
     for length in found:
         those = starts[lengths == length]
         rows.append((those[:, None] + torch.arange(length)).flatten())
-        groups.append(_Windows(len(those), length, _on(device, rows[-1])))
+        groups.append(Windows(len(those), length, _on(device, rows[-1])))
     return groups, _on(device, torch.cat(rows).argsort())
 
 
@@ -88,4 +88,4 @@ def _on(device: torch.device, made: Tensor) -> Tensor:
     return made.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else made.to(device)
 
 
-__all__ = ["NAME", "TOWERS_WITH_SIZES", "batch_vision_attention", "windows_of"]
+__all__ = ["NAME", "TOWERS_WITH_SIZES", "Windows", "batch_vision_attention", "windows_of"]

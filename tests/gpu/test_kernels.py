@@ -13,9 +13,12 @@ from torch import Tensor
 
 from mmr1.families import FAMILIES
 from mmr1.weight_plan import word_sums
+from mmr1_learner import turn_kernel
 from mmr1_learner.fused_kernels import fuse_kernels
+from mmr1_learner.fused_vision import _turn
 from mmr1_learner.model import Policy, PromptEncoder, load_policy
 from mmr1_learner.rows import Completion, Row, RowBatch, pack
+from mmr1_learner.vision_attention import TOWERS_WITH_SIZES
 from tests.family_models import PLACEHOLDERS, build
 from tests.models import small_config
 from tests.unit.learner.test_fused_kernels import Gated
@@ -75,6 +78,40 @@ def test_values_and_gradients(model: Path, dtype: str, record: Callable[..., Non
     off_by = sum(float((ours[name] - grad).norm()) ** 2 for name, grad in theirs.items()) ** 0.5 / norm
     record(family=(model / "family").read_text(), dtype=dtype, logprobs=apart, gradient=off_by)
     assert ours.keys() == theirs.keys() and apart < TOLERANCES[dtype] and off_by < TOLERANCES[dtype]
+
+
+def test_vision_layers_go_to_the_kernel_that_turns_heads(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or nothing here would notice that they were left as they are."""
+    turned: list[int] = []
+    turn = turn_kernel.turn_on_gpu
+    monkeypatch.setattr(turn_kernel, "turn_on_gpu", lambda *given: (turned.append(given[-1]), turn(*given)))
+    policy = load_policy(str(model), small_config(model, fused_kernels="liger")).to(CUDA)
+    score(policy, batch_of(model, policy))
+    if (model / "family").read_text() not in TOWERS_WITH_SIZES:
+        return
+    layers = len(policy.hf.model.visual.blocks)
+    assert [turned.count(way) for way in (1, -1, 0)] == [layers, 2 * layers, layers]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [72, 80, 128])
+def test_heads_are_turned_as_the_definition_has_it(width: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    windows, length, heads = 5, 64, 16
+    cos, sin = torch.randn(2, windows * length, width, device=CUDA)
+    projected = torch.randn(windows * length, 3, heads, width, device=CUDA).to(dtype)
+    gradient = torch.randn(windows, heads, length, width, device=CUDA).to(dtype).transpose(1, 2)
+    for given in (projected[:, 1].unflatten(0, (windows, length)), gradient):
+        for way in (1, -1, 0):
+            found = torch.zeros_like(projected)
+            turn_kernel.turn_on_gpu(given, found[:, 2], cos, sin, way)
+            expected = torch.zeros(projected.shape, dtype=dtype)
+            _turn(given.cpu(), expected[:, 2], cos.cpu(), sin.cpu(), way)
+            scale = float(expected.abs().max()) * torch.finfo(dtype).eps
+            assert float((found.cpu() - expected).abs().max()) <= (2 * scale if way else 0.0)
+    both, before = projected[:, :2].flatten(1, 2), projected.clone()
+    turn_kernel.turn_on_gpu(both[None], both, cos, sin, 1)
+    assert torch.equal(projected[:, 2], before[:, 2]) and not torch.equal(projected[:, :2], before[:, :2])
 
 
 def test_a_copy_follows_its_own_weights(model: Path) -> None:

@@ -140,12 +140,14 @@ class _ChunkedStats(torch.autograd.Function):
 
 def _slope(p: Tensor, factor: Tensor, g_chosen: Tensor, chosen: Tensor, warmth: Tensor, dtype: torch.dtype) -> Tensor:
     """[n, V] of the logits before bias and temperature: p * factor, g_chosen more at `chosen`, over the temperature."""
+    warmth = warmth.to(p.dtype)
     there = factor if factor.shape == g_chosen.shape else factor.gather(1, chosen)
     at_chosen = (p.gather(1, chosen) * there + g_chosen) / warmth
+    slope = p if p.dtype == dtype else p.new_empty(p.shape, dtype=dtype)
     if factor.shape == g_chosen.shape:
-        slope = torch.mul(p, factor / warmth, out=p.new_empty(p.shape, dtype=dtype))
+        torch.mul(p, factor / warmth, out=slope)
     else:
-        slope = torch.div(p.mul_(factor), warmth, out=p.new_empty(p.shape, dtype=dtype))
+        torch.div(p.mul_(factor), warmth, out=slope)
     return slope.scatter_(1, chosen, at_chosen.to(dtype))
 
 
@@ -156,7 +158,8 @@ def _logits(hidden: Tensor, head: Tensor, temperatures: Tensor, forbidden: Tenso
     """
     raw = hidden @ head.T
     dtype = torch.promote_types(raw.dtype, torch.float32)
-    biased = (raw[:, forbidden].to(dtype) + FORBIDDEN_BIAS) / temperatures[:, None]
-    logits = raw.div_(temperatures[:, None]) if raw.dtype == dtype else raw / temperatures[:, None]
-    logits[:, forbidden] = biased.to(dtype)
+    warmth = temperatures[:, None].to(dtype)
+    biased = (raw[:, forbidden].to(dtype) + FORBIDDEN_BIAS) / warmth
+    logits = raw.div_(warmth) if raw.dtype == dtype else raw / warmth
+    logits[:, forbidden] = biased
     return logits

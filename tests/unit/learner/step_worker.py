@@ -75,6 +75,7 @@ def run(folder: Path, model: Path, ranks: Ranks, plan: StepPlan, scenario: dict[
         "beside": beside.found if beside else [],
         "gaps": dict(trainer.gaps),
         "held": held(trainer),
+        "stage": trainer.engine.zero_optimization_stage(),
         "scores": scores(trainer, published, plan, config) if ranks.is_first else {},
     }
     published.tell(b"" if ranks.is_first else None)

@@ -91,6 +91,8 @@ def results(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Resu
             scenario("stage 3", SHARED, third, last=4, save_at=2),
             scenario("stage 3 step", SHARED, third),
             scenario("stage 2 scored", SHARED, {"zero_stage": 2}, meanwhile=True),
+            scenario("in parts", SHARED, IN_PARTS, last=2),
+            scenario("scored meanwhile", SHARED, IN_PARTS, last=2, meanwhile=True),
             scenario("stage 2 beside", SHARED, {"zero_stage": 2}, beside=True),
             scenario("stage 2 offload", SHARED, {"zero_stage": 2, **OFFLOAD}),
             scenario("stage 3 offload", SHARED, {**third, **OFFLOAD, "offload_parameters": True}),
@@ -186,6 +188,13 @@ def test_two_uneven_ranks_make_the_step_of_one(results: Results, stage: str) -> 
 def test_every_stage_makes_the_same_step(results: Results, stage: str) -> None:
     assert_same_report(results.one[stage], results.one["step"])
     assert_close(results.one[stage]["parameters"], results.one["step"]["parameters"], bound=1e-6)
+
+
+def test_one_rank_keeps_no_share_of_gradients(results: Results) -> None:
+    """Its share is the whole, and to keep one goes through all of them after each forward."""
+    stages = ["stage 1", "stage 2", "stage 3", "stage 2 offload"]
+    assert [results.one[stage]["stage"] for stage in stages] == [1, 1, 3, 2]
+    assert [results.two[stage]["stage"] for stage in ("stage 1", "stage 2", "stage 3")] == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -292,9 +301,10 @@ def test_recomputed_activations_give_the_same_gradient(results: Results) -> None
 
 def test_what_rank_0_scores_before_a_steps_forwards_changes_nothing(results: Results) -> None:
     """A version is proved when the next step has begun."""
-    assert results.one["scored meanwhile"]["scored"] == [True, True]
-    assert_equal(results.one["scored meanwhile"]["parameters"], results.one["in parts"]["parameters"])
-    assert_equal(results.one["scored meanwhile"]["adapters"], results.one["in parts"]["adapters"])
+    for found in (results.one, results.two):
+        assert found["scored meanwhile"]["scored"] == [True, True]
+        assert_equal(found["scored meanwhile"]["parameters"], found["in parts"]["parameters"])
+        assert_equal(found["scored meanwhile"]["adapters"], found["in parts"]["adapters"])
     assert results.two["stage 2 scored"]["scored"] == [True]
     assert_equal(results.two["stage 2 scored"]["parameters"], results.two["stage 2"]["parameters"])
 

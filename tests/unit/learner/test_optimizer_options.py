@@ -243,11 +243,15 @@ def zero(**options: Any) -> dict[str, Any]:
     return found
 
 
-def test_the_stage_and_what_is_offloaded_reach_deepspeed() -> None:
+def test_the_stage_and_what_is_offloaded_reach_deepspeed(tmp_path: Path) -> None:
     assert [zero(zero_stage=stage)["stage"] for stage in range(4)] == [0, 1, 2, 3]
     assert zero(zero_stage=0, dtype="bfloat16")["stage"] == 1
     alone = [deepspeed_config(small_config(Path("model"), zero_stage=stage), 1) for stage in range(4)]
     assert [derived["zero_optimization"]["stage"] for derived in alone] == [0, 1, 1, 3]
+    types = tmp_path / "types.json"
+    types.write_text(json.dumps({"data_types": {"grad_accum_dtype": "fp32"}}))
+    summed = small_config(Path("model"), zero_stage=2, dtype="bfloat16", deepspeed_config_file=types)
+    assert deepspeed_config(summed, 1)["zero_optimization"]["stage"] == 2
     plain, optimizer = zero(zero_stage=3), zero(zero_stage=3, offload_optimizer=True)
     parameters = zero(zero_stage=3, offload_parameters=True)
     assert optimizer.keys() - plain.keys() == {"offload_optimizer"}

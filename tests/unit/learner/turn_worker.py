@@ -5,6 +5,7 @@ Prints how far each result is from the definition, in units of the type's last p
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 
@@ -26,10 +27,11 @@ def apart(found: Tensor, expected: Tensor) -> float:
 
 def main() -> None:
     drawn = torch.Generator().manual_seed(0)
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype, of_angles in itertools.product((torch.float32, torch.bfloat16), repeat=2):
         for windows, length, heads, width in SHAPES:
             tokens = windows * length
-            cos, sin = torch.randn(2, tokens, width, generator=drawn)  # halves unlike, as no angles are
+            # Halves unlike, as no angles are.
+            cos, sin = torch.randn(2, tokens, width, generator=drawn).to(of_angles)
             buffer = torch.randn(tokens, 3, heads, width, generator=drawn).to(dtype)
             gradient = torch.randn(windows, heads, length, width, generator=drawn).to(dtype).transpose(1, 2)
             for way in (1, -1, 0):
