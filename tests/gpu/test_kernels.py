@@ -90,7 +90,8 @@ def test_vision_layers_go_to_the_kernel_that_turns_heads(model: Path, monkeypatc
     if (model / "family").read_text() not in TOWERS_WITH_SIZES:
         return
     layers = len(policy.hf.model.visual.blocks)
-    assert [turned.count(way) for way in (1, -1, 0)] == [layers, 2 * layers, layers]
+    assert turned.count(1) == layers  # and back for each length of windows
+    assert turned.count(-1) == 2 * turned.count(0) >= 2 * layers
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
