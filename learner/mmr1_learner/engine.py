@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mmr1.config import RunConfig
 from mmr1.deepspeed_file import read_deepspeed_file
+from mmr1_learner.hollow import fill
 from mmr1_learner.model import Policy
 
 
@@ -72,10 +73,12 @@ def partition_reference(config: RunConfig, reference: Policy) -> Policy:
 def _cut(policy: Policy, derived: dict[str, Any]) -> None:
     """At stage 3, move the policy to the rank's device one parameter at a time, keeping this rank's share of each.
 
-    DeepSpeed's engine would move all of it there before it cuts.
+    DeepSpeed's engine would move all of it there before it cuts. What is cut is rank 0's.
     """
     if derived["zero_optimization"]["stage"] < 3:
         return
+    if get_accelerator().device_name() == "cpu":  # nothing is moved, and what comes needs its place
+        fill(policy.parameters())
     deepspeed.zero.Init(module=policy, config_dict_or_path=derived)
     device = get_accelerator().current_device_name()
     for buffer in policy.buffers():

@@ -27,9 +27,11 @@ from mmr1.families import FAMILIES, Family, pixel_bounds, require_known_layout
 from mmr1.records import TensorSpec
 from mmr1_learner.adapters import choose_trainable
 from mmr1_learner.fused_kernels import fuse_kernels
+from mmr1_learner.hollow import hollow_copies, hollow_model
 from mmr1_learner.image_sizes import ImageSizes, with_features
 from mmr1_learner.loss.token_stats import Projection, TokenStats, token_stats
 from mmr1_learner.prompts import forbidden_tokens
+from mmr1_learner.ranks import Ranks
 from mmr1_learner.rows import EncodedPrompt, PositionCache, RowBatch
 from mmr1_learner.vision_attention import batch_vision_attention
 
@@ -105,12 +107,22 @@ class Policy(nn.Module):
 
     def frozen_copy(self) -> Policy:
         """The reference model: this policy as it is now, without gradients."""
-        reference = copy.deepcopy(self)
+        reference = copy.deepcopy(self, hollow_copies(self.parameters()))
         return reference.requires_grad_(False).eval()
 
 
-def load_policy(path: str, config: RunConfig) -> Policy:
-    """Load a checkpoint in the run's dtype.
+def policy_of(config: RunConfig, ranks: Ranks) -> Policy:
+    """The run's policy where this rank needs it. At ZeRO-3 rank 0 alone reads the weights: all get their shares of it.
+
+    Raises what `load_policy` does.
+    """
+    in_parts = config.zero_stage == 3  # it goes to the device in parts: whole it might not fit
+    policy = load_policy(config.model, config, hollow=in_parts and not ranks.is_first)
+    return policy if in_parts else policy.to(ranks.device)
+
+
+def load_policy(path: str, config: RunConfig, *, hollow: bool = False) -> Policy:
+    """Load a checkpoint in the run's dtype. With `hollow` its shapes alone, for a rank that is given the weights.
 
     Raises:
         ConfigurationError: no such model, one that this learner cannot score with these options, or nothing to freeze
@@ -122,9 +134,11 @@ def load_policy(path: str, config: RunConfig) -> Policy:
             "unless this is meant"
         )
     try:
-        hf = AutoModelForImageTextToText.from_pretrained(
-            path, dtype=getattr(torch, config.dtype), attn_implementation="sdpa"
-        )
+        dtype = getattr(torch, config.dtype)
+        if hollow:
+            hf = hollow_model(path, dtype)
+        else:
+            hf = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, attn_implementation="sdpa")
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"model {path}: {' '.join(str(error).split())[:300]}") from None
     _check_family(path, hf, config)

@@ -51,16 +51,14 @@ def train(config: RunConfig) -> bool:
     from mmr1_learner.checkpoint import Checkpoints
     from mmr1_learner.export import export
     from mmr1_learner.leader import Leader
-    from mmr1_learner.model import PromptEncoder, load_policy
+    from mmr1_learner.model import PromptEncoder, policy_of
     from mmr1_learner.published_adapters import publish
     from mmr1_learner.ranks import join_ranks, leave_ranks
     from mmr1_learner.reference import reference_of
     from mmr1_learner.trainer import Trainer
 
     ranks = join_ranks()
-    policy = load_policy(config.model, config)
-    if config.zero_stage < 3:  # else it goes there in parts: whole it might not fit
-        policy = policy.to(ranks.device)
+    policy = policy_of(config, ranks)
     encoder = PromptEncoder(config.model, policy, config)
     trainer = Trainer(config, ranks, policy, encoder, reference_of(config, policy))
     checkpoints = Checkpoints(config.run_dir / "checkpoints", config.keep_last)

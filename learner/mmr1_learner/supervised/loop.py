@@ -19,7 +19,7 @@ from mmr1_learner.checkpoint import Checkpoints, RunState
 from mmr1_learner.errors import NonFiniteLossError
 from mmr1_learner.export import export
 from mmr1_learner.metrics import RunFiles
-from mmr1_learner.model import PromptEncoder, load_policy
+from mmr1_learner.model import PromptEncoder, policy_of
 from mmr1_learner.prompt_lengths import check_prompt_lengths
 from mmr1_learner.published import Published
 from mmr1_learner.ranks import Ranks, join_ranks
@@ -48,9 +48,7 @@ class _Run:
     def __init__(self, config: SftConfig, ranks: Ranks) -> None:
         self._ranks = ranks
         self._stopped_by = _listen(ranks)
-        policy = load_policy(config.model, config)
-        if config.zero_stage < 3:  # else it goes there in parts: whole it might not fit
-            policy = policy.to(ranks.device)
+        policy = policy_of(config, ranks)
         self._encoder = PromptEncoder(config.model, policy, config)
         problems = train_problems(config, check_images=False)  # the command has looked at them
         self._config = config = config.for_problems(num_to_train(problems, config), ranks.world_size)

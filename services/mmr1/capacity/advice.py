@@ -65,7 +65,8 @@ def notes(plan: Plan) -> list[str]:
 
 def _host(plan: Plan, chosen: Layout) -> str:
     host, ranks = host_memory(plan.work, plan.gpu, chosen.learner), min(chosen.learner.num_ranks, plan.gpu.per_node)
-    loading = "its rank loads the model" if ranks == 1 else f"{ranks} ranks of one machine load the model"
+    whose = f"{ranks} ranks of one machine load" if chosen.learner.zero_stage < 3 else "rank 0 loads"
+    loading = "its rank loads the model" if ranks == 1 else f"{whose} the model"
     line = f"Host memory of the learner, {name(chosen)}: {host.starting / 1e9:.0f} GB while {loading}"
     return line + (f", {host.running / 1e9:.0f} GB after that, of the weights that are sent." if host.running else ".")
 

@@ -19,12 +19,13 @@ from typing import Any
 from unittest.mock import Mock, patch
 
 import torch
+import torch.distributed as dist
 
 from mmr1.config import RunConfig
 from mmr1_learner import published as published_file
 from mmr1_learner.checkpoint import Checkpoints, RunState
 from mmr1_learner.export import export
-from mmr1_learner.model import PromptEncoder, load_policy
+from mmr1_learner.model import PromptEncoder, policy_of
 from mmr1_learner.parity import perturbed, scoring
 from mmr1_learner.plan import StepPlan, cut
 from mmr1_learner.published import Published
@@ -40,7 +41,11 @@ from tests.models import small_config
 
 def run(folder: Path, model: Path, ranks: Ranks, plan: StepPlan, scenario: dict[str, Any]) -> dict[str, Any]:
     config = small_config(model, **scenario["options"]).for_world_size(ranks.world_size)
-    policy = load_policy(str(model), config)
+    policy = policy_of(config, ranks)
+    loaded = torch.zeros(ranks.world_size)  # bytes of weights that each rank holds before any are cut
+    loaded[ranks.rank] = sum(p.untyped_storage().nbytes() for p in policy.parameters())
+    if ranks.world_size > 1:
+        dist.all_reduce(loaded)
     encoder = PromptEncoder(model, policy, config)
     trainer = Trainer(config, ranks, policy, encoder, reference_of(config, policy))
     if "load" in scenario:
@@ -76,6 +81,7 @@ def run(folder: Path, model: Path, ranks: Ranks, plan: StepPlan, scenario: dict[
         "gaps": dict(trainer.gaps),
         "held": held(trainer),
         "stage": trainer.engine.zero_optimization_stage(),
+        "loaded": loaded.tolist(),
         "scores": scores(trainer, published, plan, config) if ranks.is_first else {},
     }
     published.tell(b"" if ranks.is_first else None)

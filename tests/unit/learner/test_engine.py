@@ -190,6 +190,14 @@ def test_every_stage_makes_the_same_step(results: Results, stage: str) -> None:
     assert_close(results.one[stage]["parameters"], results.one["step"]["parameters"], bound=1e-6)
 
 
+def test_at_stage_3_rank_0_alone_loads_the_weights(results: Results) -> None:
+    """With the reference, and with adapters, of which each rank has made its own before it gets rank 0's."""
+    assert results.two["stage 2"]["loaded"][0] == results.two["stage 2"]["loaded"][1]
+    for scenario in ("stage 3", "moving", "lora"):
+        whole, hollow = results.two[scenario]["loaded"]
+        assert hollow < whole / 10, scenario
+
+
 def test_one_rank_keeps_no_share_of_gradients(results: Results) -> None:
     """Its share is the whole, and to keep one goes through all of them after each forward."""
     stages = ["stage 1", "stage 2", "stage 3", "stage 2 offload"]
