@@ -34,10 +34,10 @@ def _parameters_nowhere() -> Iterator[None]:
     """What modules register inside has no memory, so that nothing is spent on making it or on drawing it at random."""
     register = nn.Module.register_parameter
 
-    def nowhere(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None and not parameter.is_meta:
-            parameter = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
-        register(module, name, parameter)
+    def nowhere(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        if param is not None and not param.is_meta:
+            param = nn.Parameter(param.to("meta"), requires_grad=param.requires_grad)
+        register(self, name, param)
 
     nn.Module.register_parameter = nowhere  # type: ignore[method-assign]
     try:
