@@ -2,11 +2,14 @@
 
 DeepSpeed's ZeRO-3 takes each parameter from rank 0 and cuts it over the ranks, whatever the others hold. So the others
 need not read the checkpoint, and the host's memory need not hold it once for each of them: a parameter here has its
-shape, its type and the memory of one number. Buffers are real. Knows nothing of ranks and of DeepSpeed.
+shape, its type and the memory of one number. Buffers are what the modules make of them. What a checkpoint adds to its
+configuration (weights that are not tied after all, adapters, another type, buffers of its own) is not here: `outline`
+says what a model is, so that two ranks may find out. Knows nothing of ranks and of DeepSpeed.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -47,8 +50,19 @@ def _parameters_nowhere() -> Iterator[None]:
 
 
 def _hollow(parameter: nn.Parameter) -> nn.Parameter:
-    one = torch.zeros(1, dtype=parameter.dtype)
+    one = torch.zeros((), dtype=parameter.dtype)  # without dimensions, so that every stride of what follows is 0
     return nn.Parameter(one.expand(parameter.shape), requires_grad=parameter.requires_grad)
+
+
+def outline(module: nn.Module) -> str:
+    """A digest of all parameters, but for their values, in their order, and of all buffers with theirs."""
+    digest = hashlib.sha256()
+    for name, parameter in module.named_parameters():
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype} {parameter.requires_grad}\n".encode())
+    for name, buffer in module.named_buffers():
+        values = buffer.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        digest.update(f"{name} {tuple(buffer.shape)} {buffer.dtype}\n".encode() + values)
+    return digest.hexdigest()
 
 
 def is_hollow(parameter: Tensor) -> bool:
@@ -68,4 +82,4 @@ def fill(parameters: Iterable[nn.Parameter]) -> None:
             parameter.data = torch.empty(parameter.shape, dtype=parameter.dtype)
 
 
-__all__ = ["fill", "hollow_copies", "hollow_model", "is_hollow"]
+__all__ = ["fill", "hollow_copies", "hollow_model", "is_hollow", "outline"]

@@ -27,7 +27,7 @@ from mmr1.families import FAMILIES, Family, pixel_bounds, require_known_layout
 from mmr1.records import TensorSpec
 from mmr1_learner.adapters import choose_trainable
 from mmr1_learner.fused_kernels import fuse_kernels
-from mmr1_learner.hollow import hollow_copies, hollow_model
+from mmr1_learner.hollow import hollow_copies, hollow_model, outline
 from mmr1_learner.image_sizes import ImageSizes, with_features
 from mmr1_learner.loss.token_stats import Projection, TokenStats, token_stats
 from mmr1_learner.prompts import forbidden_tokens
@@ -114,11 +114,19 @@ class Policy(nn.Module):
 def policy_of(config: RunConfig, ranks: Ranks) -> Policy:
     """The run's policy where this rank needs it. At ZeRO-3 rank 0 alone reads the weights: all get their shares of it.
 
+    A rank whose shapes turn out to be others than rank 0's reads them too: it would wait for what never comes.
+
     Raises what `load_policy` does.
     """
-    in_parts = config.zero_stage == 3  # it goes to the device in parts: whole it might not fit
-    policy = load_policy(config.model, config, hollow=in_parts and not ranks.is_first)
-    return policy if in_parts else policy.to(ranks.device)
+    if config.zero_stage < 3:
+        return load_policy(config.model, config).to(ranks.device)
+    # It goes to the device in parts: whole it might not fit.
+    policy = load_policy(config.model, config, hollow=not ranks.is_first)
+    theirs = ranks.share(outline(policy).encode() if ranks.is_first else None).decode()
+    if theirs != outline(policy):
+        log.warning("the checkpoint is not quite what its config.json says: every rank reads its weights")
+        policy = load_policy(config.model, config)
+    return policy
 
 
 def load_policy(path: str, config: RunConfig, *, hollow: bool = False) -> Policy:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from mmr1_learner.checkpoint import Checkpoints, verify
@@ -37,6 +39,17 @@ class Results(NamedTuple):
     one: dict[str, Any]
     two: dict[str, Any]
     resumed: dict[str, Any]
+    odd: dict[str, Any]  # of two, with a checkpoint that is not what its config.json says
+
+
+def untied(model: Path, folder: Path) -> Path:
+    """A copy whose head has weights of its own, though its configuration ties them to the embedding."""
+    shutil.copytree(model, folder)
+    tensors = load_file(folder / "model.safetensors")
+    (embedding,) = (tensor for name, tensor in tensors.items() if name.endswith("embed_tokens.weight"))
+    assert "lm_head.weight" not in tensors
+    save_file({**tensors, "lm_head.weight": embedding * 2}, folder / "model.safetensors", {"format": "pt"})
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +65,8 @@ def results(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Resu
     def scenario(name: str, shape: dict[str, Any], extra: dict[str, Any], **how: Any) -> dict[str, Any]:
         return {"name": name, "options": {**common, **shape, **extra}, **how}
 
-    def start(part: str, world_size: int, scenarios: list[dict[str, Any]]) -> dict[str, Any]:
-        return run_ranks(folder / part, small_model, groups, scenarios, world_size)
+    def start(part: str, world_size: int, scenarios: list[dict[str, Any]], model: Path = small_model) -> dict[str, Any]:
+        return run_ranks(folder / part, model, groups, scenarios, world_size)
 
     one = start(
         "one",
@@ -104,6 +117,7 @@ def results(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Resu
             scenario("from one, stage 2", SHARED, {"zero_stage": 2}, first=2, last=4, load=plain),
         ],
     )
+    odd = start("odd", 2, [scenario("stage 3", SHARED, third)], untied(small_model, folder / "untied"))
     left = {name: str(folder / "two" / f"{name}.state") for name in ("stage 3", "moving", "lora")}
     resumed = start(
         "resumed",
@@ -128,7 +142,7 @@ def results(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Resu
             scenario("lora from two", ALONE, LORA, first=2, last=4, load=left["lora"]),
         ],
     )
-    return Results(folder, one, two, resumed)
+    return Results(folder, one, two, resumed, odd)
 
 
 # The fixture: some thirty scenarios on a busy machine.
@@ -196,6 +210,12 @@ def test_at_stage_3_rank_0_alone_loads_the_weights(results: Results) -> None:
     for scenario in ("stage 3", "moving", "lora"):
         whole, hollow = results.two[scenario]["loaded"]
         assert hollow < whole / 10, scenario
+
+
+def test_a_checkpoint_that_is_not_what_its_configuration_says_is_loaded_by_every_rank(results: Results) -> None:
+    """Or one would have a parameter more than the others, and wait for them until a deadline."""
+    first, other = results.odd["stage 3"]["loaded"]
+    assert first == other > results.two["stage 3"]["loaded"][0]
 
 
 def test_one_rank_keeps_no_share_of_gradients(results: Results) -> None:

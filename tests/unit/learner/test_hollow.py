@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText
 
 from mmr1.errors import ConfigurationError
 from mmr1.families import FAMILIES
-from mmr1_learner.hollow import fill, hollow_model, is_hollow
+from mmr1_learner.hollow import _hollow, fill, hollow_model, is_hollow, outline
 from mmr1_learner.model import load_policy
 from tests.family_models import build
 from tests.models import small_config
@@ -64,11 +64,29 @@ def test_a_policy_and_its_reference_stay_hollow(small_model: Path, options: dict
     assert not [p for p in reference.parameters() if id(p) in mine or p.requires_grad]
 
 
-def test_filled_it_has_places_for_the_weights() -> None:
-    layer = nn.Linear(4, 3)
-    layer.weight.data, bias = torch.zeros(1).expand(3, 4), layer.bias.data.clone()
-    fill(layer.parameters())
-    assert layer.weight.is_contiguous() and not is_hollow(layer.weight) and torch.equal(layer.bias, bias)
+@pytest.mark.parametrize("shape", [(3, 4), (4, 1), (4, 3, 1, 1), (1, 1, 2)])
+def test_filled_it_has_places_for_the_weights(shape: tuple[int, ...]) -> None:
+    """Also where a dimension is 1, whose stride says nothing."""
+    whole, hollow = nn.Parameter(torch.randn(shape)), _hollow(nn.Parameter(torch.randn(shape)))
+    assert is_hollow(hollow) and not is_hollow(whole)
+    before = whole.data.clone()
+    fill([whole, hollow])
+    assert hollow.is_contiguous() and hollow.untyped_storage().nbytes() == whole.untyped_storage().nbytes()
+    assert not is_hollow(hollow) and torch.equal(whole, before)
+
+
+def test_a_checkpoint_that_its_configuration_does_not_describe_is_seen(small_model: Path, tmp_path: Path) -> None:
+    """Adapters beside the weights, a head that is not tied after all, a buffer with values of its own."""
+    hollow = outline(hollow_model(str(small_model), torch.float32))
+    model = AutoModelForImageTextToText.from_pretrained(small_model, dtype=torch.float32, attn_implementation="sdpa")
+    assert outline(model) == hollow
+    model.register_buffer("kept", torch.zeros(2))
+    with_buffer = outline(model)
+    model.kept += 1
+    assert len({hollow, with_buffer, outline(model)}) == 3
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+    assert outline(model) not in (hollow, with_buffer)
+    assert outline(model.half()) not in (hollow, with_buffer)
 
 
 def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:

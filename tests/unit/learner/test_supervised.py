@@ -287,6 +287,6 @@ def test_rows_that_task_weights_leave_out_are_no_part_of_an_epoch(
     path = write_config(tmp_path, small_model, data, num_epochs=3, per_device_batch_size=1, **weights)
     for name in ("Tuner", "RunFiles", "Checkpoints", "Trackers", "Examples", "check_prompt_lengths", "PromptEncoder"):
         monkeypatch.setattr(loop, name, Mock())
-    monkeypatch.setattr(loop, "load_policy", Mock())
+    monkeypatch.setattr(loop, "policy_of", Mock())
     run = loop._Run(load_options(SftConfig, path), Mock(world_size=1, is_first=False))
     assert run._config.num_steps == 3 * len(rows) // 2
