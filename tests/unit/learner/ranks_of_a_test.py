@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from mmr1.images import ImageStore
 from mmr1.records import Group, Outcome, Rollout, Score
@@ -81,3 +83,13 @@ def wait_for(processes: list[subprocess.Popen[Any]], seconds: float = 600) -> No
         for process in processes:
             process.kill()
             process.wait()
+
+
+def untied(model: Path, folder: Path) -> Path:
+    """A copy whose head has weights of its own, though its configuration ties them to the embedding."""
+    shutil.copytree(model, folder)
+    tensors = load_file(folder / "model.safetensors")
+    (embedding,) = (tensor for name, tensor in tensors.items() if name.endswith("embed_tokens.weight"))
+    assert "lm_head.weight" not in tensors
+    save_file({**tensors, "lm_head.weight": embedding * 2}, folder / "model.safetensors", {"format": "pt"})
+    return folder

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,21 +14,21 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from mmr1_learner.checkpoint import Checkpoints, verify
-from tests.unit.learner.ranks_of_a_test import groups_with_images, run_ranks
+from tests.unit.learner.ranks_of_a_test import groups_with_images, run_ranks, untied
 
 COMMON = {"learning_rate": 1e-3, "num_generations": 4, "adam_beta2": 0.9}
 ALONE = {"per_device_batch_size": 16}  # everything in one forward
 SHARED = {"per_device_batch_size": 2, "gradient_accumulation_steps": 4}  # three forwards, one of them a dummy
 REF = {"ref_sync_steps": 2, "ref_sync_alpha": 0.25}
 LORA = {"lora_rank": 2, "lora_alpha": 8, "lora_target_modules": ["q_proj", "down_proj"]}
+DROPOUT = {**LORA, "lora_dropout": 0.5}
 ALONE_SENT = {"lora_updates": "adapter", "freeze_vision_tower": True}
 OFFLOAD = {"offload_optimizer": True}
 # What a forward in between could disturb: activations that are computed again, and what adapters drop out.
-IN_PARTS = {**LORA, "lora_dropout": 0.5, "gradient_checkpointing": True, "zero_stage": 2}
+IN_PARTS = {**DROPOUT, "gradient_checkpointing": True, "zero_stage": 2}
 
 
 class Results(NamedTuple):
@@ -40,16 +39,6 @@ class Results(NamedTuple):
     two: dict[str, Any]
     resumed: dict[str, Any]
     odd: dict[str, Any]  # of two, with a checkpoint that is not what its config.json says
-
-
-def untied(model: Path, folder: Path) -> Path:
-    """A copy whose head has weights of its own, though its configuration ties them to the embedding."""
-    shutil.copytree(model, folder)
-    tensors = load_file(folder / "model.safetensors")
-    (embedding,) = (tensor for name, tensor in tensors.items() if name.endswith("embed_tokens.weight"))
-    assert "lm_head.weight" not in tensors
-    save_file({**tensors, "lm_head.weight": embedding * 2}, folder / "model.safetensors", {"format": "pt"})
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +75,7 @@ def results(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Resu
             scenario("frozen tower", ALONE, {"freeze_vision_tower": True}),
             scenario("moving", ALONE, REF, last=4, save_at=3),
             scenario("lora", ALONE, LORA, last=4, save_at=2, export=True),
-            scenario("dropout", ALONE, {**LORA, "lora_dropout": 0.5}, last=4, save_at=2),
+            scenario("dropout", ALONE, DROPOUT, last=4, save_at=2),
             scenario("sent alone", ALONE, {**LORA, **ALONE_SENT}),
             scenario("in parts", SHARED, IN_PARTS, last=2),
             scenario("scored meanwhile", SHARED, IN_PARTS, last=2, meanwhile=True),
@@ -126,14 +115,7 @@ def results(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Resu
             scenario("plain", ALONE, {}, first=2, last=4, load=plain),
             scenario("moving", ALONE, REF, first=3, last=4, load=str(folder / "one" / "moving.state")),
             scenario("lora", ALONE, LORA, first=2, last=4, load=str(folder / "one" / "lora.state")),
-            scenario(
-                "dropout",
-                ALONE,
-                {**LORA, "lora_dropout": 0.5},
-                first=2,
-                last=4,
-                load=str(folder / "one" / "dropout.state"),
-            ),
+            scenario("dropout", ALONE, DROPOUT, first=2, last=4, load=str(folder / "one" / "dropout.state")),
             scenario(
                 "bfloat16", ALONE, {"dtype": "bfloat16"}, first=2, last=4, load=str(folder / "one" / "bfloat16.state")
             ),
@@ -145,8 +127,7 @@ def results(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Resu
     return Results(folder, one, two, resumed, odd)
 
 
-# The fixture: some thirty scenarios on a busy machine.
-pytestmark = [pytest.mark.engine, pytest.mark.matrix, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.engine, pytest.mark.matrix, pytest.mark.timeout(1500)]  # some thirty scenarios
 
 STAGES = ["stage 0", "stage 1", "stage 2", "stage 3 step", "stage 2 offload", "stage 3 offload"]
 STAGES_ALONE = ["stage 1", "stage 2", "stage 3", "stage 1 offload", "stage 2 offload", "stage 3 offload"]
