@@ -82,8 +82,9 @@ def draw_problems(folder: Path, count: int, side: int) -> Path:
 def raised(given: argparse.Namespace) -> dict[str, Any]:
     """What a run would have to be told for these figures, and is not without it."""
     if given.defaults:
-        return {"checkpoint_every": given.checkpoint_every}
+        return {"checkpoint_every": given.checkpoint_every, "keep_last": 1}
     return {
+        "keep_last": 1,  # checkpoints, for which a run wants room before it begins
         "max_num_seqs": 512,
         "max_concurrent_prompts": 64,
         "learner_threads": given.threads,
@@ -295,17 +296,20 @@ def main() -> None:
         taken = gpus[: max(layout.ranks + layout.servers for layout in given.layouts)]
         beside = given.peer and not {*given.peer.split(",")} & {*taken}
         peer = start_peer(model, data, given) if beside else None
+        failed = []
         try:
             for layout in given.layouts:
                 try:
                     measure(layout, model, data, folder, [] if given.cpu else gpus, given)
                 except RuntimeError as error:
                     print(f"{layout}: {error}", flush=True)
-            if given.peer and not beside:
+                    failed.append(layout)
+            if given.peer and not beside and not failed:  # or there is nothing to compare it with
                 peer = start_peer(model, data, given)
         finally:
             if peer is not None:
                 peer.wait()
+    raise SystemExit(1 if failed else 0)
 
 
 def start_peer(model: Path, data: Path, given: argparse.Namespace) -> subprocess.Popen[bytes]:

@@ -46,4 +46,5 @@ def _call(tensors: dict[str, Tensor], prefix: str, on_host: list[str], device: t
     found: dict[str, Any] = {name: own.get(name) for name in _PLAIN}
     for kind in _GROUPED:
         found[kind] = {name.removeprefix(f"{kind}."): t for name, t in own.items() if name.startswith(f"{kind}.")}
-    return ModelCall(**found, on_host=frozenset(on_host)).to(device)
+    call = ModelCall(**found, on_host=frozenset(on_host))
+    return (call if call.position_ids is None else call.with_stretches()).to(device)

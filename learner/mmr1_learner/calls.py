@@ -14,6 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmr1_learner.prefix_attention import in_place_of_mask
+from mmr1_learner.stretches import Stretches, stretches_of
+
 PADDING = -1
 PROMPT = 0
 
@@ -30,6 +33,7 @@ class ModelCall:
     token_types: dict[str, Tensor]  # [B, L] each
     derived: dict[str, Tensor] = field(default_factory=dict)  # what the model would make of the images' sizes
     on_host: frozenset[str] = frozenset()  # of both: what the model reads number by number, wherever it computes
+    stretches: Stretches | None = None  # of shared rows
 
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> ModelCall:
         """Move to `device`, but for what stays with the host; pixels become `dtype`, if one is given."""
@@ -43,6 +47,10 @@ class ModelCall:
         """In page-locked memory."""
         return self._each(Tensor.pin_memory)
 
+    def with_stretches(self) -> ModelCall:
+        """The same, of shared rows, with what attention needs that takes no mask."""
+        return replace(self, stretches=stretches_of(self.owners, self.segments, PROMPT, PADDING))
+
     def _each(self, change: Callable[[Tensor], Tensor]) -> ModelCall:
         """The same with every tensor changed that does not stay with the host."""
         changed: dict[str, Any] = {}
@@ -50,18 +58,28 @@ class ModelCall:
             value = getattr(self, spec.name)
             if isinstance(value, Tensor):
                 changed[spec.name] = change(value)
+            elif isinstance(value, Stretches):
+                changed[spec.name] = value.each(change)
             elif isinstance(value, dict):
                 changed[spec.name] = {
                     name: tensor if name in self.on_host else change(tensor) for name, tensor in value.items()
                 }
         return replace(self, **changed)
 
-    def arguments(self, dtype: torch.dtype) -> dict[str, Any]:
-        """Keyword arguments of a Hugging Face model's forward. `dtype` is that of the mask of shared rows."""
+    def arguments(self, dtype: torch.dtype, by_stretch: bool = False) -> dict[str, Any]:
+        """Keyword arguments of a Hugging Face model's forward.
+
+        Args:
+            dtype: of the mask of shared rows.
+            by_stretch: the model attends in them without one (prefix_attention.py).
+        """
         found: dict[str, Any] = {"input_ids": self.input_ids, **self.images, **self.derived, **self.token_types}
         if self.position_ids is None:
             return {**found, "attention_mask": (self.segments != PADDING).long()}
-        mask = attention_mask(self.owners, self.segments, dtype)
+        if by_stretch and self.stretches is not None:
+            mask = in_place_of_mask(self.stretches, dtype)
+        else:
+            mask = attention_mask(self.owners, self.segments, dtype)
         return {**found, "attention_mask": mask, "position_ids": self.position_ids}
 
 

@@ -30,6 +30,7 @@ from mmr1_learner.fused_kernels import fuse_kernels
 from mmr1_learner.hollow import hollow_copies, hollow_model, outline
 from mmr1_learner.image_sizes import ImageSizes, with_features
 from mmr1_learner.loss.token_stats import Projection, TokenStats, token_stats
+from mmr1_learner.prefix_attention import attend_by_stretch, takes_stretches
 from mmr1_learner.prompts import forbidden_tokens
 from mmr1_learner.ranks import Ranks
 from mmr1_learner.rows import EncodedPrompt, PositionCache, RowBatch
@@ -65,7 +66,8 @@ class Policy(nn.Module):
 
     def _hidden(self, batch: RowBatch) -> Tensor:
         """[N, H] final hidden states, each at the position that predicts its token."""
-        given = [with_features(self.hf.model, call.arguments(self.hf.dtype)) for call in batch.calls]
+        by_stretch = takes_stretches(self.hf)
+        given = [with_features(self.hf.model, call.arguments(self.hf.dtype, by_stretch)) for call in batch.calls]
         states = [self.hf.model(**one, use_cache=False).last_hidden_state.flatten(0, 1) for one in given]
         chosen: Tensor = (states[0] if len(states) == 1 else torch.cat(states))[batch.predictors]
         return chosen
@@ -153,6 +155,8 @@ def load_policy(path: str, config: RunConfig, *, hollow: bool = False) -> Policy
     _recompute(path, hf, config)
     batch_vision_attention(hf)
     fuse_kernels(hf, config)
+    if config.fused_kernels != "none" and torch.cuda.is_available():
+        attend_by_stretch(hf)
     choose_trainable(hf, config)
     return Policy(hf).train()
 

@@ -162,7 +162,8 @@ def _shared(
     # The model hands out image features to placeholders in the order of the rows, not of the groups.
     in_order = [rows[owner].prompt for owner in sorted(range(len(rows)), key=places.__getitem__)]
     token_types = {"mm_token_type_ids": (input_ids == image_token_id).long()} if first.ndim == 2 else {}
-    return ModelCall(input_ids, owners, segments, position_ids, _join_images(in_order), token_types)
+    call = ModelCall(input_ids, owners, segments, position_ids, _join_images(in_order), token_types)
+    return call.with_stretches()
 
 
 def _padded(row: Row, pad_token_id: int, tokens: _Tokens, offset: int) -> ModelCall:
