@@ -27,7 +27,9 @@ class Stretches(NamedTuple):
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Stretches:
         """The same with every tensor changed."""
-        tensors: dict[str, Any] = {name: change(part) for name, part in self._asdict().items() if isinstance(part, Tensor)}
+        tensors: dict[str, Any] = {
+            name: change(part) for name, part in self._asdict().items() if isinstance(part, Tensor)
+        }
         return self._replace(**tensors)
 
 
