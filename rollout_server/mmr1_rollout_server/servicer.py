@@ -123,6 +123,8 @@ class RolloutServicer(RolloutServiceServicer):
                 await self._policy.opened()
             with self._policy.sampling(probe=request.probe) as held:
                 group = await self._engine.generate(ready, held)
+            if request.probe:
+                self._policy.probe_answered()
             self._metrics.count_tokens(group)
             return pb.GenerateResponse(group=group_to_message(group))
 

@@ -1,6 +1,9 @@
-"""May a prompt be taken, made ready, sampled: what prompts ask of the policy that this server holds.
+"""May a prompt be taken, made ready, sampled, published: what prompts ask of the policy that this server holds.
 
-Which verb of a weight update leads from one state to the next is `weights.py`'s part. Knows nothing of gRPC or vllm.
+While a version is proved prompts are taken and made ready for it, and sampled with it once it has answered the
+learner's probe, which is before the learner has compared. What they come to is held until it has: nothing that
+unproven weights have sampled leaves this server. Which verb of a weight update leads from one state to the next is
+`weights.py`'s part. Knows nothing of gRPC or vllm.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import structlog
 from mmr1.records import PolicyVersion
 from mmr1_rollout_server.admission import Admission
 from mmr1_rollout_server.errors import NotServingError
+from mmr1_rollout_server.proof import Proof
 from mmr1_rollout_server.states import Phase, State
 
 # For so long prompts are kept ready while this server is paused: from the pause on, and again from the learner's probe.
@@ -41,6 +45,8 @@ class Serving:
         self._pending: PolicyVersion | None = None
         self._is_followed = False  # the pending version is not whole: its adapters come after it
         self._taken_until = self._kept_until = 0.0  # by the monotonic clock: prompts, while this server does not serve
+        self._has_answered = False  # the learner's probe, with the pending version
+        self.proof = Proof()  # of what the engine holds
         self._changed = asyncio.Event()  # set, and replaced, at each change of state
 
     @property
@@ -71,15 +77,30 @@ class Serving:
         if self._is_held:
             self._taken_until = self._kept_until = time.monotonic() + READY_SECONDS
 
-    async def opened(self) -> None:
+    def probe_answered(self) -> None:
+        """The learner compares from here on. Sampling goes on meanwhile, for it rarely finds a fault."""
+        if self._is_held:
+            self._has_answered = True
+            self._taken_until = self._kept_until = time.monotonic() + READY_SECONDS
+            self._wake()
+            if self._samples_ahead:
+                _log.info("samples_ahead", version=str(self._pending))
+
+    @property
+    def _samples_ahead(self) -> bool:
+        """Whether prompts may be sampled with the pending version."""
+        return self._has_answered and not self.serves and self.takes is not None
+
+    async def opened(self, *, ahead: bool = False) -> None:
         """Wait, with what is ready to be sampled, until this server serves; at once when it does.
 
-        An update has deadlines of its own; what comes of it has not.
+        With `ahead` until it holds weights that have answered a probe: see `proof`. An update has deadlines of its own;
+        what comes of it has not.
 
         Raises:
             NotServingError: it does not, and will not soon.
         """
-        while not self.serves:
+        while not (self.serves or (ahead and self._samples_ahead)):
             left = None if self.state is State.UPDATING else self._kept_until - time.monotonic()
             if self.state not in (State.UPDATING, State.PAUSED) or (left is not None and left <= 0):
                 raise NotServingError(self._closed())
@@ -91,22 +112,25 @@ class Serving:
         return f"this server is {self.state.value}: {self.detail or 'admission is closed'}"
 
     @contextmanager
-    def sampling(self, *, probe: bool = False) -> Iterator[PolicyVersion]:
+    def sampling(self, *, probe: bool = False, ahead: bool = False) -> Iterator[PolicyVersion]:
         """Count one prompt as running; yields the version it is sampled under.
 
-        A probe is admitted also while paused: with it the learner proves an update before it opens admission.
+        A probe is admitted also while paused: with it the learner proves an update before it opens admission. So is,
+        once the probe is answered, what comes `ahead` of the proof: who asks so waits for `proof`, as it is now, to be
+        over before anybody is told what was sampled.
 
         Raises:
             NotServingError: closed.
         """
-        version = self.admitted(probe=probe)
+        version = self.admitted(probe=probe, ahead=ahead)
         with self.admission.enter():
             yield version
 
-    def admitted(self, *, probe: bool = False) -> PolicyVersion:
+    def admitted(self, *, probe: bool = False, ahead: bool = False) -> PolicyVersion:
         """What would be sampled now. Raises what `sampling` does."""
         version = self._pending if self._is_held else self.version
-        if version is None or not (self.serves or (probe and self.state is State.PAUSED)):
+        early = (probe and self.state is State.PAUSED) or (ahead and self._samples_ahead)
+        if version is None or not (self.serves or early):
             raise NotServingError(self._closed())
         return version
 

@@ -19,6 +19,7 @@ import structlog
 from mmr1.errors import WeightUpdateError
 from mmr1.records import PolicyVersion
 from mmr1_rollout_server.errors import DeadlinePassedError, VerbRefusedError
+from mmr1_rollout_server.proof import Proof
 from mmr1_rollout_server.serving import Serving
 from mmr1_rollout_server.states import CLOSED, Phase, State
 from mmr1_rollout_server.transfer import TransferPlan, WeightReceiver, WriteReport
@@ -70,10 +71,12 @@ class Policy(Serving):
         """For evaluation: open admission with the weights that the engine has loaded, and take no others."""
         self._takes_none = "this server serves its model's own weights, for evaluation, and takes no others"
         self.version = BASE
+        self.proof.settle(True)
         self._become(State.SERVES, "")
 
     def drain(self) -> None:
         """Close admission for good."""
+        self.proof.settle(False)  # Resume is not heard any more
         self._become(State.DRAINING, "this server is shutting down")
 
     # -- the verbs -----------------------------------------------------------------------------------------------
@@ -86,7 +89,8 @@ class Policy(Serving):
         """
         async with self._turns.verb("Pause", run, incarnation):
             if self.state is State.PAUSED:
-                return 0.0
+                self._taken_until = 0.0  # and nothing more is sampled ahead of a proof
+                return await self.admission.wait_idle(deadline_seconds) if self.admission.num_running else 0.0
             self._require("Pause", self.serves)
             return await self._close_admission(deadline_seconds, "paused by the learner")
 
@@ -97,6 +101,7 @@ class Policy(Serving):
             held = self._pending if self._phase is Phase.FINISHED else self.version
             if version != held:
                 raise VerbRefusedError(f"Resume names version {version}, but this server holds {held}")
+            self.proof.settle(True)
             self._forget_update()
             self.version = version
             self._become(State.SERVES, "")
@@ -154,7 +159,8 @@ class Policy(Serving):
                     f"version {version} cannot follow {self.version} under {incarnation}: versions never go back"
                 )
             waited = await self._close_admission(deadline_seconds, f"updating to {version}", State.UPDATING)
-            self._pending, self._taken_until = version, 0.0
+            self._forget_update()  # one that was not proved
+            self._pending = version
             self._is_followed = self._with_adapter and not adapter_only
             async with self._breaking():
                 starting = self._receiver.start_update(adapter_only=adapter_only)
@@ -197,7 +203,7 @@ class Policy(Serving):
                     )
             self._has_base = self._with_adapter
             self._stop_watchdog()
-            self._phase = Phase.FINISHED
+            self._phase, self.proof = Phase.FINISHED, Proof()
             self._become(State.PAUSED, f"holds {version}, which the learner has not resumed")
             return report
 
@@ -275,7 +281,9 @@ class Policy(Serving):
 
     def _forget_update(self) -> None:
         self._stop_watchdog()
-        self._phase, self._pending, self._taken_until = Phase.NONE, None, 0.0
+        self._phase, self._pending = Phase.NONE, None
+        self._taken_until, self._has_answered = 0.0, False
+        self.proof.settle(False)
 
     def _stop_watchdog(self) -> None:
         if self._watchdog is not None:

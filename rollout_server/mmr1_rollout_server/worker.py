@@ -2,7 +2,8 @@
 
 Three loops beside it keep the lease, the claims on held prompts, and the pace. Everything that decides about an entry
 is a script in Redis; this file decides when to call which. It knows nothing of weights beyond "may sample now". What
-needs none of them, tokens and pixels, is made before that is asked, and also while a version is proved.
+needs none of them, tokens and pixels, is made before that is asked, and also while a version is proved. What is sampled
+ahead of the proof is held here until it is over.
 """
 
 from __future__ import annotations
@@ -243,10 +244,11 @@ class PromptWorker:
         with span("prepare", prompt.id), self._metrics.prepare_seconds.time():
             images = await asyncio.to_thread(self._open_images, prompt)
             ready = await self._engine.prepare(prompt, images)
-        await self._policy.opened()
+        await self._policy.opened(ahead=True)
         if self._engine_died or self._engine.is_dead:  # it has not had this one
             raise NotServingError("the engine is gone")
-        with self._policy.sampling() as version:
+        with self._policy.sampling(ahead=True) as version:
+            proof = self._policy.proof
             following(version=version)
             with span("generate", prompt.id, policy_version=str(version)):
                 group = await self._engine.generate(ready, version)
@@ -254,6 +256,7 @@ class PromptWorker:
         with span("score", prompt.id):
             scored = await self._scorer.score(group, images[0].size if images else None)
         self._metrics.score_seconds.observe(scored.score_seconds)
+        await proof.over(self._config.lease_seconds)
         return scored
 
     def _open_images(self, prompt: Prompt) -> list[Image.Image]:
