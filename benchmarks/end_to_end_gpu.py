@@ -304,7 +304,7 @@ def main() -> None:
                 except RuntimeError as error:
                     print(f"{layout}: {error}", flush=True)
                     failed.append(layout)
-            if given.peer and not beside and not failed:  # or there is nothing to compare it with
+            if given.peer and not beside and len(failed) < len(given.layouts):  # or there is nothing to compare it with
                 peer = start_peer(model, data, given)
         finally:
             if peer is not None:

@@ -66,7 +66,7 @@ class Policy(nn.Module):
 
     def _hidden(self, batch: RowBatch) -> Tensor:
         """[N, H] final hidden states, each at the position that predicts its token."""
-        by_stretch = takes_stretches(self.hf)
+        by_stretch = batch.calls[0].stretches is not None and takes_stretches(self.hf)
         given = [with_features(self.hf.model, call.arguments(self.hf.dtype, by_stretch)) for call in batch.calls]
         states = [self.hf.model(**one, use_cache=False).last_hidden_state.flatten(0, 1) for one in given]
         chosen: Tensor = (states[0] if len(states) == 1 else torch.cat(states))[batch.predictors]
@@ -155,7 +155,7 @@ def load_policy(path: str, config: RunConfig, *, hollow: bool = False) -> Policy
     _recompute(path, hf, config)
     batch_vision_attention(hf)
     fuse_kernels(hf, config)
-    if config.fused_kernels != "none" and torch.cuda.is_available():
+    if config.fused_kernels != "none" and torch.cuda.is_available() and hf.config.model_type in FAMILIES:
         attend_by_stretch(hf)
     choose_trainable(hf, config)
     return Policy(hf).train()

@@ -4,8 +4,8 @@ In a shared row a completion sees its prompt and itself, which as a mask makes t
 and throw more than half away. Here each stretch of a row, a prompt or a completion, attends within itself, and all
 completions of a prompt attend to it; both by torch's kernel for sequences of unlike length. Two softmaxes over parts
 are one over the whole when each is weighted by its share of the denominator (Milakov and Gimelshein 2018, "Online
-normalizer calculation for softmax", section 3), so the result is the mask's to rounding. This file knows no family and
-no losses; which token belongs to whom comes with the call.
+normalizer calculation for softmax", section 3), so the result is the mask's to rounding. Which token belongs to whom
+comes with the call; this file knows no losses.
 """
 
 from __future__ import annotations
@@ -26,10 +26,17 @@ NAME = "prefix_by_stretch"
 _STRETCHES = "_mmr1_stretches"  # of what stands for the mask
 _WIDEST, _MULTIPLE = 256, 8  # heads that the kernel takes, in elements
 _OLDEST = (8, 0)  # a GPU's generation
+# Language models that were tried. Others may read in their layers what kind of attention or mask they have.
+_KNOWN = ("llama", "qwen2", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text")
 
 
 def attend_by_stretch(hf: Any) -> None:
-    """Have the language model of a Hugging Face model attend this way where it is given stretches, else as it did."""
+    """Have the language model of a Hugging Face model attend this way where it is given stretches, else as it did.
+
+    One that is not known here attends by mask as ever.
+    """
+    if hf.get_decoder().config.model_type not in _KNOWN:
+        return
     ALL_ATTENTION_FUNCTIONS.register(NAME, _attention)
     ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)
     for module in hf.get_decoder().modules():
@@ -57,8 +64,8 @@ def takes_stretches(hf: Any) -> bool:
 
 
 def in_place_of_mask(stretches: Stretches, dtype: torch.dtype) -> Tensor:
-    """[1, 1, 1, 1], which a model hands to its layers as it is, with the stretches on it."""
-    mask = torch.zeros(1, 1, 1, 1, dtype=dtype, device=stretches.ends.device)
+    """[1, 1, 1, 1], which a model hands to its layers as it is, with the stretches on it; no number, if it is read."""
+    mask = torch.full((1, 1, 1, 1), torch.nan, dtype=dtype, device=stretches.ends.device)
     mask.__dict__[_STRETCHES] = stretches
     return mask
 
@@ -76,12 +83,12 @@ def _attention(
     """Of queries [B, heads, L, D], keys and values [B, fewer heads, L, D]; returns [B, L, heads, D]."""
     stretches = None if attention_mask is None else attention_mask.__dict__.get(_STRETCHES)
     if stretches is None:
-        if attention_mask is not None and attention_mask.shape[-2:] == (1, 1) and query.shape[2] > 1:
-            raise RuntimeError("a layer was given another mask than its model: set fused_kernels to none")
         found: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )
         return found
+    if dropout or options.get("position_bias") is not None:
+        raise RuntimeError("attention by stretch has no dropout and no position bias: set fused_kernels to none")
     batch, heads, length, width = query.shape
     scale = width**-0.5 if scaling is None else scaling
     flat = (part.transpose(1, 2).reshape(batch * length, -1, width) for part in (query, key, value))
@@ -105,10 +112,9 @@ class _Stretched(torch.autograd.Function):
         )  # fmt: skip
         own = log_sums.index_select(1, by.asking)
         both = torch.logaddexp(own, log_sums_beside)
-        shares = ((part - both).exp_().t().unsqueeze(-1) for part in (own, log_sums_beside))
-        parts = (seen.index_select(0, by.asking), beside)
-        merged = sum(part.float() * share for part, share in zip(parts, shares, strict=True))
-        seen.index_copy_(0, by.asking, merged.to(seen.dtype))  # type: ignore[union-attr]
+        share, share_beside = ((part - both).exp_().t().unsqueeze(-1) for part in (own, log_sums_beside))
+        merged = seen.index_select(0, by.asking).float().mul_(share).addcmul_(beside, share_beside)
+        seen.index_copy_(0, by.asking, merged.to(seen.dtype))
         log_sums.index_copy_(1, by.asking, both)
         ctx.save_for_backward(query, key, value, seen, log_sums)
         ctx.by, ctx.scale = by, scale

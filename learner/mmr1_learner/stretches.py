@@ -17,7 +17,7 @@ class Stretches(NamedTuple):
     """Of rows [B, L]; a place is an index into the flattened B * L, and boundaries are int32."""
 
     ends: Tensor  # [stretches + 1]
-    longest: int
+    longest: int  # this and the others are upper bounds
     asking: Tensor  # [C] places of the completions' tokens, those of a group together
     asking_ends: Tensor  # [groups + 1] boundaries in them
     most_asking: int
@@ -36,7 +36,7 @@ class Stretches(NamedTuple):
 def stretches_of(owners: Tensor, segments: Tensor, prompt: int, padding: int) -> Stretches:
     """Of rows [B, L] whose tokens belong to groups `owners` and to segments of these, a prompt before its completions.
 
-    Every group has a prompt, and lies in one row in one piece.
+    Every group has a prompt and lies in one row in one piece; at least one has a completion.
     """
     flat_owners, flat = owners.flatten(), segments.flatten()
     begins = torch.ones_like(segments, dtype=torch.bool)  # each row begins one
@@ -46,15 +46,18 @@ def stretches_of(owners: Tensor, segments: Tensor, prompt: int, padding: int) ->
     asking = ((flat != prompt) & (flat != padding)).nonzero()[:, 0]
     groups, asked_counts = torch.unique_consecutive(flat_owners[asked], return_counts=True)
     asking_counts = flat_owners[asking].bincount(minlength=int(groups.max()) + 1)[groups]
+    asks = asking_counts > 0  # the others have no completions
+    asked, asked_counts = asked[asks.repeat_interleave(asked_counts)], asked_counts[asks]
+    asking_counts = asking_counts[asks]
     return Stretches(
         ends,
-        int(ends.diff().max()),
+        _most(ends.diff()),
         asking,
         _boundaries(asking_counts),
-        int(asking_counts.max()),
+        _most(asking_counts),
         asked,
         _boundaries(asked_counts),
-        int(asked_counts.max()),
+        _most(asked_counts),
     )
 
 
@@ -64,6 +67,11 @@ def _with_end(starts: Tensor, end: int) -> Tensor:
 
 def _boundaries(counts: Tensor) -> Tensor:
     return torch.nn.functional.pad(counts.cumsum(0), (1, 0)).int()
+
+
+def _most(counts: Tensor) -> int:
+    """At least 2: a kernel that is told of single queries lays them out in another way."""
+    return max(2, int(counts.max()))
 
 
 __all__ = ["Stretches", "stretches_of"]

@@ -217,8 +217,8 @@ def num_prepared(stack: Stack) -> float:
     return float(line.split()[1])
 
 
-def test_what_is_made_ready_while_a_version_is_proved_is_sampled_with_the_weights_that_follow(stack: Stack) -> None:
-    """Made ready under one version, sampled under another: nothing of the first is in it."""
+def test_what_unproven_weights_have_sampled_is_sampled_again_with_those_that_follow(stack: Stack) -> None:
+    """Made ready and sampled under one version, published under another: nothing of the first is in it."""
     learner, before = stack.learner, num_prepared(stack)
     stack.policy.perturb(seed=6)
     learner.update(stack.policy.model, 2, resume=False)
@@ -238,21 +238,43 @@ def test_what_is_made_ready_while_a_version_is_proved_is_sampled_with_the_weight
         assert stack.policy.largest_difference(group, stack.images, **PIXELS) < 1e-4
 
 
+def test_what_is_sampled_ahead_of_the_proof_is_published_after_it(stack: Stack) -> None:
+    """Once, with the version that was proved: each prompt is made ready and sampled no second time."""
+    learner, client = stack.learner, stack.learner.client
+    stack.policy.perturb(seed=9)
+    version = learner.update(stack.policy.model, 4, resume=False)
+    before, prepared = client.status().num_generated_tokens, num_prepared(stack)
+    sampling = Sampling(1.0, 12, ignore_eos=True, forbidden_token_ids=stack.policy.forbidden)
+    stack.feed(*(stack.prompt(image, sampling=sampling) for image in (0, 1, 2)))
+    probe = client.generate(stack.prompt(3), timeout=60, probe=True)
+    sampled = before + sum(len(rollout.token_ids) for rollout in probe.rollouts)
+    sampled += 3 * 12 * len(probe.rollouts)
+    stack.until(lambda: client.status().num_generated_tokens >= sampled)
+    time.sleep(0.5)  # longer than scoring takes
+    assert stack.queue.read(3) == []
+    stack.queue.commit_version(version)
+    client.resume(version)
+    for group in stack.groups(3):
+        assert {span.version for rollout in group.rollouts for span in rollout.spans} == {version}
+        assert stack.policy.largest_difference(group, stack.images, **PIXELS) < 1e-4
+    assert client.status().num_generated_tokens == sampled and num_prepared(stack) == prepared + 3
+
+
 def test_an_update_in_the_middle_of_traffic(stack: Stack) -> None:
     long = Sampling(1.0, 48, ignore_eos=True, forbidden_token_ids=stack.policy.forbidden)
     stack.feed(*(stack.prompt(i % 4, sampling=long) for i in range(16)))
     time.sleep(0.3)
     before = copy.deepcopy(stack.policy)
     stack.policy.perturb(seed=8)
-    version = stack.learner.update(stack.policy.model, 4)
+    version = stack.learner.update(stack.policy.model, 5)
     stack.queue.commit_version(version)
     numbers = set()
     for group in stack.groups(16):
         [number] = {span.version.number for rollout in group.rollouts for span in rollout.spans}
         numbers.add(number)
-        policy = {3: before, 4: stack.policy}[number]
+        policy = {4: before, 5: stack.policy}[number]
         assert policy.largest_difference(group, stack.images, **PIXELS) < 1e-4
-    assert 4 in numbers
+    assert 5 in numbers
 
 
 def test_sigterm_finishes_or_gives_back_what_it_holds(stack: Stack) -> None:

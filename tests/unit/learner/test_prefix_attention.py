@@ -18,7 +18,7 @@ from mmr1_learner import prefix_attention
 from mmr1_learner.batch_bytes import decode_batch, encode_batch
 from mmr1_learner.calls import PADDING, PROMPT, ModelCall, attention_mask
 from mmr1_learner.model import Policy, PromptEncoder, load_policy
-from mmr1_learner.prefix_attention import NAME, attend_by_stretch, takes_stretches
+from mmr1_learner.prefix_attention import NAME, attend_by_stretch, in_place_of_mask, takes_stretches
 from mmr1_learner.rows import Row, RowBatch, pack
 from mmr1_learner.stretches import stretches_of
 from tests.family_models import build, prompt_text
@@ -162,7 +162,9 @@ def test_stretches_survive_the_way_to_another_rank(family: Any) -> None:
     policy = load_policy(str(folder), small_config(folder))
     batch = batch_of(name, folder, policy)
     again = decode_batch(encode_batch(batch), CPU)
-    for ours, theirs in zip(batch.calls[0].stretches or (), again.calls[0].stretches or (), strict=True):
+    sent, arrived = batch.calls[0].stretches, again.calls[0].stretches
+    assert sent is not None and arrived is not None
+    for ours, theirs in zip(sent, arrived, strict=True):
         assert torch.equal(torch.as_tensor(ours), torch.as_tensor(theirs))
 
 
@@ -180,11 +182,30 @@ def test_padded_rows_have_none(family: Any) -> None:
         torch.testing.assert_close(policy(batch).logprobs, expected, atol=1e-6, rtol=0)
 
 
-def test_a_layer_that_loses_the_stretches_is_an_error(by_definition: list[int]) -> None:
+def test_who_reads_what_stands_for_the_mask_gets_no_numbers() -> None:
     """And not attention to everything."""
-    part = torch.randn(1, 2, 3, 8)
+    stretches = stretches_of(*lay_out([[(3, 2)]], 5), PROMPT, PADDING)
+    mask = in_place_of_mask(stretches, torch.float32)
+    part = torch.randn(1, 2, 5, 8)
+    lost, _ = prefix_attention._attention(mock.Mock(num_key_value_groups=1), part, part, part, mask.clone())
+    assert mask.clone().__dict__ == {} and lost.isnan().all()
+
+
+@pytest.mark.parametrize("options", [{"dropout": 0.1}, {"position_bias": torch.zeros(1, 2, 5, 5)}])
+def test_what_it_does_not_do_is_an_error(options: dict[str, Any]) -> None:
+    mask = in_place_of_mask(stretches_of(*lay_out([[(3, 2)]], 5), PROMPT, PADDING), torch.float32)
+    part = torch.randn(1, 2, 5, 8)
     with pytest.raises(RuntimeError, match="fused_kernels"):
-        prefix_attention._attention(mock.Mock(num_key_value_groups=1), part, part, part, torch.zeros(1, 1, 1, 1))
+        prefix_attention._attention(mock.Mock(num_key_value_groups=1), part, part, part, mask, **options)
+
+
+def test_a_language_model_that_was_not_tried_is_left_as_it_is(family: Any) -> None:
+    _, folder = family
+    policy = load_policy(str(folder), small_config(folder))
+    decoder = policy.hf.get_decoder().config
+    decoder.model_type = "another"
+    attend_by_stretch(policy.hf)
+    assert decoder._attn_implementation == "sdpa" and not takes_stretches(policy.hf)
 
 
 def test_who_takes_them(family: Any) -> None:
