@@ -42,7 +42,7 @@ class OptimizerOptions(BaseModel):
     fused_kernels: Literal["auto", "liger", "none"] = Field(
         "auto",
         description="whose the learner takes on a GPU, for norms, gated layers and rotary positions; auto: Liger's "
-        "where they are",
+        "where they are, and torch's for attention without a mask; none: transformers' own",
     )
     freeze_vision_tower: bool = Field(
         False, description="the vision tower and what joins it to the text stay as they are"
