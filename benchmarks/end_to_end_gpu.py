@@ -165,7 +165,10 @@ class Run:
             time.sleep(0.2)
 
     def sampled(self) -> dict[str, list[tuple[float, float]]]:
-        """When each group was being sampled, by the server that did: from, to, in seconds since the epoch."""
+        """When each group was being sampled, by the server that did: from, to, in seconds since the epoch.
+
+        One that was sampled ahead of its version's proof, and held, is shown later by as much.
+        """
         client = redis.Redis(port=self.options["redis_port"])
         entries: Any = client.xrange(Scripts(client, self.options["run"]).key("groups"))
         found: dict[str, list[tuple[float, float]]] = {}
@@ -187,18 +190,18 @@ def union(spans: list[tuple[float, float]], begin: float, end: float) -> float:
     return total
 
 
-STATE = re.compile(r"^ *(rollout-\d+) \| timestamp=(\S+)Z .*event=state .*\bstate=(\w+)")
+STATE = re.compile(r"^ *(rollout-\d+) \| timestamp=(\S+)Z .*event=(state|samples_ahead) (?:.*\bstate=(\w+))?")
 
 
 def pauses(run: Run) -> list[float]:
-    """How long admission was closed in each update, in seconds, by the servers' own log."""
+    """How long nothing new was sampled in each update, in seconds, by the servers' own log."""
     found, closed = [], {}
     for line in filter(None, map(STATE.match, run.log.read_text().splitlines())):
-        server, when, state = line.groups()
+        server, when, event, state = line.groups()
         at = datetime.fromisoformat(when).timestamp()
         if state == "updating":
             closed[server] = at
-        elif state == "serves" and server in closed:
+        elif server in closed and (state == "serves" or event == "samples_ahead"):
             found.append(at - closed.pop(server))
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 from mmr1_rollout_server.errors import NotServingError
 
@@ -11,8 +12,13 @@ class Proof:
     """Settled once. Of the same version, sent again after it was not proved, there is another."""
 
     def __init__(self) -> None:
+        self._due = 0.0  # by the monotonic clock
         self._holds = False
         self._settled = asyncio.Event()
+
+    def expect(self, seconds: float) -> None:
+        """The learner judges from here on, for so long at most: it leaves a server out without a word."""
+        self._due = time.monotonic() + seconds
 
     def settle(self, holds: bool) -> None:
         """Only the first time counts."""
@@ -20,17 +26,18 @@ class Proof:
             self._holds = holds
             self._settled.set()
 
-    async def over(self, seconds: float) -> None:
-        """Wait until it is known, not longer than `seconds`: a learner leaves a server out without a word.
+    async def over(self) -> None:
+        """Wait until it is known, or is not to be expected any more.
 
         Raises:
             NotServingError: the weights were not proved, or it is not known: what they have sampled counts for nothing.
         """
-        try:
-            async with asyncio.timeout(seconds):
-                await self._settled.wait()
-        except TimeoutError:
-            raise NotServingError(f"the learner has not proved these weights within {seconds:g} s") from None
+        if not self._settled.is_set():
+            try:
+                async with asyncio.timeout_at(asyncio.get_running_loop().time() + self._due - time.monotonic()):
+                    await self._settled.wait()
+            except TimeoutError:
+                raise NotServingError("the learner does not say what it thinks of these weights") from None
         if not self._holds:
             raise NotServingError("the learner has not proved these weights, and others came over them")
 

@@ -129,7 +129,7 @@ class RolloutServicer(RolloutServiceServicer):
             return pb.GenerateResponse(group=group_to_message(group))
 
     async def _made_ready(self, engine: Engine, prompt: Prompt, *, probe: bool) -> ReadyPrompt:
-        """A probe's tokens and pixels are kept: it is the same after every update, and nothing is sampled meanwhile."""
+        """A probe's tokens and pixels are kept: it is the same after every update, and keeps prompts waiting."""
         shown = (prompt.text, prompt.images)
         if probe and self._last_probe is not None and self._last_probe[0] == shown:
             return replace(self._last_probe[1], prompt=prompt)

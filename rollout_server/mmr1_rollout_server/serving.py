@@ -2,8 +2,8 @@
 
 While a version is proved prompts are taken and made ready for it, and sampled with it once it has answered the
 learner's probe, which is before the learner has compared. What they come to is held until it has: nothing that
-unproven weights have sampled leaves this server. Which verb of a weight update leads from one state to the next is
-`weights.py`'s part. Knows nothing of gRPC or vllm.
+unproven weights have sampled is published, or counted against its prompt. Which verb of a weight update leads from one
+state to the next is `weights.py`'s part. Knows nothing of gRPC or vllm.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from mmr1_rollout_server.states import Phase, State
 # For so long prompts are kept ready while this server is paused: from the pause on, and again from the learner's probe.
 # What takes longer may never end, for the learner leaves a server out without a word.
 READY_SECONDS = 3.0
+# And what was sampled while a version is proved so long, from the probe's answer on.
+JUDGED_SECONDS = 10.0
 
 _log = structlog.get_logger(__name__)
 
@@ -46,6 +48,7 @@ class Serving:
         self._is_followed = False  # the pending version is not whole: its adapters come after it
         self._taken_until = self._kept_until = 0.0  # by the monotonic clock: prompts, while this server does not serve
         self._has_answered = False  # the learner's probe, with the pending version
+        self._is_shut = False  # by Pause, while a version is proved
         self.proof = Proof()  # of what the engine holds
         self._changed = asyncio.Event()  # set, and replaced, at each change of state
 
@@ -64,7 +67,7 @@ class Serving:
         if self.serves:
             return self.version
         proved = self._pending if self._is_held else None
-        follows = proved and self.version and proved.incarnation == self.version.incarnation
+        follows = proved and self.version and proved.incarnation == self.version.incarnation and not self._is_shut
         return proved if follows and not self._is_followed and time.monotonic() < self._taken_until else None
 
     @property
@@ -75,12 +78,14 @@ class Serving:
     def probe_begun(self) -> None:
         """The learner's probe is ready for the engine: what is made ready from here on does not keep it waiting."""
         if self._is_held:
+            self._has_answered = False  # it has the engine to itself
             self._taken_until = self._kept_until = time.monotonic() + READY_SECONDS
 
     def probe_answered(self) -> None:
         """The learner compares from here on. Sampling goes on meanwhile, for it rarely finds a fault."""
         if self._is_held:
             self._has_answered = True
+            self.proof.expect(JUDGED_SECONDS)
             self._taken_until = self._kept_until = time.monotonic() + READY_SECONDS
             self._wake()
             if self._samples_ahead:
@@ -117,7 +122,7 @@ class Serving:
 
         A probe is admitted also while paused: with it the learner proves an update before it opens admission. So is,
         once the probe is answered, what comes `ahead` of the proof: who asks so waits for `proof`, as it is now, to be
-        over before anybody is told what was sampled.
+        over before what was sampled counts.
 
         Raises:
             NotServingError: closed.

@@ -85,11 +85,12 @@ class Policy(Serving):
         """Close admission and wait until nothing runs; returns the seconds waited.
 
         Raises:
-            VerbRefusedError, DeadlinePassedError: admission is as before.
+            VerbRefusedError, DeadlinePassedError: admission is as before; while a version is proved nothing more is
+                sampled ahead of the proof.
         """
         async with self._turns.verb("Pause", run, incarnation):
             if self.state is State.PAUSED:
-                self._taken_until = 0.0  # and nothing more is sampled ahead of a proof
+                self._is_shut = True
                 return await self.admission.wait_idle(deadline_seconds) if self.admission.num_running else 0.0
             self._require("Pause", self.serves)
             return await self._close_admission(deadline_seconds, "paused by the learner")
@@ -186,7 +187,7 @@ class Policy(Serving):
             return fingerprints
 
     async def finish(self, run: str, incarnation: int, version: PolicyVersion, deadline_seconds: float) -> WriteReport:
-        """Complete the model. Probes are answered from here on, prompts after Resume.
+        """Complete the model. Probes are answered from here on, and what prompts come to counts after Resume.
 
         Raises:
             VerbRefusedError: nothing changed.
@@ -282,7 +283,7 @@ class Policy(Serving):
     def _forget_update(self) -> None:
         self._stop_watchdog()
         self._phase, self._pending = Phase.NONE, None
-        self._taken_until, self._has_answered = 0.0, False
+        self._taken_until, self._has_answered, self._is_shut = 0.0, False, False
         self.proof.settle(False)
 
     def _stop_watchdog(self) -> None:

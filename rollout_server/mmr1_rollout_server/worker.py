@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
@@ -247,17 +248,35 @@ class PromptWorker:
         await self._policy.opened(ahead=True)
         if self._engine_died or self._engine.is_dead:  # it has not had this one
             raise NotServingError("the engine is gone")
-        with self._policy.sampling(ahead=True) as version:
-            proof = self._policy.proof
-            following(version=version)
-            with span("generate", prompt.id, policy_version=str(version)):
-                group = await self._engine.generate(ready, version)
-        self._metrics.count_tokens(group)
-        with span("score", prompt.id):
-            scored = await self._scorer.score(group, images[0].size if images else None)
-        self._metrics.score_seconds.observe(scored.score_seconds)
-        await proof.over(self._config.lease_seconds)
+        async with self._if_proved():
+            with self._policy.sampling(ahead=True) as version:
+                following(version=version)
+                with span("generate", prompt.id, policy_version=str(version)):
+                    group = await self._engine.generate(ready, version)
+            self._metrics.count_tokens(group)
+            with span("score", prompt.id):
+                scored = await self._scorer.score(group, images[0].size if images else None)
+            self._metrics.score_seconds.observe(scored.score_seconds)
         return scored
+
+    @asynccontextmanager
+    async def _if_proved(self) -> AsyncIterator[None]:
+        """What the engine's weights come to counts when they are proved, a prompt's failure too.
+
+        The engine's death counts at once: it is one, whatever has led to it.
+
+        Raises:
+            NotServingError: they are not.
+        """
+        proof = self._policy.proof
+        try:
+            yield
+        except (NotServingError, EngineDiedError, RewardOutageError, ConfigurationError):
+            raise  # nothing of these is the prompt's
+        except Exception:
+            await proof.over()
+            raise
+        await proof.over()
 
     def _open_images(self, prompt: Prompt) -> list[Image.Image]:
         return [self._images.open(image) for image in prompt.images]

@@ -219,15 +219,16 @@ def num_prepared(stack: Stack) -> float:
 
 def test_what_unproven_weights_have_sampled_is_sampled_again_with_those_that_follow(stack: Stack) -> None:
     """Made ready and sampled under one version, published under another: nothing of the first is in it."""
-    learner, before = stack.learner, num_prepared(stack)
+    learner, before, sampled = stack.learner, num_prepared(stack), stack.learner.client.status().num_generated_tokens
     stack.policy.perturb(seed=6)
     learner.update(stack.policy.model, 2, resume=False)
     sampling = Sampling(1.0, 12, ignore_eos=True, forbidden_token_ids=stack.policy.forbidden)
     positions = stack.feed(*(stack.prompt(image, sampling=sampling) for image in (0, 1, 2)))
-    learner.client.generate(stack.prompt(3), timeout=60, probe=True)
-    stack.until(lambda: num_prepared(stack) >= before + 3)
-    time.sleep(1.0)  # longer than sampling and scoring take
-    assert stack.queue.read(3) == []
+    probe = learner.client.generate(stack.prompt(3), timeout=60, probe=True)
+    sampled += sum(len(rollout.token_ids) for rollout in probe.rollouts) + 3 * 12 * len(probe.rollouts)
+    stack.until(lambda: learner.client.status().num_generated_tokens >= sampled)
+    time.sleep(0.5)  # longer than scoring takes
+    assert stack.queue.read(3) == [] and num_prepared(stack) == before + 3
     stack.policy.perturb(seed=7)
     version = learner.update(stack.policy.model, 3)
     stack.queue.commit_version(version)
@@ -236,6 +237,7 @@ def test_what_unproven_weights_have_sampled_is_sampled_again_with_those_that_fol
     for group in groups:
         assert {span.version for rollout in group.rollouts for span in rollout.spans} == {version}
         assert stack.policy.largest_difference(group, stack.images, **PIXELS) < 1e-4
+    assert learner.client.status().num_generated_tokens == sampled + 3 * 12 * len(probe.rollouts)
 
 
 def test_what_is_sampled_ahead_of_the_proof_is_published_after_it(stack: Stack) -> None:

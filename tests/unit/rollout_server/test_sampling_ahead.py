@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from mmr1.records import PolicyVersion
-from mmr1_rollout_server.errors import DeadlinePassedError, NotServingError
+from mmr1_rollout_server import serving
+from mmr1_rollout_server.errors import DeadlinePassedError, EngineDiedError, NotServingError, PromptError
 from mmr1_rollout_server.proof import Proof
 from mmr1_rollout_server.weights import Policy
 from tests.unit.rollout_server.test_ready_prompts import ask_probe, collected, expire, hold, num_held, proving, resume
@@ -70,7 +71,7 @@ async def test_sampling_begins_with_the_probes_answer(held: Held) -> None:
     assert not direct.done()
     await held.policy.resume("run", 1, PolicyVersion(1, 2))
     await asyncio.wait_for(direct, 1)
-    await held.policy.proof.over(0.01)
+    await held.policy.proof.over()
 
 
 @pytest.mark.parametrize("how", ["first", "new learner", "base of adapters", "paused alone", "too late", "next update"])
@@ -106,15 +107,22 @@ async def test_when_nothing_is_sampled_ahead(held: Held, how: str) -> None:
 async def test_a_proof_is_settled_once() -> None:
     for first in (True, False):
         proof = Proof()
-        with pytest.raises(NotServingError, match="within"):
-            await proof.over(0.01)
+        with pytest.raises(NotServingError, match="does not say"):
+            await proof.over()
+        proof.expect(0.02)
+        waiting = [asyncio.create_task(proof.over()) for _ in range(2)]
+        await asyncio.sleep(0)
+        assert not any(task.done() for task in waiting)
+        for task in waiting:
+            with pytest.raises(NotServingError, match="does not say"):
+                await task
         proof.settle(first)
         proof.settle(not first)
         if first:
-            await proof.over(0.01)
+            await proof.over()
         else:
             with pytest.raises(NotServingError, match="others came over them"):
-                await proof.over(0.01)
+                await proof.over()
 
 
 @pytest.mark.parametrize("how", ["another version", "the same again", "a new learner", "the end", "a failure"])
@@ -126,7 +134,7 @@ async def test_what_ends_a_proof(held: Held, how: str) -> None:
         await held.update(3)
     elif how == "the same again":
         await held.update(2)
-        await held.policy.proof.over(0.01)
+        await held.policy.proof.over()
     elif how == "a new learner":
         await held.init(incarnation=2)
     elif how == "the end":
@@ -135,7 +143,7 @@ async def test_what_ends_a_proof(held: Held, how: str) -> None:
         await held.policy.start(*arguments, PolicyVersion(1, 3), 1.0)
         await held.init()
     with pytest.raises(NotServingError, match="not proved"):
-        await proof.over(0.01)
+        await proof.over()
 
 
 async def test_a_pause_waits_for_what_is_sampled_ahead(held: Held) -> None:
@@ -146,6 +154,23 @@ async def test_a_pause_waits_for_what_is_sampled_ahead(held: Held) -> None:
             await held.policy.pause("run", 1, 0.02)
         assert not samples_ahead(held.policy), "and lets no more begin"
     assert await held.policy.pause("run", 1, 0.02) == 0.0
+    ask_probe(held.policy)
+    held.policy.probe_answered()
+    assert not samples_ahead(held.policy) and held.policy.takes is None, "nor after another probe"
+    await held.policy.resume("run", 1, PolicyVersion(1, 2))
+    await held.update(3, resume=False)
+    ask_probe(held.policy)
+    held.policy.probe_answered()
+    assert samples_ahead(held.policy)
+
+
+async def test_another_probe_has_the_engine_to_itself_too(held: Held) -> None:
+    await proving(held)
+    held.policy.probe_answered()
+    ask_probe(held.policy)
+    assert not samples_ahead(held.policy)
+    held.policy.probe_answered()
+    assert samples_ahead(held.policy)
 
 
 async def test_groups_are_sampled_ahead_and_published_when_they_are_proved(bench: Bench) -> None:
@@ -198,10 +223,49 @@ async def test_the_next_try_waits_for_what_runs_and_throws_it_away(bench: Bench)
         assert not bench.queue.read(10)
 
 
+@pytest.mark.parametrize("error", [RuntimeError("garbage"), PromptError("garbage")])
+@pytest.mark.parametrize("is_proved", [True, False])
+async def test_a_failure_counts_when_the_weights_are_proved(bench: Bench, error: Exception, is_proved: bool) -> None:
+    bench.sampler.failing = {0: error}
+    async with working(bench):
+        await bench.serve()
+        version = await answered(bench, 2)
+        bench.feed(0)
+        await until(lambda: bench.sampler.num_started == 1 and not bench.sampler.running)
+        await asyncio.sleep(0.2)
+        assert num_held(bench) == 1 and bench.sampler.num_started == 1 and not bench.queue.ledger().dead
+        if is_proved:
+            await resume(bench, version)
+            await until(lambda: sum(bench.queue.ledger().dead.values()) == 1)
+            return
+        bench.sampler.failing = {}
+        await send_again(bench, version)
+        await resume(bench, version)
+        (group,) = await collected(bench, 1)
+    assert group.oldest_version == version and not bench.queue.ledger().dead
+
+
+async def test_an_engine_that_dies_ahead_of_a_proof_has_died(bench: Bench) -> None:
+    """Its prompt keeps its claim: whoever takes it over counts this death."""
+    bench.sampler.failing = {0: EngineDiedError("gone")}
+    async with working(bench):
+        await bench.serve()
+        await answered(bench, 2)
+        bench.feed(0)
+        await until(lambda: bench.sampler.num_started == 1 and not bench.sampler.running)
+        await asyncio.sleep(0.1)
+        assert num_held(bench) == 1 and bench.policy.takes is not None
+        bench.feed(1)
+        await asyncio.sleep(0.2)
+        assert bench.sampler.num_started == 1
+
+
 @pytest.mark.parametrize("how", ["left out", "told to stop"])
-async def test_without_a_word_of_the_learner_prompts_are_given_back(bench: Bench, how: str) -> None:
+async def test_without_a_word_of_the_learner_prompts_are_given_back(
+    bench: Bench, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if how == "left out":
-        bench.config = bench.config.model_copy(update={"lease_seconds": 0.3})
+        monkeypatch.setattr(serving, "JUDGED_SECONDS", 0.3)
     async with working(bench):
         await bench.serve()
         await answered(bench, 2)
