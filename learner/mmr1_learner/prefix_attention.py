@@ -113,7 +113,7 @@ class _Stretched(torch.autograd.Function):
         own = log_sums.index_select(1, by.asking)
         both = torch.logaddexp(own, log_sums_beside)
         share, share_beside = ((part - both).exp_().t().unsqueeze(-1) for part in (own, log_sums_beside))
-        merged = seen.index_select(0, by.asking).float().mul_(share).addcmul_(beside, share_beside)
+        merged = seen.index_select(0, by.asking).float().mul_(share).addcmul_(beside.float(), share_beside)
         seen.index_copy_(0, by.asking, merged.to(seen.dtype))
         log_sums.index_copy_(1, by.asking, both)
         ctx.save_for_backward(query, key, value, seen, log_sums)
