@@ -18,9 +18,9 @@ if ! dpkg -s "${packages[@]}" >/dev/null 2>&1; then
   DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null
 fi
 # crun, the default, refuses machines whose cgroups are of both kinds; and the limits must be ones that this machine grants.
-settings=/etc/containers/containers.conf
+limits=/etc/containers/containers.conf
 mkdir -p /etc/containers
-[ -s "$settings" ] || cat >"$settings" <<'CONF'
+[ -s "$limits" ] || cat >"$limits" <<'CONF'
 [engine]
 runtime = "runc"
 [containers]
@@ -38,16 +38,22 @@ make_base() {
   debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv,python3-pip bookworm "$root" "$mirror" >"$root.out" 2>&1 ||
     { tail -5 "$root.out" >&2; return 1; }
   rm -rf "$root"/var/cache/apt/archives/*.deb "$root.out"
-  # It trusts whom this machine trusts, and finds packages where this machine does.
+  # It trusts whom this machine trusts.
   [ ! -s "$bundle" ] || cp "$bundle" "$root$bundle"
   changes+=(--change "ENV SSL_CERT_FILE=$bundle PIP_CERT=$bundle REQUESTS_CA_BUNDLE=$bundle")
-  [ -z "${PIP_FIND_LINKS:-}" ] || changes+=(--change "ENV PIP_FIND_LINKS=$PIP_FIND_LINKS")
   tar -C "$root" -c . | podman import -q "${changes[@]}" - "$base" >/dev/null
 }
 podman image exists "$base" || make_base
 
-wheels=()
-[ -z "${PIP_FIND_LINKS:-}" ] || wheels=(--volume "$PIP_FIND_LINKS:$PIP_FIND_LINKS:ro")
+# Wheels that this machine has in a folder are found there while an image is built, whether the environment names it or
+# pip's own settings do. Not by the base's environment: that one stays, and may have been made without.
+wheels=() links=${PIP_FIND_LINKS:-$(python3 -m pip config get global.find-links 2>/dev/null || true)}
+if [ -d "$links" ]; then
+  settings=$(mktemp)
+  trap 'rm -f "$settings"' EXIT
+  printf '[global]\nfind-links = %s\n' "$links" >"$settings"
+  wheels=(--volume "$links:$links:ro" --volume "$settings:/etc/pip.conf:ro")
+fi
 build() { # NAME DOCKERFILE CONTEXT
   say "building $1"
   podman build -q --format docker --layers --network host "${wheels[@]}" --build-arg "BASE_IMAGE=$base" -t "localhost/$1" -f "$2" "$3" >/dev/null
