@@ -30,6 +30,7 @@ from mmr1_learner.whole import shape_of
 _PERTURBATION = 1.5
 _PLANTED_ABOVE = 10.0  # times what the two engines differ by: then wrong adapters stand out, also within the bound
 _NARROWEST = 0.2  # of the bound
+_MOST_GROUPS_AT_ONCE = 8  # of one prompt: families whose completions get a row each have its images in all of them
 
 
 class ParityError(ConfigurationError):
@@ -91,21 +92,62 @@ class Scorer:
 
     def compare(self, groups: Sequence[Group]) -> ParityReport:
         """Score every completion of `groups` and compare with what the server reported."""
-        total, worst, count, divergence = 0.0, 0.0, 0, 0.0
-        with torch.no_grad(), scoring(self._policy):
+        return self.compare_each([groups])[0]
+
+    def compare_each(self, answers: Sequence[Sequence[Group]]) -> list[ParityReport]:
+        """The same for what each of several servers has sampled.
+
+        Answers to the same prompt are scored in one forward: beside a step, whose kernels the same process launches,
+        one takes as long as a server more.
+        """
+        alike: dict[object, list[tuple[int, Group]]] = {}
+        for index, groups in enumerate(answers):
             for group in groups:
-                completions = tuple(
-                    Completion(rollout.token_ids, rollout.logprobs, 0.0, 0.0) for rollout in group.rollouts
-                )
-                sampling = group.prompt.sampling
-                row = Row(self.encode(group), completions, sampling.temperature, sampling.forbidden_token_ids)
-                batch = pack([row], self._encoder.image_token_id, self._encoder.pad_token_id, sizes=self._encoder.sizes)
-                batch = batch.to(self._device, self._policy.hf.dtype)
-                ratio = self._policy(batch).logprobs - batch.rollout_logprobs
-                divergence += float((torch.expm1(ratio) - ratio).sum())
-                gap = ratio.abs()
-                total, worst, count = total + float(gap.sum()), max(worst, float(gap.max())), count + gap.numel()
-        return ParityReport(worst, total / max(1, count), count, divergence / max(1, count))
+                alike.setdefault(_asked_of(group), []).append((index, group))
+        tallies = [_Tally() for _ in answers]
+        with torch.no_grad(), scoring(self._policy):
+            for asked in alike.values():
+                for start in range(0, len(asked), _MOST_GROUPS_AT_ONCE):
+                    self._score(asked[start : start + _MOST_GROUPS_AT_ONCE], tallies)
+        return [tally.report() for tally in tallies]
+
+    def _score(self, asked: Sequence[tuple[int, Group]], tallies: Sequence[_Tally]) -> None:
+        """Groups of one prompt, each for the tally whose index it is given with."""
+        prompts = [self.encode(group) for _, group in asked]
+        rollouts = [(index, rollout) for index, group in asked for rollout in group.rollouts]
+        completions = tuple(Completion(rollout.token_ids, rollout.logprobs, 0.0, 0.0) for _, rollout in rollouts)
+        sampling = asked[0][1].prompt.sampling
+        row = Row(prompts[0], completions, sampling.temperature, sampling.forbidden_token_ids)
+        batch = pack([row], self._encoder.image_token_id, self._encoder.pad_token_id, sizes=self._encoder.sizes)
+        batch = batch.to(self._device, self._policy.hf.dtype)
+        ratios = self._policy(batch).logprobs - batch.rollout_logprobs
+        lengths = [len(rollout.token_ids) for _, rollout in rollouts]
+        for (index, _), ratio in zip(rollouts, ratios.cpu().split(lengths), strict=True):
+            tallies[index].add(ratio)
+
+
+def _asked_of(group: Group) -> object:
+    prompt = group.prompt
+    return prompt.text, prompt.images, prompt.sampling.temperature, prompt.sampling.forbidden_token_ids
+
+
+class _Tally:
+    """Of the tokens that one server sampled."""
+
+    def __init__(self) -> None:
+        self._total, self._worst, self._count, self._divergence = 0.0, 0.0, 0, 0.0
+
+    def add(self, ratio: torch.Tensor) -> None:
+        """`ratio` is the learner's log-probability less the sampler's, of each token of a completion."""
+        gap = ratio.abs()
+        self._divergence += float((torch.expm1(ratio) - ratio).sum())
+        self._total += float(gap.sum())
+        self._worst = max(self._worst, float(gap.max())) if len(gap) else self._worst
+        self._count += len(gap)
+
+    def report(self) -> ParityReport:
+        count = max(1, self._count)
+        return ParityReport(self._worst, self._total / count, self._count, self._divergence / count)
 
 
 @contextmanager

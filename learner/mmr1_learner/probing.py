@@ -24,7 +24,7 @@ from mmr1_learner.metrics import RunFiles
 from mmr1_learner.parity import ParityReport, Scorer, gate_of
 from mmr1_learner.prompts import PromptFactory
 from mmr1_learner.published import Published
-from mmr1_learner.waiting import Tick, results
+from mmr1_learner.waiting import Tick, results, settled
 from mmr1_learner.weights import WeightSender
 
 log = structlog.get_logger()
@@ -55,13 +55,14 @@ class Prober:
         self.of_bound: dict[str, float] = {}  # how much of it each server's last probe in this update has used
         # Under way, by client: a try that fails closes its clients, so none is answered with an older try's samples.
         self._asked: dict[RolloutClient, Future[list[Group]]] = {}
+        self._reports: dict[RolloutClient, ParityReport] = {}  # the same, where the answer has been compared
         self._version, self._step, self._tick = PolicyVersion(0, 0), 0, _no_tick
         self.comparing_seconds = 0.0  # in this update
 
     def begin(self, version: PolicyVersion, step: int, tick: Tick) -> None:
         """What comes is of an update to `version`, in a run of `step` steps; `tick` is called while waiting."""
         self._version, self._step, self._tick = version, step, tick
-        self.of_bound, self._asked, self.comparing_seconds = {}, {}, 0.0
+        self.of_bound, self._asked, self._reports, self.comparing_seconds = {}, {}, {}, 0.0
 
     def gate(self, client: RolloutClient) -> float:
         """The gate before the first step and after each resume: many prompts, and planted perturbations.
@@ -70,9 +71,8 @@ class Prober:
             ConfigurationError: the two engines do not compute the same model, or would not be seen not to.
         """
         self._compare_preprocessing(client)
-        groups = self._sender.call(
-            partial(_generate, client, self._probes(self._config.parity_prompts, None)), self._tick
-        )
+        self._ask_all(client, self._config.parity_prompts, None)
+        (groups,) = results([self._asked.pop(client)], self._tick)
         with self._comparing():
             report, bound = gate_of(self._config, self._scorer, self._policy, groups)
         self._bounds[client.address] = bound
@@ -87,15 +87,13 @@ class Prober:
 
     def probe(self, client: RolloutClient) -> float:
         """After each update: one fixed prompt with its image, sampled as the next step's are, but not to its end."""
-        return self._judged(client, self._answer(client, _PROBE_TOKENS))
+        return self._judged(client, self._compared(client, _PROBE_TOKENS))
 
     def adapters(self, client: RolloutClient) -> float:
         """To the run's full length: it must see planted adapters, once for each group of servers."""
-        return self._judged(client, self._answer(client, None))
+        return self._judged(client, self._compared(client, None))
 
-    def _judged(self, client: RolloutClient, groups: list[Group]) -> float:
-        with self._comparing():
-            report = self._scorer.compare(groups)
+    def _judged(self, client: RolloutClient, report: ParityReport) -> float:
         widest = max(self._bounds.values(), default=self._config.bound(self._config.dtype))
         bound = self._bounds.get(client.address, widest)
         # Planted adapters, which must be seen, come before the update's own probe: the last one counts.
@@ -113,13 +111,30 @@ class Prober:
         yield
         self.comparing_seconds += time.monotonic() - began
 
-    def _answer(self, client: RolloutClient, tokens: int | None) -> list[Group]:
-        """What it sampled. Whoever is asked first has the others asked too: all sample at once, and not in turn."""
-        if client not in self._asked:
-            prompts = self._probes(1, tokens)
-            together = {*self._sender.clients(), client}
-            self._asked |= {each: self._sender.begin(partial(_generate, each, prompts)) for each in together}
-        return results([self._asked.pop(client)], self._tick)[0]
+    def _compared(self, client: RolloutClient, tokens: int | None) -> ParityReport:
+        """What it sampled, against the learner. Whoever comes first has all that the others answer compared with it."""
+        if client not in self._reports:
+            self._ask_all(client, 1, tokens)
+            answers = self._answers(client)
+            with self._comparing():
+                reports = self._scorer.compare_each(list(answers.values()))
+            self._reports |= zip(answers, reports, strict=True)
+        return self._reports.pop(client)
+
+    def _answers(self, client: RolloutClient) -> dict[RolloutClient, list[Group]]:
+        """What this one and the others have sampled. Raises its own failure; another's is raised in that one's turn."""
+        results([self._asked[client]], self._tick)
+        settled(self._asked.values(), self._tick)
+        answered = [each for each, future in self._asked.items() if future.exception() is None]
+        return {each: self._asked.pop(each).result() for each in answered}
+
+    def _ask_all(self, client: RolloutClient, count: int, tokens: int | None) -> None:
+        """Unless it has been asked: it and the others, so that all sample at once and not in turn."""
+        if client in self._asked:
+            return
+        prompts = self._probes(count, tokens)
+        together = {*self._sender.clients(), client}
+        self._asked |= {each: self._sender.begin(partial(_generate, each, prompts)) for each in together}
 
     def _compare_preprocessing(self, client: RolloutClient) -> None:
         status = self._sender.call(client.status, self._tick)

@@ -7,7 +7,7 @@ nothing of what is waited for.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from typing import TypeVar
 
@@ -28,6 +28,12 @@ def results(futures: Sequence[Future[_T]], tick: Tick) -> list[_T]:
         if pending:
             tick()
     return [future.result() for future in futures]
+
+
+def settled(futures: Collection[Future[_T]], tick: Tick) -> None:
+    """Wait until each has its result or has failed. Raises what `tick` does, and nothing of theirs."""
+    while wait(futures, timeout=_TICK_SECONDS).not_done:
+        tick()
 
 
 def rest(seconds: float, tick: Tick) -> None:

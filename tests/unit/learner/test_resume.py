@@ -308,7 +308,7 @@ def test_a_probe_is_sampled_as_the_step_that_follows_the_update(
         servers, serve = life.leader._sender, life.leader._sender.update
         servers.clients, servers.begin = list, answered
         servers.update = lambda version, probe, *_: probe(Mock(generate_many=ask)) and serve(version)
-        scorer: Any = Mock(compare=lambda _: ParityReport(1e-9, 1e-9, 1, 0.0))
+        scorer: Any = Mock(compare_each=lambda answers: [ParityReport(1e-9, 1e-9, 1, 0.0) for _ in answers])
         prompts = PromptFactory(config, problems, ())
         life.leader._prober = Prober(config, servers, scorer, Mock(), prompts, problems, life.leader.files)
         life.leader.updates._prober = life.leader._prober

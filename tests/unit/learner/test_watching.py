@@ -70,8 +70,8 @@ def judged(tmp_path: Path) -> tuple[Prober, RunFiles]:
 
     class Compared:
         @staticmethod
-        def compare(distance: float) -> ParityReport:
-            return ParityReport(distance, distance, 1, 0.0)
+        def compare_each(distances: list[float]) -> list[ParityReport]:
+            return [ParityReport(distance, distance, 1, 0.0) for distance in distances]
 
     class Bounded:
         dtype = "float32"
@@ -82,7 +82,8 @@ def judged(tmp_path: Path) -> tuple[Prober, RunFiles]:
 
     prober = object.__new__(Prober)
     prober.__dict__ |= {"_config": Bounded(), "_bounds": {"a": 0.0004}, "_scorer": Compared()}
-    prober.__dict__ |= {"comparing_seconds": 0.0, "_answer": lambda client, tokens: client.distance}
+    prober.__dict__ |= {"comparing_seconds": 0.0, "_reports": {}, "_ask_all": lambda *_: None}
+    prober.__dict__["_answers"] = lambda client: {client: client.distance}
     return prober, RunFiles(tmp_path)
 
 
