@@ -91,44 +91,79 @@ class Scorer:
         return prompt
 
     def compare(self, groups: Sequence[Group]) -> ParityReport:
-        """Score every completion of `groups` and compare with what the server reported."""
-        return self.compare_each([groups])[0]
+        """Score every completion of `groups` and compare with what the server reported. Raises what `encode` does."""
+        (found,) = self.compare_each([groups])
+        if isinstance(found, ParityError):
+            raise found
+        return found
 
-    def compare_each(self, answers: Sequence[Sequence[Group]]) -> list[ParityReport]:
-        """The same for what each of several servers has sampled.
+    def compare_each(self, answers: Sequence[Sequence[Group]]) -> list[ParityReport | ParityError]:
+        """The same for what each of several servers has sampled; an error stands for what is refused.
 
-        Answers to the same prompt are scored in one forward: beside a step, whose kernels the same process launches,
-        one takes as long as a server more.
+        Short answers to the same prompt are scored in one forward: beside a step, whose kernels the same process
+        launches, one takes as long as a server more.
         """
-        alike: dict[object, list[tuple[int, Group]]] = {}
+        tallies, refused = [_Tally() for _ in answers], dict[int, ParityError]()
+        alike: dict[object, list[_Asked]] = {}
         for index, groups in enumerate(answers):
-            for group in groups:
-                alike.setdefault(_asked_of(group), []).append((index, group))
-        tallies = [_Tally() for _ in answers]
+            try:
+                asked = [_Asked(tallies[index], group, self.encode(group)) for group in groups]
+            except ParityError as error:
+                refused[index] = error
+                continue
+            for one in asked:
+                alike.setdefault(one.question, []).append(one)
         with torch.no_grad(), scoring(self._policy):
-            for asked in alike.values():
-                for start in range(0, len(asked), _MOST_GROUPS_AT_ONCE):
-                    self._score(asked[start : start + _MOST_GROUPS_AT_ONCE], tallies)
-        return [tally.report() for tally in tallies]
+            for same in alike.values():
+                for part in _parts(same):
+                    self._score(part)
+        return [refused.get(index) or tally.report() for index, tally in enumerate(tallies)]
 
-    def _score(self, asked: Sequence[tuple[int, Group]], tallies: Sequence[_Tally]) -> None:
-        """Groups of one prompt, each for the tally whose index it is given with."""
-        prompts = [self.encode(group) for _, group in asked]
-        rollouts = [(index, rollout) for index, group in asked for rollout in group.rollouts]
+    def _score(self, asked: Sequence[_Asked]) -> None:
+        """Answers to one question."""
+        rollouts = [(one.tally, rollout) for one in asked for rollout in one.group.rollouts if rollout.token_ids]
+        if not rollouts:
+            return
         completions = tuple(Completion(rollout.token_ids, rollout.logprobs, 0.0, 0.0) for _, rollout in rollouts)
-        sampling = asked[0][1].prompt.sampling
-        row = Row(prompts[0], completions, sampling.temperature, sampling.forbidden_token_ids)
+        sampling = asked[0].group.prompt.sampling
+        row = Row(asked[0].prompt, completions, sampling.temperature, sampling.forbidden_token_ids)
         batch = pack([row], self._encoder.image_token_id, self._encoder.pad_token_id, sizes=self._encoder.sizes)
         batch = batch.to(self._device, self._policy.hf.dtype)
         ratios = self._policy(batch).logprobs - batch.rollout_logprobs
         lengths = [len(rollout.token_ids) for _, rollout in rollouts]
-        for (index, _), ratio in zip(rollouts, ratios.cpu().split(lengths), strict=True):
-            tallies[index].add(ratio)
+        for (tally, _), ratio in zip(rollouts, ratios.cpu().split(lengths), strict=True):
+            tally.add(ratio)
 
 
-def _asked_of(group: Group) -> object:
-    prompt = group.prompt
-    return prompt.text, prompt.images, prompt.sampling.temperature, prompt.sampling.forbidden_token_ids
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A group that a server has sampled, and where what is found of it is summed up."""
+
+    tally: _Tally
+    group: Group
+    prompt: EncodedPrompt
+
+    @property
+    def question(self) -> object:
+        asked = self.group.prompt
+        return asked.text, asked.images, asked.sampling.temperature, asked.sampling.forbidden_token_ids
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(rollout.token_ids) for rollout in self.group.rollouts)
+
+
+def _parts(asked: Sequence[_Asked]) -> Iterator[list[_Asked]]:
+    """Forwards: completions are together no longer than their prompt, unless a group's own are."""
+    part: list[_Asked] = []
+    bound = len(asked[0].prompt.token_ids)
+    for one in asked:
+        together = sum(other.num_tokens for other in part) + one.num_tokens
+        if part and (len(part) == _MOST_GROUPS_AT_ONCE or together > bound):
+            yield part
+            part = []
+        part.append(one)
+    yield part
 
 
 class _Tally:
@@ -142,7 +177,7 @@ class _Tally:
         gap = ratio.abs()
         self._divergence += float((torch.expm1(ratio) - ratio).sum())
         self._total += float(gap.sum())
-        self._worst = max(self._worst, float(gap.max())) if len(gap) else self._worst
+        self._worst = max(self._worst, float(gap.max()))
         self._count += len(gap)
 
     def report(self) -> ParityReport:
@@ -185,6 +220,8 @@ def gate(
         ParityError: mean |delta log p| is above `bound`, or a planted perturbation of either tower goes unseen.
     """
     report = scorer.compare(groups)
+    if not report.num_tokens:
+        raise ParityError("parity gate: the rollout server sampled no token; look at what its log says of the engine")
     if not report.mean_abs_dlogp <= bound:
         raise ParityError(
             f"parity gate: mean |delta log p| {report.mean_abs_dlogp:.2e} (max {report.max_abs_dlogp:.2e}) over "

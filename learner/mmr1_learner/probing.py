@@ -21,7 +21,7 @@ from mmr1.errors import WeightUpdateError
 from mmr1.records import Group, PolicyVersion, Prompt, PromptId
 from mmr1.rollout_client import RolloutClient
 from mmr1_learner.metrics import RunFiles
-from mmr1_learner.parity import ParityReport, Scorer, gate_of
+from mmr1_learner.parity import ParityError, ParityReport, Scorer, gate_of
 from mmr1_learner.prompts import PromptFactory
 from mmr1_learner.published import Published
 from mmr1_learner.waiting import Tick, results, settled
@@ -55,7 +55,8 @@ class Prober:
         self.of_bound: dict[str, float] = {}  # how much of it each server's last probe in this update has used
         # Under way, by client: a try that fails closes its clients, so none is answered with an older try's samples.
         self._asked: dict[RolloutClient, Future[list[Group]]] = {}
-        self._reports: dict[RolloutClient, ParityReport] = {}  # the same, where the answer has been compared
+        self._asked_at = 0.0
+        self._reports: dict[RolloutClient, ParityReport | ParityError] = {}  # where the answer has been compared
         self._version, self._step, self._tick = PolicyVersion(0, 0), 0, _no_tick
         self.comparing_seconds = 0.0  # in this update
 
@@ -72,7 +73,8 @@ class Prober:
         """
         self._compare_preprocessing(client)
         self._ask_all(client, self._config.parity_prompts, None)
-        (groups,) = results([self._asked.pop(client)], self._tick)
+        (groups,) = results([self._asked[client]], self._tick)
+        del self._asked[client]
         with self._comparing():
             report, bound = gate_of(self._config, self._scorer, self._policy, groups)
         self._bounds[client.address] = bound
@@ -94,6 +96,8 @@ class Prober:
         return self._judged(client, self._compared(client, None))
 
     def _judged(self, client: RolloutClient, report: ParityReport) -> float:
+        if not report.num_tokens:
+            raise WeightUpdateError(f"{client.address} received version {self._version}, and samples nothing of it")
         widest = max(self._bounds.values(), default=self._config.bound(self._config.dtype))
         bound = self._bounds.get(client.address, widest)
         # Planted adapters, which must be seen, come before the update's own probe: the last one counts.
@@ -108,33 +112,47 @@ class Prober:
     @contextmanager
     def _comparing(self) -> Iterator[None]:
         began = time.monotonic()
-        yield
-        self.comparing_seconds += time.monotonic() - began
+        try:
+            yield
+        finally:
+            self.comparing_seconds += time.monotonic() - began
 
     def _compared(self, client: RolloutClient, tokens: int | None) -> ParityReport:
-        """What it sampled, against the learner. Whoever comes first has all that the others answer compared with it."""
+        """What it sampled, against the learner. Whoever comes first has the others' answers compared with its own.
+
+        What is wrong with another's is raised in that one's turn: whoever's turn it is, is blamed.
+        """
         if client not in self._reports:
             self._ask_all(client, 1, tokens)
             answers = self._answers(client)
             with self._comparing():
                 reports = self._scorer.compare_each(list(answers.values()))
             self._reports |= zip(answers, reports, strict=True)
-        return self._reports.pop(client)
+        report = self._reports.pop(client)
+        if isinstance(report, ParityError):
+            raise report
+        return report
 
     def _answers(self, client: RolloutClient) -> dict[RolloutClient, list[Group]]:
-        """What this one and the others have sampled. Raises its own failure; another's is raised in that one's turn."""
-        results([self._asked[client]], self._tick)
-        settled(self._asked.values(), self._tick)
-        answered = [each for each, future in self._asked.items() if future.exception() is None]
-        return {each: self._asked.pop(each).result() for each in answered}
+        """What this one has sampled, and those others that have by then or as long again after."""
+        answers = {client: results([self._asked.pop(client)], self._tick)[0]}
+        settled(self._asked.values(), self._tick, time.monotonic() - self._asked_at)
+        for each, future in list(self._asked.items()):
+            if future.done() and not future.exception():
+                answers[each] = self._asked.pop(each).result()
+        return answers
 
     def _ask_all(self, client: RolloutClient, count: int, tokens: int | None) -> None:
-        """Unless it has been asked: it and the others, so that all sample at once and not in turn."""
+        """Unless it has been asked: it and the others, so that all sample at once and not in turn.
+
+        What is left of an earlier time, as of a try that failed, is nobody's answer any more.
+        """
         if client in self._asked:
             return
         prompts = self._probes(count, tokens)
         together = {*self._sender.clients(), client}
-        self._asked |= {each: self._sender.begin(partial(_generate, each, prompts)) for each in together}
+        self._asked_at, self._reports = time.monotonic(), {}
+        self._asked = {each: self._sender.begin(partial(_generate, each, prompts)) for each in together}
 
     def _compare_preprocessing(self, client: RolloutClient) -> None:
         status = self._sender.call(client.status, self._tick)

@@ -30,9 +30,13 @@ def results(futures: Sequence[Future[_T]], tick: Tick) -> list[_T]:
     return [future.result() for future in futures]
 
 
-def settled(futures: Collection[Future[_T]], tick: Tick) -> None:
-    """Wait until each has its result or has failed. Raises what `tick` does, and nothing of theirs."""
-    while wait(futures, timeout=_TICK_SECONDS).not_done:
+def settled(futures: Collection[Future[_T]], tick: Tick, seconds: float) -> None:
+    """Wait for these as long as that, and no longer than until one has failed. Raises nothing but what `tick` does."""
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        found = wait(futures, timeout=min(_TICK_SECONDS, left), return_when=FIRST_EXCEPTION)
+        if not found.not_done or any(future.exception() for future in found.done):
+            return
         tick()
 
 

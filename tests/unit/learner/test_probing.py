@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -12,10 +13,13 @@ import torch
 
 from mmr1.errors import WeightUpdateError
 from mmr1.records import FinishReason, Group, PolicyVersion, Rollout, Sampling, VersionSpan
+from mmr1_learner import probing
+from mmr1_learner.errors import StopRequestedError
 from mmr1_learner.model import Policy, PromptEncoder
-from mmr1_learner.parity import ParityReport, Scorer
+from mmr1_learner.parity import ParityError, ParityReport, Scorer
 from mmr1_learner.probing import Prober
 from mmr1_learner.rows import RowBatch
+from mmr1_learner.waiting import settled
 from tests.e2e.reference_policy import draw_images, image_prompt
 from tests.models import small_config, small_policy
 
@@ -63,7 +67,8 @@ def scored(small_model: Path, tmp_path: Path) -> Scored:
     return Scored(small_model, tmp_path)
 
 
-def same(found: ParityReport, alone: ParityReport) -> bool:
+def same(found: ParityReport | ParityError, alone: ParityReport) -> bool:
+    assert isinstance(found, ParityReport)
     names = ("max_abs_dlogp", "mean_abs_dlogp", "mismatch_kl")
     values = [getattr(found, name) for name in names]
     return found.num_tokens == alone.num_tokens and values == pytest.approx(
@@ -106,10 +111,58 @@ def test_a_forward_has_so_many_groups_at_most(scored: Scored) -> None:
     assert scored.policy.forwards == 2
 
 
-class Servers:
-    """What each client answers: groups, or how it fails."""
+def test_long_answers_make_no_forward_longer_than_one_of_them(scored: Scored) -> None:
+    """A row of eight would be as long as all together, and its mask the square of that."""
+    long = [replace(group, rollouts=(replace_tokens(group.rollouts[0], 200),)) for group in map(scored.group, range(3))]
+    alone = [scored.scorer.compare([group]) for group in long]
+    scored.policy.forwards = 0
+    assert all(map(same, scored.scorer.compare_each([[group] for group in long]), alone))
+    assert scored.policy.forwards == 3
 
-    def __init__(self, **answers: float | Exception) -> None:
+
+def replace_tokens(rollout: Rollout, count: int) -> Rollout:
+    tokens, said = (rollout.token_ids * count)[:count], (rollout.logprobs * count)[:count]
+    return replace(rollout, token_ids=tokens, logprobs=said, spans=(VersionSpan(VERSION, 0, count),))
+
+
+def test_other_forbidden_tokens_are_another_question(scored: Scored) -> None:
+    plain = scored.group(0)
+    sampling = replace(plain.prompt.sampling, forbidden_token_ids=(scored.encoder.image_token_id,))
+    other = replace(plain, prompt=replace(plain.prompt, sampling=sampling))
+    alone = [scored.scorer.compare([group]) for group in (plain, other)]
+    scored.policy.forwards = 0
+    assert all(map(same, scored.scorer.compare_each([[plain], [other]]), alone))
+    assert scored.policy.forwards == 2
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["in a shared row", "in padded rows"])
+def test_nothing_sampled_is_no_agreement_and_takes_nobody_with_it(
+    scored: Scored, shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not shared:
+        encode = scored.encoder.encode
+        monkeypatch.setattr(scored.encoder, "encode", lambda *asked: replace(encode(*asked), position_ids=None))
+    good = scored.group(0)
+    empty = replace(good, rollouts=(replace(good.rollouts[0], token_ids=(), logprobs=(), spans=()),))
+    found = scored.scorer.compare_each([[good], [empty], [replace(good, rollouts=())], []])
+    assert same(found[0], scored.scorer.compare([good]))
+    assert [report.num_tokens for report in found[1:] if isinstance(report, ParityReport)] == [0, 0, 0]
+
+
+def test_an_answer_to_other_tokens_is_refused_alone(scored: Scored) -> None:
+    good, other = scored.group(0), scored.group(1)
+    other = replace(other, prompt_token_ids=other.prompt_token_ids[:-1])
+    report, refused = scored.scorer.compare_each([[good], [other]])
+    assert isinstance(refused, ParityError) and "server-1 saw" in str(refused)
+    assert isinstance(report, ParityReport) and same(report, scored.scorer.compare([good]))
+    with pytest.raises(ParityError, match="server-1 saw"):
+        scored.scorer.compare([other])
+
+
+class Servers:
+    """What each client answers: groups, or how it fails, or until when it does not."""
+
+    def __init__(self, **answers: float | Exception | Event) -> None:
         self._clients = [Client(name, answer) for name, answer in answers.items()]
         self._threads = ThreadPoolExecutor(4)
 
@@ -121,25 +174,31 @@ class Servers:
 
 
 class Client:
-    def __init__(self, address: str, answer: float | Exception) -> None:
+    def __init__(self, address: str, answer: float | Exception | Event) -> None:
         self.address, self._answer, self.asked = address, answer, 0
 
     def generate_many(self, prompts: object, **_: object) -> Any:
         self.asked += 1
         if isinstance(self._answer, Exception):
             raise self._answer
+        if isinstance(self._answer, Event):
+            assert self._answer.wait(30)
+            return 3e-6
         return self._answer
 
 
 class Compared:
-    """A scorer of answers that are distances."""
+    """A scorer of answers that are distances: of none, nothing was sampled; a negative one is refused."""
 
     def __init__(self) -> None:
         self.calls: list[list[float]] = []
 
-    def compare_each(self, answers: list[float]) -> list[ParityReport]:
+    def compare_each(self, answers: list[float]) -> list[ParityReport | ParityError]:
         self.calls.append(answers)
-        return [ParityReport(distance, distance, 1, 0.0) for distance in answers]
+        return [ParityReport(d, d, int(d > 0), 0.0) if d >= 0 else ParityError(f"refused {d}") for d in answers]
+
+    def compare_preprocessing(self, server_id: str, theirs: object) -> None:
+        """Alike."""
 
 
 def prober(servers: Servers, scorer: Compared, monkeypatch: pytest.MonkeyPatch) -> Prober:
@@ -160,6 +219,89 @@ def test_all_are_asked_and_compared_once_and_judged_in_turn(monkeypatch: pytest.
     assert judge.probe(c) == 2e-6  # type: ignore[arg-type]
     assert [sorted(call) for call in scorer.calls] == [[1e-6, 2e-6, 1.0]]
     assert (a.asked, b.asked, c.asked) == (1, 1, 1)
+
+
+def test_who_samples_nothing_is_not_proved(monkeypatch: pytest.MonkeyPatch) -> None:
+    servers = Servers(good=1e-6, bad=0.0)
+    judge = prober(servers, Compared(), monkeypatch)
+    good, bad = servers.clients()
+    assert judge.probe(good) == 1e-6  # type: ignore[arg-type]
+    with pytest.raises(WeightUpdateError, match=r"^bad received version 1\.1, and samples nothing"):
+        judge.probe(bad)  # type: ignore[arg-type]
+
+
+def test_what_is_refused_of_an_answer_is_raised_in_its_own_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    servers = Servers(good=1e-6, bad=-1.0)
+    judge = prober(servers, Compared(), monkeypatch)
+    good, bad = servers.clients()
+    assert judge.probe(good) == 1e-6  # type: ignore[arg-type]
+    with pytest.raises(ParityError, match=r"^refused -1\.0"):
+        judge.probe(bad)  # type: ignore[arg-type]
+
+
+def test_one_that_hangs_keeps_nobody_elses_judgement_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = Event()
+    servers, scorer = Servers(a=1.0, b=answers), Compared()
+    judge = prober(servers, scorer, monkeypatch)
+    a, b = servers.clients()
+    with pytest.raises(WeightUpdateError, match=r"^a received"):
+        judge.probe(a)  # type: ignore[arg-type]
+    assert not answers.is_set() and scorer.calls == [[1.0]]
+    answers.set()
+    assert judge.probe(b) == 3e-6 and b.asked == 1  # type: ignore[arg-type]
+    assert scorer.calls == [[1.0], [3e-6]]
+
+
+def test_to_be_told_to_stop_is_heard_while_others_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = Event()
+    servers = Servers(a=1e-6, b=answers)
+    judge = prober(servers, Compared(), monkeypatch)
+    heard: list[None] = []
+
+    def tick() -> None:
+        heard.append(None)
+        if len(heard) == 3:
+            raise StopRequestedError
+
+    judge.begin(VERSION, 0, tick)
+    try:
+        with pytest.raises(StopRequestedError):
+            judge.probe(servers.clients()[1])  # type: ignore[arg-type]
+        heard.clear()
+        with pytest.raises(StopRequestedError):
+            settled([Future()], tick, 60.0)
+    finally:
+        answers.set()
+
+
+def test_the_gate_asks_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    servers = Servers(a=1e-6, b=2e-6)
+    judge = prober(servers, Compared(), monkeypatch)
+    monkeypatch.setattr(judge, "_compare_preprocessing", lambda _: None)
+    monkeypatch.setattr(judge, "_record", lambda *_: None)
+    seen: list[Any] = []
+
+    def gate_of(*given: Any) -> tuple[ParityReport, float]:
+        seen.append((given[-1], [client.asked for client in servers.clients()]))
+        return ParityReport(given[-1], given[-1], 1, 0.0), 1e-3
+
+    monkeypatch.setattr(probing, "gate_of", gate_of)
+    a, b = servers.clients()
+    assert judge.gate(a) == 1e-6 and judge.gate(b) == 2e-6  # type: ignore[arg-type]
+    assert [groups for groups, _ in seen] == [1e-6, 2e-6] and seen[-1][1] == [1, 1]
+    assert judge.probe(a) == 1e-6 and a.asked == 2  # type: ignore[arg-type]
+
+
+def test_what_a_try_that_failed_was_answered_is_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next one has connections of its own."""
+    servers, scorer = Servers(a=WeightUpdateError("gone"), b=111.0), Compared()
+    judge = prober(servers, scorer, monkeypatch)
+    with pytest.raises(WeightUpdateError, match=r"^gone$"):
+        judge.probe(servers.clients()[0])  # type: ignore[arg-type]
+    again = Servers(b=1e-6)
+    servers._clients = again.clients()
+    assert judge.probe(again.clients()[0]) == 1e-6  # type: ignore[arg-type]
+    assert scorer.calls == [[1e-6]]
 
 
 @pytest.mark.parametrize("first", [0, 1])
