@@ -287,7 +287,8 @@ def test_the_gate_asks_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(probing, "gate_of", gate_of)
     a, b = servers.clients()
-    assert judge.gate(a) == 1e-6 and judge.gate(b) == 2e-6  # type: ignore[arg-type]
+    assert judge.gate(a) == 1e-6 and list(judge._asked) == [b]  # type: ignore[arg-type, list-item]
+    assert judge.gate(b) == 2e-6  # type: ignore[arg-type]
     assert [groups for groups, _ in seen] == [1e-6, 2e-6] and seen[-1][1] == [1, 1]
     assert judge.probe(a) == 1e-6 and a.asked == 2  # type: ignore[arg-type]
 
@@ -327,6 +328,17 @@ def test_what_an_earlier_update_was_answered_is_no_answer(monkeypatch: pytest.Mo
     judge.begin(PolicyVersion(1, 2), 1, lambda: None)  # nobody came to `b`'s turn
     judge.probe(b)  # type: ignore[arg-type]
     assert b.asked == 2 and len(scorer.calls) == 2
+
+
+def test_what_was_asked_in_an_earlier_update_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = Event()
+    servers = Servers(a=1e-6, b=answers)
+    judge = prober(servers, Compared(), monkeypatch)
+    a, b = servers.clients()
+    judge.probe(a)  # type: ignore[arg-type]
+    judge.begin(PolicyVersion(1, 2), 1, lambda: None)  # `b` samples yet
+    answers.set()
+    assert judge.probe(b) == 3e-6 and b.asked == 2  # type: ignore[arg-type]
 
 
 def test_a_server_is_asked_again_when_it_is_judged_again(monkeypatch: pytest.MonkeyPatch) -> None:
