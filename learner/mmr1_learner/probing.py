@@ -30,6 +30,7 @@ from mmr1_learner.weights import WeightSender
 log = structlog.get_logger()
 
 _GENERATE_SECONDS = 300.0
+_LATE_SECONDS = 1.0  # that the first answer waits for the others at least; by then one that hangs is not waited for
 _PROBE_TOKENS = 16  # nobody samples while a probe is: enough to be past what every answer begins with, and soon over
 
 
@@ -134,9 +135,9 @@ class Prober:
         return report
 
     def _answers(self, client: RolloutClient) -> dict[RolloutClient, list[Group]]:
-        """What this one has sampled, and those others that have by then or as long again after."""
+        """What this one has sampled, and others by then or as long again after, which is at least a second."""
         answers = {client: results([self._asked.pop(client)], self._tick)[0]}
-        settled(self._asked.values(), self._tick, time.monotonic() - self._asked_at)
+        settled(self._asked.values(), self._tick, max(_LATE_SECONDS, time.monotonic() - self._asked_at))
         for each, future in list(self._asked.items()):
             if future.done() and not future.exception():
                 answers[each] = self._asked.pop(each).result()

@@ -197,9 +197,6 @@ class Compared:
         self.calls.append(answers)
         return [ParityReport(d, d, int(d > 0), 0.0) if d >= 0 else ParityError(f"refused {d}") for d in answers]
 
-    def compare_preprocessing(self, server_id: str, theirs: object) -> None:
-        """Alike."""
-
 
 def prober(servers: Servers, scorer: Compared, monkeypatch: pytest.MonkeyPatch) -> Prober:
     stand_ins: Any = (small_config(Path("model")), servers, scorer, None, None, [], None)
@@ -221,21 +218,17 @@ def test_all_are_asked_and_compared_once_and_judged_in_turn(monkeypatch: pytest.
     assert (a.asked, b.asked, c.asked) == (1, 1, 1)
 
 
-def test_who_samples_nothing_is_not_proved(monkeypatch: pytest.MonkeyPatch) -> None:
-    servers = Servers(good=1e-6, bad=0.0)
+@pytest.mark.parametrize(
+    ("answer", "said"), [(0.0, r"^bad received version 1\.1, and samples nothing"), (-1.0, r"^refused -1\.0")]
+)
+def test_nothing_sampled_proves_nothing_and_what_is_refused_is_raised_in_its_own_turn(
+    answer: float, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    servers = Servers(good=1e-6, bad=answer)
     judge = prober(servers, Compared(), monkeypatch)
     good, bad = servers.clients()
     assert judge.probe(good) == 1e-6  # type: ignore[arg-type]
-    with pytest.raises(WeightUpdateError, match=r"^bad received version 1\.1, and samples nothing"):
-        judge.probe(bad)  # type: ignore[arg-type]
-
-
-def test_what_is_refused_of_an_answer_is_raised_in_its_own_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    servers = Servers(good=1e-6, bad=-1.0)
-    judge = prober(servers, Compared(), monkeypatch)
-    good, bad = servers.clients()
-    assert judge.probe(good) == 1e-6  # type: ignore[arg-type]
-    with pytest.raises(ParityError, match=r"^refused -1\.0"):
+    with pytest.raises((WeightUpdateError, ParityError), match=said):
         judge.probe(bad)  # type: ignore[arg-type]
 
 
