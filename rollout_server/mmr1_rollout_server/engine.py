@@ -1,8 +1,8 @@
 """vLLM, as this project sees it: prompts in, groups out, and the calls of a weight update.
 
-Beside `engine_options.py`, `engine_start.py` and what runs in the engine's worker this is the only file that imports
-vllm (0.26 to 0.33), and it does so when loaded, so `environment.apply` comes first. It knows nothing of gRPC, streams,
-rewards, or whether a caller may sample now.
+Beside `engine_options.py`, `engine_start.py`, `first_image.py` and what runs in the engine's worker this is the only
+file that imports vllm (0.26 to 0.33), and it does so when loaded, so `environment.apply` comes first. It knows nothing
+of gRPC, streams, rewards, or whether a caller may sample now.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from mmr1_rollout_server.engine_options import (
 )
 from mmr1_rollout_server.engine_start import starting
 from mmr1_rollout_server.errors import EngineDiedError, PromptError
+from mmr1_rollout_server.first_image import first_image_beside
 from mmr1_rollout_server.transfer import TransferPlan, WriteReport
 
 # What vLLM raises when a request itself is at fault; the first exists since the class does, the second always did.
@@ -91,7 +92,7 @@ class Engine:
                 f"vLLM {vllm.__version__} refuses model {config.model}: {reason.strip()}"
             ) from error
         facts = fingerprint(cached_processor_from_config(vllm_config.model_config))
-        with starting(config, on_cpu=current_platform.is_cpu()):
+        with starting(config, on_cpu=current_platform.is_cpu()), first_image_beside(mm_processor_kwargs(config)):
             llm = AsyncLLM.from_vllm_config(vllm_config, disable_log_stats=True)
         if not current_platform.is_cpu():
             # Read at each image: `rollout_threads` make images ready here, and each would take as many threads again.

@@ -17,6 +17,7 @@ from mmr1.images import ImageStore
 from mmr1.records import Group, PolicyVersion, Sampling
 from mmr1_rollout_server import engine as engine_module
 from mmr1_rollout_server import engine_options, environment
+from mmr1_rollout_server.first_image import make_ready
 from mmr1_rollout_server.weight_transfer import WorkerExtension
 from tests.e2e.reference_policy import draw_images, image_prompt
 from tests.models import small_config
@@ -82,7 +83,21 @@ def in_the_event_loop(engine: engine_module.Engine) -> None:
     renderer.render_cmpl_async = render
 
 
+async def loaded_after_the_first(engine: engine_module.Engine, images: ImageStore) -> list[int]:
+    """How many processors the first image has vLLM's renderer load, and how many the first prompt with one after it."""
+    from vllm.transformers_utils.processor import cached_get_processor
+
+    renderer, counts = engine._llm.renderer, []
+    cached_get_processor.cache_clear()
+    await asyncio.to_thread(make_ready, renderer, engine._mm_processor_kwargs)
+    counts.append(cached_get_processor.cache_info().misses)
+    await ask(engine, images, range(5, 6))
+    counts.append(cached_get_processor.cache_info().misses - counts[0])
+    return counts
+
+
 async def work(engine: engine_module.Engine, images: ImageStore) -> dict[str, Any]:
+    loaded = await loaded_after_the_first(engine, images)
     await engine._llm.collective_rpc("count_images")
     groups = await ask(engine, images, range(3))
     (encoded,) = await engine._llm.collective_rpc("images_encoded")
@@ -92,14 +107,15 @@ async def work(engine: engine_module.Engine, images: ImageStore) -> dict[str, An
     within = await longest_silence(ask(engine, images, range(4, 5)))
     await engine.shutdown()
     completions = [[rollout.token_ids for rollout in group.rollouts] for group in groups]
-    return {"completions": completions, "encoded": encoded, "silence": beside, "silence_in_the_loop": within}
+    silences = {"silence": beside, "silence_in_the_loop": within}
+    return {"loaded": loaded, "completions": completions, "encoded": encoded, **silences}
 
 
 def main(model: str, folder: Path) -> None:
     config = small_config(Path(model), max_prompt_length=512, num_generations=NUM_GENERATIONS)
     environment.apply(config)
     engine_options.WORKER_EXTENSION = f"{CountingExtension.__module__}.{CountingExtension.__name__}"
-    images = draw_images(folder / "images", 5)
+    images = draw_images(folder / "images", 6)
     engine = engine_module.Engine.load(config, "rollout-0")
     (folder / "found.json").write_text(json.dumps(asyncio.run(work(engine, images))))
 

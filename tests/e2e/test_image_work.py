@@ -36,3 +36,9 @@ def test_images_are_prepared_beside_the_event_loop(found: dict[str, Any]) -> Non
     """Preparing one takes a second here. The control shows that a loop that does it itself would be seen."""
     assert found["silence_in_the_loop"] > 1.0
     assert found["silence"] < 0.5
+
+
+def test_what_the_first_image_has_loaded_is_all_that_a_prompt_needs(found: dict[str, Any]) -> None:
+    """So a server whose first image was made ready beside its engine's start answers the first prompts at once."""
+    of_first_image, of_prompt = found["loaded"]
+    assert of_first_image >= 1 and of_prompt == 0
