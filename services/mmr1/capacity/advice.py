@@ -34,15 +34,15 @@ def notes(plan: Plan) -> list[str]:
     """What a reader of the table must know."""
     config, per_node = plan.config, plan.gpu.per_node
     lines = [
-        "GB are of one GPU; !: more than fits. Seconds are a step's: of the slower half, with the weight update, its "
-        "probe and what must end before it added to the rollout, at ZeRO-3 to the step."
+        "GB are of one GPU; !: more than fits. Seconds are a step's: of the slower half, with the weight update and its "
+        "probe added to the rollout, at ZeRO-3 to the step."
     ]
     if plan.layouts[0].waits:
         lines = [lines[0].partition(": of")[0] + ": of both halves in turn, the weight update and its probe."]
     off = ", ".join(f"{layout} {part:+.0%}" for layout, part in STEPS_OFF.items())
     lines.append(
-        "Whole steps, predicted against measured (3B parameters, H200s of one machine; all but 1+1 and 2+2 were of "
-        f"earlier versions and four groups a forward): {off}."
+        "Whole steps, predicted against measured (3B parameters, H200s of one machine; the one at ZeRO-3 was of an "
+        f"earlier version): {off}."
     )
     if len(plan.layouts) > MOST_ROWS:
         lines.append(f"{len(plan.layouts) - MOST_ROWS} more layouts, slower or too large: --json has them.")

@@ -62,9 +62,7 @@ class Layout:
             return learner + rollout + update
         if not self.beside:
             return max(learner, rollout) + update
-        learner += measured.BETWEEN_STEPS_SECONDS
-        # Servers that are the slower half are at work whenever an update begins.
-        return learner if rollout + update <= learner else rollout + update + self.rollout.drain_seconds
+        return max(learner + measured.BETWEEN_STEPS_SECONDS, rollout + update)
 
     @property
     def seconds_per_prompt(self) -> float:
@@ -203,8 +201,8 @@ def _cuts(config: PlanConfig, work: Work, gpu: Gpu, fixed: frozenset[str]) -> It
 
 
 def _all_cuts(config: PlanConfig, work: Work, gpu: Gpu, fixed: frozenset[str]) -> Iterator[_Cut]:
-    """Ranks first, the rest in servers of equal size. One rank has nothing to cut at ZeRO-3."""
-    one, many = ((config.zero_stage,),) * 2 if "zero_stage" in fixed else ((2,), (2, 3))
+    """Ranks first, the rest in servers of equal size. One rank has nothing to cut at ZeRO-2 or 3."""
+    one, many = ((config.zero_stage,),) * 2 if "zero_stage" in fixed else ((1,), (1, 2, 3))
     if config.gpus == 1:
         yield _Cut(1, one[0], 1, 1, shared=True)
         return
@@ -224,18 +222,21 @@ def _layout(config: PlanConfig, work: Work, gpu: Gpu, cut: _Cut, fixed: frozense
     if not cut.shared or "gpu_memory_utilization" in fixed:
         return _at_share(config, work, gpu, cut, config.gpu_memory_utilization)
     shares = (twentieth / 20 for twentieth in range(1, 20))
-    found = [_at_share(config, work, gpu, cut, share) for share in shares]
+    found = [_at_share(config, work, gpu, cut, share, measured.SHARED_RESERVE) for share in shares]
     # What nothing fits is shown as it is nearest to: with what a server needs at least.
     best = min(found, key=lambda one: (not one.fits, not one.rollout_fits, one.seconds_per_prompt if one.fits else 0.0))
     left = 1 - measured.KEPT_FREE - measured.SHARED_RESERVE - best.learner.peak_bytes / (gpu.memory_gib * 2**30)
     share = math.floor(100 * left) / 100
-    return _at_share(config, work, gpu, cut, share) if best.fits and share > best.gpu_memory_utilization else best
+    if not best.fits or share <= best.gpu_memory_utilization:
+        return best
+    return _at_share(config, work, gpu, cut, share, measured.SHARED_RESERVE)
 
 
-def _at_share(config: PlanConfig, work: Work, gpu: Gpu, cut: _Cut, share: float) -> Layout:
+def _at_share(config: PlanConfig, work: Work, gpu: Gpu, cut: _Cut, share: float, reserve: float = 0.0) -> Layout:
+    """`reserve` is the share of a GPU that is left between both halves."""
     total = gpu.memory_gib * 2**30
     aside = _aside(config, cut.zero_stage, cut.shared)
-    room = (1 - measured.KEPT_FREE - (share if cut.shared else 0)) * total - aside
+    room = (1 - measured.KEPT_FREE - (share + reserve if cut.shared else 0)) * total - aside
     learner = best_learner(work, gpu, (cut.num_ranks, cut.zero_stage), config.planned_prompts, _ways(config), room)
     prompts = learner.generations_per_step // work.num_generations
     server = rollout(config, work, gpu, (cut.num_servers, cut.size), prompts, share * total)

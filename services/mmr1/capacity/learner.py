@@ -96,7 +96,9 @@ def step_seconds(
     launching = layers * measured.LAUNCH_SECONDS_PER_LAYER * (4 / 3 if twice else 1)
     optimizer = work.trained_parameters / num_ranks / measured.OPTIMIZER_PARAMETERS_PER_SECOND
     shared = work.number_bytes * work.trained_parameters / link_bytes_per_second(gpu, num_ranks) * _others(num_ranks)
-    sums = num_forwards * shared
+    num_sums = num_forwards if stage >= 2 else 1
+    summing = layers * measured.SUMMING_SECONDS_PER_LAYER if stage < 3 and num_ranks > 1 else 0.0
+    sums = num_sums * (shared + summing)
     # Without ZeRO-3 each rank steps its share, and all get it; with it weights stay cut.
     moving = sums + (num_forwards * gather_seconds(work, gpu, num_ranks, checkpointing) if stage == 3 else shared)
     return num_forwards * (computing + launching) + optimizer + moving + copy_seconds(work, stage)
@@ -144,7 +146,7 @@ def best_learner(
 
     Of ways that are alike it is the one with the fewest prompts, and then with the most in a forward. A forward holds
     whole groups where it can: part of one computes its prompt anew. The step grows a little where the ranks cannot
-    share its prompts evenly, or where that is much faster: 11 groups a rank go one by one, 12 by sixes.
+    share its prompts evenly, or where that is much faster: 13 groups a rank go one by one, 14 by sevens.
     """
     num_ranks, zero_stage = ranks
     groups = -(-prompts // num_ranks)

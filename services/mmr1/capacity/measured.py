@@ -29,20 +29,20 @@ GPUS = {"h100": Gpu(78, 989e12, 3.35e12), "h200": Gpu(139, 989e12, 4.8e12)}
 WEIGHT_BYTES = 2
 OPTIMIZER_BYTES = 12
 FLOAT32_OPTIMIZER_BYTES = 8  # the weights are their own masters
-# At the end of a step's backward passes: what was summed so far and what is added to it. Fitted to the same table: four
-# and eight groups a forward leave 15 GB that do not grow with the groups, 4 bytes a parameter. Cut over ranks by ZeRO-2
-# and 3 alike, as ZeRO's gradients are; that has not been measured.
-GRADIENT_BYTES = 4
+# At the end of a step's backward passes: what was summed so far and what is added to it. Fitted to the same table and to
+# benchmarks/learner_ranks.jsonl: one to three ranks leave 11 GB or so that do not grow with the groups where gradients are
+# whole (ZeRO-1), 5.7 and 7 where three and two share them (ZeRO-2).
+GRADIENT_BYTES = 2.5
 # In the optimizer's step the gradients in float32 too. Same table: 30.1 GB above what stays, with one group a forward,
 # whatever is recomputed: 8 bytes a parameter.
 STEP_BYTES = 8
 # ZeRO-3 gathers one layer's weights at a time; two, because the next is fetched meanwhile. A choice, not measured.
 GATHERED_LAYERS = 2
 # Numbers of two bytes kept for the backward pass, a token and layer: these times the hidden and the intermediate size.
-# Same table: 5.9 GB a group more between four and eight groups a forward (the text's layers), 6 GB more without the
+# Same files: 5.3 GB a group more between four and eight groups a forward (the text's layers), 5 GB more without the
 # vision tower's checkpointing.
-KEPT_HIDDEN = 9.5
-KEPT_INTERMEDIATE = 3.0
+KEPT_HIDDEN = 8.6
+KEPT_INTERMEDIATE = 2.7
 # Of a GPU's memory nothing is planned for this share: CUDA's context, NCCL's buffers, gaps between tensors. A choice.
 KEPT_FREE = 0.06
 # Where both halves share a GPU, this share of it is left between them: peaks are predicted to 3 % of what was measured,
@@ -50,28 +50,32 @@ KEPT_FREE = 0.06
 SHARED_RESERVE = 0.05
 
 # --- The learner's speed --------------------------------------------------------------------------------------------
-# docs/performance.md, "On a GPU": 0.188 s a group with four groups a forward, 0.161 with eight, 16 groups a step, the
-# vision tower computed twice; 0.12 s of the step are the optimizer's. So a forward and its backward take 0.126 s for
-# each of its groups of 44.6 TFLOP, which is this share of the chip's peak, and the rest whatever their number. Without
-# the tower's second computation four groups a forward took 0.167 s a group, which is not told apart here.
-LEARNER_FRACTION = 0.357
-OPTIMIZER_PARAMETERS_PER_SECOND = 3.755e9 / 0.12
+# docs/performance.md, "On a GPU": 0.121 s a group with eight groups a forward, 16 groups a step, the vision tower
+# computed twice; benchmarks/learner_ranks.jsonl: 1.110 s a step of eight groups in one forward, 1.208 in two; 0.15 s of
+# a step are the optimizer's. So a forward and its backward take 0.102 s for each of its groups of 44.6 TFLOP, which is
+# this share of the chip's peak, and the rest whatever their number. Without the tower's second computation four groups a
+# forward took 0.118 s a group, which is not told apart here.
+LEARNER_FRACTION = 0.442
+OPTIMIZER_PARAMETERS_PER_SECOND = 3.755e9 / 0.15
 # The rest, in seconds a layer: the GPU waits for launches. With everything computed twice, a third more.
-LAUNCH_SECONDS_PER_LAYER = 0.216 / (36 + 32)
+LAUNCH_SECONDS_PER_LAYER = 0.098 / (36 + 32)
+# What several ranks launch to sum gradients, beside what the link takes: at ZeRO-1 once a step, at ZeRO-2 in each
+# backward. benchmarks/learner_ranks.jsonl: 0.15 and 0.08 s a backward more at ZeRO-2 than at ZeRO-1, with two ranks and
+# with three; three ranks at ZeRO-1 take 0.11 s more than one does and the link explains.
+SUMMING_SECONDS_PER_LAYER = 0.12 / (36 + 32)
 # Groups a forward: of more nothing was measured.
-MOST_GROUPS_A_FORWARD = 8
+MOST_GROUPS_A_FORWARD = 12
 # docs/performance.md, "Weight updates between GPUs": a raw broadcast of 7.51 GB over NVLink takes 20 ms. Taken for the
-# sums of gradients as well, with nothing under way meanwhile: two ranks took 2.35 s where that gives 2.29.
+# sums of gradients as well, with nothing under way meanwhile.
 LINK_BYTES_PER_SECOND = 7.51e9 / 0.020
 # ZeRO-3 gathers one layer's weights after another, and what it waits for is launches and DeepSpeed's handling, not the
 # link: seconds a layer of text or tower and pass through it (forward, forward again, backward, the reference's), beside
-# the bytes. benchmarks/end_to_end_gpu.jsonl, 3+1 at ZeRO-3, 24 groups: 4.315 s of learner, of which 0.83 are the copy
-# below and 1.51 what is computed for here without ZeRO-3; two forwards, each of 36 + 32 layers forward and backward and
-# the tower's 32 again.
-GATHER_SECONDS_PER_LAYER = (4.315 - 0.83 - 1.51) / (2 * (2 * (36 + 32) + 32))
-# ZeRO-3's copy of whole weights into rank 0's memory after each step, in which all ranks wait. Same run: 4.315 s of
-# learner less encode, forward, backward and optimizer (0.239, 1.297, 1.799, 0.152), which no phase of its record names.
-WHOLE_COPY_BYTES_PER_SECOND = 7.51e9 / 0.83
+# the bytes. benchmarks/learner_ranks.jsonl, 3:3, 24 groups: 4.130 s, of which 0.27 are the copy below and 1.09 what is
+# computed for here; two forwards, each of 36 + 32 layers forward and backward and the tower's 32 again.
+GATHER_SECONDS_PER_LAYER = (4.130 - 0.27 - 1.09) / (2 * (2 * (36 + 32) + 32))
+# ZeRO-3's copy of whole weights into rank 0's memory after each step, in which all ranks wait. Same run: 4.130 s less
+# forward, backward and optimizer (1.349, 2.224, 0.283). A whole run of an earlier version spent 0.83.
+WHOLE_COPY_BYTES_PER_SECOND = 7.51e9 / 0.27
 
 # --- The rollout server ---------------------------------------------------------------------------------------------
 # One H200, a rollout server with rewards and queue, benchmarks/rollout_gpu.jsonl: 64 prompts of 466 tokens with an
@@ -81,10 +85,10 @@ MOST_SEQUENCES = 512  # so many were at once there; more were not measured
 # A decoding step reads weights and caches at this share of the memory's bandwidth: a choice, not measured.
 DECODE_FRACTION = 0.5
 # And each completion in it costs the host so much beside. Fitted, with the next, to the figure above and to
-# benchmarks/end_to_end_gpu.jsonl: one server took 0.722 s for 8 prompts with an 896 x 896 image, and 1.867 s for 24.
-SECONDS_PER_RUNNING = 25e-6
+# benchmarks/end_to_end_gpu.jsonl: one server took 0.815 s for 8 prompts with an 896 x 896 image, and 2.18 for 24.
+SECONDS_PER_RUNNING = 24e-6
 # Prompts, their images' preparation included, at this share of the peak.
-PREFILL_FRACTION = 0.215
+PREFILL_FRACTION = 0.175
 # Beside weights and caches: CUDA graphs, activations and the buckets of weight updates. A choice, not measured.
 ENGINE_BYTES = 4e9
 
@@ -95,12 +99,12 @@ UPDATE_BYTES_PER_SECOND = 7.51e9 / 0.117
 # What is sent from the copy in the host's memory (ZeRO-3, merged adapters) is slower: 195 to 207 ms from closing
 # admission to the weights being in place in 3+1 at ZeRO-3, benchmarks/end_to_end_gpu.jsonl.
 HOST_UPDATE_BYTES_PER_SECOND = 7.51e9 / 0.2
-# How long servers admit nothing for the probe of an update: same run, 0.548 s less the 0.117. Whoever waits for a
-# version waits as long. At ZeRO-3 rank 0's scoring gathers the weights once more.
-PROBE_SECONDS = 0.548 - 0.117
+# How long servers sample nothing for the probe of an update: same file, 1+1, 0.261 s less the 0.106 of its weights. They
+# sample while the answer is compared. At ZeRO-3 rank 0's scoring gathers the weights once more.
+PROBE_SECONDS = 0.261 - 0.106
 # Of a step beside which its version goes to the servers, what is not the learner's computing: groups to collect,
-# closing admission. Same run, 1.481 s less 1.377.
-BETWEEN_STEPS_SECONDS = 0.104
+# closing admission, the last version. Same file, 1+1, 2+2 and 1+3: 0.074, 0.296 and 0.173.
+BETWEEN_STEPS_SECONDS = (0.074 + 0.296 + 0.173) / 3
 # What an update beside a step adds to its peak: three buckets, of which the embedding alone may be one, and the probe's
 # forward. A choice, not measured.
 BESIDE_BYTES = 3e9
@@ -109,8 +113,7 @@ BESIDE_BYTES = 3e9
 BETWEEN_NODES_BYTES_PER_SECOND = 50e9
 
 # --- How well it does -----------------------------------------------------------------------------------------------
-# Whole steps, predicted to measured less 1, of benchmarks/end_to_end_gpu.jsonl: 1+1 with eight groups a forward, of the
-# newest version, and 2+2 with six, both newer than what is above was fitted to; the others of earlier ones with four,
-# and so predicted. The table and the conditions are in tests/unit/capacity/test_against_measured.py, which holds these
-# figures true.
-STEPS_OFF = {"1+1": 0.19, "2+2": -0.045, "1+3": -0.205, "3+1": 0.205, "3+1 at ZeRO-3": -0.04}
+# Whole steps, predicted to measured less 1, of benchmarks/end_to_end_gpu.jsonl: with 8, 12, 8 and 8 groups a forward, and
+# at ZeRO-3 of an earlier version with four. The table and the conditions are in
+# tests/unit/capacity/test_against_measured.py, which holds these figures true.
+STEPS_OFF = {"1+1": 0.02, "2+2": -0.105, "1+3": 0.0, "3+1": 0.02, "3+1 at ZeRO-3": -0.095}

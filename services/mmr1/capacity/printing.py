@@ -127,7 +127,6 @@ def _row(plan: Plan, layout: Layout) -> dict[str, Any]:
         "copy_seconds": layout.learner.copy_seconds,
         "update_seconds": layout.update_seconds,
         "probe_seconds": layout.probe_seconds,
-        "drain_seconds": layout.rollout.drain_seconds,
         "step_seconds": layout.step_seconds,
         "seconds_per_prompt": layout.seconds_per_prompt,
         "limited_by": layout.limit,

@@ -20,7 +20,6 @@ class Rollout:
     num_running: float  # completions that a server decodes at once
     bytes_needed: float  # on each of its GPUs
     seconds: float  # for the step's prompts, of all servers together
-    drain_seconds: float  # until what runs has ended, when nothing is admitted any more
 
 
 def rollout(config: RunConfig, work: Work, gpu: Gpu, servers: tuple[int, int], prompts: int, room: float) -> Rollout:
@@ -39,9 +38,9 @@ def rollout(config: RunConfig, work: Work, gpu: Gpu, servers: tuple[int, int], p
     cache = (work.prompt_tokens / work.num_generations + work.completion_tokens) * work.cache_bytes_per_token
     running = max(1.0, min(wanted, (room - fixed) * size / cache))
     prefill = work.prefill_flops() / (measured.PREFILL_FRACTION * size * gpu.flops)
-    drain = _decode_step_seconds(work, gpu, size, running) * work.completion_tokens
-    seconds = prompts / num_servers * (prefill + drain * work.num_generations / running)
-    return Rollout(num_servers, size, at_once, sequences, running, fixed + running * cache / size, seconds, drain)
+    decode = _decode_step_seconds(work, gpu, size, running) * work.completion_tokens
+    seconds = prompts / num_servers * (prefill + decode * work.num_generations / running)
+    return Rollout(num_servers, size, at_once, sequences, running, fixed + running * cache / size, seconds)
 
 
 def _limits(config: RunConfig, work: Work, outstanding: float) -> tuple[int, int]:
