@@ -34,8 +34,8 @@ def notes(plan: Plan) -> list[str]:
     """What a reader of the table must know."""
     config, per_node = plan.config, plan.gpu.per_node
     lines = [
-        "GB are of one GPU; !: more than fits. Seconds are a step's: of the slower half, with the weight update and its "
-        "probe added to the rollout, at ZeRO-3 to the step."
+        "GB are of one GPU; !: more than fits. Seconds are a step's: of the slower half, with the weight update and "
+        "its probe added to the rollout, at ZeRO-3 to the step."
     ]
     if plan.layouts[0].waits:
         lines = [lines[0].partition(": of")[0] + ": of both halves in turn, the weight update and its probe."]

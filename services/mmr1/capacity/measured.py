@@ -29,9 +29,9 @@ GPUS = {"h100": Gpu(78, 989e12, 3.35e12), "h200": Gpu(139, 989e12, 4.8e12)}
 WEIGHT_BYTES = 2
 OPTIMIZER_BYTES = 12
 FLOAT32_OPTIMIZER_BYTES = 8  # the weights are their own masters
-# At the end of a step's backward passes: what was summed so far and what is added to it. Fitted to the same table and to
-# benchmarks/learner_ranks.jsonl: one to three ranks leave 11 GB or so that do not grow with the groups where gradients are
-# whole (ZeRO-1), 5.7 and 7 where three and two share them (ZeRO-2).
+# At the end of a step's backward passes: what was summed so far and what is added to it. Fitted to the same table and
+# to benchmarks/learner_ranks.jsonl: one to three ranks leave 11 GB or so that do not grow with the groups where
+# gradients are whole (ZeRO-1), 5.7 and 7 where three and two share them (ZeRO-2).
 GRADIENT_BYTES = 2.5
 # In the optimizer's step the gradients in float32 too. Same table: 30.1 GB above what stays, with one group a forward,
 # whatever is recomputed: 8 bytes a parameter.
@@ -51,10 +51,10 @@ SHARED_RESERVE = 0.05
 
 # --- The learner's speed --------------------------------------------------------------------------------------------
 # docs/performance.md, "On a GPU": 0.121 s a group with eight groups a forward, 16 groups a step, the vision tower
-# computed twice; benchmarks/learner_ranks.jsonl: 1.110 s a step of eight groups in one forward, 1.208 in two; 0.15 s of
-# a step are the optimizer's. So a forward and its backward take 0.102 s for each of its groups of 44.6 TFLOP, which is
-# this share of the chip's peak, and the rest whatever their number. Without the tower's second computation four groups a
-# forward took 0.118 s a group, which is not told apart here.
+# computed twice; benchmarks/learner_ranks.jsonl: 1.110 s a step of eight groups in one forward, 1.208 in two; 0.15 s
+# of a step are the optimizer's. So a forward and its backward take 0.102 s for each of its groups of 44.6 TFLOP, which
+# is this share of the chip's peak, and the rest whatever their number. Without the tower's second computation four
+# groups a forward took 0.118 s a group, which is not told apart here.
 LEARNER_FRACTION = 0.442
 OPTIMIZER_PARAMETERS_PER_SECOND = 3.755e9 / 0.15
 # The rest, in seconds a layer: the GPU waits for launches. With everything computed twice, a third more.
@@ -99,8 +99,8 @@ UPDATE_BYTES_PER_SECOND = 7.51e9 / 0.117
 # What is sent from the copy in the host's memory (ZeRO-3, merged adapters) is slower: 195 to 207 ms from closing
 # admission to the weights being in place in 3+1 at ZeRO-3, benchmarks/end_to_end_gpu.jsonl.
 HOST_UPDATE_BYTES_PER_SECOND = 7.51e9 / 0.2
-# How long servers sample nothing for the probe of an update: same file, 1+1, 0.261 s less the 0.106 of its weights. They
-# sample while the answer is compared. At ZeRO-3 rank 0's scoring gathers the weights once more.
+# How long servers sample nothing for the probe of an update: same file, 1+1, 0.261 s less the 0.106 of its weights.
+# They sample while the answer is compared. At ZeRO-3 rank 0's scoring gathers the weights once more.
 PROBE_SECONDS = 0.261 - 0.106
 # Of a step beside which its version goes to the servers, what is not the learner's computing: groups to collect,
 # closing admission, the last version. Same file, 1+1, 2+2 and 1+3: 0.074, 0.296 and 0.173.
@@ -113,7 +113,7 @@ BESIDE_BYTES = 3e9
 BETWEEN_NODES_BYTES_PER_SECOND = 50e9
 
 # --- How well it does -----------------------------------------------------------------------------------------------
-# Whole steps, predicted to measured less 1, of benchmarks/end_to_end_gpu.jsonl: with 8, 12, 8 and 8 groups a forward, and
-# at ZeRO-3 of an earlier version with four. The table and the conditions are in
+# Whole steps, predicted to measured less 1, of benchmarks/end_to_end_gpu.jsonl: with 8, 12, 8 and 8 groups a forward,
+# and at ZeRO-3 of an earlier version with four. The table and the conditions are in
 # tests/unit/capacity/test_against_measured.py, which holds these figures true.
 STEPS_OFF = {"1+1": 0.02, "2+2": -0.105, "1+3": 0.0, "3+1": 0.02, "3+1 at ZeRO-3": -0.095}
