@@ -149,6 +149,9 @@ def one(folder: Path, model: Path, given: argparse.Namespace) -> None:
         if rank.is_first:
             line = {"way": str(given.way), "groups": len(rank.plan.groups), "what": what, **middle(steps)}
             line["all"] = [round(step["seconds"], 3) for step in steps]
+            if not given.cpu:
+                line["peak_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 1)
+                torch.cuda.reset_peak_memory_stats()
             print(json.dumps(line), flush=True)
 
     for _ in range(WARM_UP):
@@ -159,9 +162,6 @@ def one(folder: Path, model: Path, given: argparse.Namespace) -> None:
         ways |= {"in turn": partial(rank.in_turn, servers)} if servers > 1 else {}
         for how, compare in ways.items():
             say(f"beside {servers} {how}", [rank.take(compare) for _ in range(given.repeats)])
-    if rank.is_first and not given.cpu:
-        peak = torch.cuda.max_memory_allocated() / 1e9
-        print(json.dumps({"way": str(given.way), "peak_gb": round(peak, 1)}), flush=True)
     if given.profile:
         profiled(rank, given.top)
 
@@ -179,8 +179,8 @@ def profiled(rank: Rank, top: int) -> None:
     print(json.dumps({"idle": idle_by_phase(raw, phases)}), flush=True)
 
 
-def start(way: Way, folder: Path, model: Path, limit: float) -> int:
-    """The ranks of one way, each a process. Returns the worst exit code."""
+def start(way: Way, folder: Path, model: Path, limit: float) -> str | None:
+    """The ranks of one way, each a process. Returns what went wrong."""
     common = {**os.environ, "WORLD_SIZE": str(way.ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     command = [sys.executable, __file__, *sys.argv[1:], "--way", str(way), "--model", str(model)]
     ranks = []
@@ -189,14 +189,21 @@ def start(way: Way, folder: Path, model: Path, limit: float) -> int:
         place.mkdir()
         environment = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
         ranks.append(subprocess.Popen([*command, "--out", str(place)], env=environment))
-    end = time.monotonic() + limit
+    end, codes = time.monotonic() + limit, []
     try:
-        return max(abs(rank.wait(max(1.0, end - time.monotonic()))) for rank in ranks)
-    except subprocess.TimeoutExpired:
-        return 1
+        while None in (codes := [rank.poll() for rank in ranks]) and not any(codes) and time.monotonic() < end:
+            time.sleep(0.2)  # the others would wait for one that has died
     finally:
         for rank in ranks:
             rank.kill()
+            rank.wait()  # its GPU is free then
+    if codes == [0] * way.ranks:
+        return None
+    return f"{way}: " + ", ".join(f"rank {rank} {_ended(code)}" for rank, code in enumerate(codes))
+
+
+def _ended(code: int | None) -> str:
+    return "was still at it" if code is None else f"ended with {code}"
 
 
 def main() -> None:
@@ -229,9 +236,9 @@ def main() -> None:
         model = given.model or folder / "model"
         if given.model is None:
             make_shape(model, given.shape)
-        failed = [str(way) for way in given.ways if start(way, folder, model, given.limit)]
+        failed = [why for way in given.ways if (why := start(way, folder, model, given.limit))]
     if failed:
-        sys.exit(f"learner_ranks: failed: {', '.join(failed)}")
+        sys.exit(f"learner_ranks: {'; '.join(failed)}")
 
 
 if __name__ == "__main__":

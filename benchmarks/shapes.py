@@ -102,10 +102,10 @@ def make_shape(folder: Path, name: str = DEFAULT_SHAPE) -> None:
     else:  # each family's processor has a class of its own, which is found by the model's type
         processor.image_processor.save_pretrained(folder)
         processor.tokenizer.save_pretrained(folder)
-    _add_words(folder / "tokenizer.json", shape.text["vocab_size"])
+    add_words(folder / "tokenizer.json", shape.text["vocab_size"])
 
 
-def _add_words(file: Path, vocab_size: int) -> None:
+def add_words(file: Path, vocab_size: int) -> None:
     described = json.loads(file.read_text())
     known = {*described["model"]["vocab"].values(), *(token["id"] for token in described["added_tokens"])}
     words = {f"\u0120w{index}": index for index in range(vocab_size) if index not in known}

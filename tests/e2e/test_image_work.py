@@ -38,7 +38,8 @@ def test_images_are_prepared_beside_the_event_loop(found: dict[str, Any]) -> Non
     assert found["silence"] < 0.5
 
 
-def test_what_the_first_image_has_loaded_is_all_that_a_prompt_needs(found: dict[str, Any]) -> None:
-    """So a server whose first image was made ready beside its engine's start answers the first prompts at once."""
-    of_first_image, of_prompt = found["loaded"]
-    assert of_first_image >= 1 and of_prompt == 0
+def test_an_image_is_made_ready_while_the_engine_starts(found: dict[str, Any]) -> None:
+    """And what it has loaded is all that the first prompt with an image needs."""
+    assert found["made_while_it_started"] == ["first image"]
+    by_first_image, by_first_prompt = found["loaded"]
+    assert by_first_image >= 1 and by_first_prompt == 0

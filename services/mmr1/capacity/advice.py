@@ -39,10 +39,10 @@ def notes(plan: Plan) -> list[str]:
     ]
     if plan.layouts[0].waits:
         lines = [lines[0].partition(": of")[0] + ": of both halves in turn, the weight update and its probe."]
-    off = ", ".join(f"{layout} {part:+.0%}" for layout, part in STEPS_OFF.items())
+    off = ", ".join(f"{layout} {100 * part:+.3g} %" for layout, part in STEPS_OFF.items())
     lines.append(
-        "Whole steps, predicted against measured (3B parameters, H200s of one machine; the one at ZeRO-3 was of an "
-        f"earlier version): {off}."
+        "Whole steps, computed against the measured ones that constants were fitted to (3B parameters, H200s of one "
+        f"machine; the one at ZeRO-3 was of an earlier version): {off}."
     )
     if len(plan.layouts) > MOST_ROWS:
         lines.append(f"{len(plan.layouts) - MOST_ROWS} more layouts, slower or too large: --json has them.")

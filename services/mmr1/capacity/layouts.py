@@ -73,8 +73,11 @@ class Layout:
         """What to change first: memory where it does not fit, else the slower half."""
         if not self.fits:
             return "memory"
-        closed = self.update_seconds + self.probe_seconds if self.beside else 0.0
-        return "learner" if self.learner.seconds >= self.rollout.seconds + closed else "rollout"
+        learner, rollout = self.learner.seconds, self.rollout.seconds
+        if self.beside:
+            learner += measured.BETWEEN_STEPS_SECONDS
+            rollout += self.update_seconds + self.probe_seconds
+        return "learner" if learner >= rollout else "rollout"
 
     def options(self) -> dict[str, Any]:
         """What a run's file must say to be laid out like this."""
@@ -250,7 +253,7 @@ def _at_share(config: PlanConfig, work: Work, gpu: Gpu, cut: _Cut, share: float,
         learner_fits=learner.peak_bytes <= room,
         rollout_fits=server.bytes_needed <= share * total,
         update_seconds=update_seconds(work, cut.zero_stage, between_nodes=config.gpus > gpu.per_node),
-        probe_seconds=probe_seconds(work, cut.zero_stage),
+        probe_seconds=probe_seconds(work, cut.zero_stage, beside=aside > 0),
         waits=cut.shared or config.max_off_policy_steps == 0,
         beside=aside > 0,
     )

@@ -45,9 +45,12 @@ def held_bytes(work: Work, num_ranks: int, zero_stage: int) -> float:
     reference = work.weight_bytes if work.with_reference and work.trains_all else 0
     cut = num_ranks if zero_stage == 3 else 1
     each = measured.OPTIMIZER_BYTES if work.number_bytes == 2 else measured.FLOAT32_OPTIMIZER_BYTES
-    # bfloat16 takes stage 1 for 0.
-    cut_optimizer = num_ranks if zero_stage or work.number_bytes == 2 else 1
-    return (weights + reference) / cut + each * work.trained_parameters / cut_optimizer
+    return (weights + reference) / cut + each * work.trained_parameters / _optimizer_cut(work, num_ranks, zero_stage)
+
+
+def _optimizer_cut(work: Work, num_ranks: int, zero_stage: int) -> int:
+    """Over how many ranks: bfloat16 takes stage 1 for 0."""
+    return num_ranks if zero_stage or work.number_bytes == 2 else 1
 
 
 def kept_bytes(work: Work, generations: int, checkpointing: Checkpointing) -> float:
@@ -70,7 +73,7 @@ def kept_bytes(work: Work, generations: int, checkpointing: Checkpointing) -> fl
 
 def peak_bytes(work: Work, num_ranks: int, zero_stage: int, generations: int, checkpointing: Checkpointing) -> float:
     """The larger of the backward pass and the optimizer's step, above what is held."""
-    trained = work.trained_parameters / num_ranks
+    trained = work.trained_parameters / _optimizer_cut(work, num_ranks, zero_stage)
     # The table of tokens is gathered whole, as one layer is.
     numbers = (
         measured.GATHERED_LAYERS * work.shape.text.layer_parameters + work.shape.vocab_size * work.shape.text.hidden
@@ -94,13 +97,16 @@ def step_seconds(
     layers = work.shape.text.num_layers + work.shape.vision.num_layers
     computing = work.learner_flops(generations, twice=twice) / (measured.LEARNER_FRACTION * gpu.flops)
     launching = layers * measured.LAUNCH_SECONDS_PER_LAYER * (4 / 3 if twice else 1)
-    optimizer = work.trained_parameters / num_ranks / measured.OPTIMIZER_PARAMETERS_PER_SECOND
+    cut = _optimizer_cut(work, num_ranks, stage)
+    optimizer = work.trained_parameters / cut / measured.OPTIMIZER_PARAMETERS_PER_SECOND
     shared = work.number_bytes * work.trained_parameters / link_bytes_per_second(gpu, num_ranks) * _others(num_ranks)
     num_sums = num_forwards if stage >= 2 else 1
     summing = layers * measured.SUMMING_SECONDS_PER_LAYER if stage < 3 and num_ranks > 1 else 0.0
     sums = num_sums * (shared + summing)
-    # Without ZeRO-3 each rank steps its share, and all get it; with it weights stay cut.
-    moving = sums + (num_forwards * gather_seconds(work, gpu, num_ranks, checkpointing) if stage == 3 else shared)
+    # Each rank steps its share, and all get it; with ZeRO-3 weights stay cut, and without ZeRO each steps all.
+    moving = sums + (shared if stage < 3 and cut > 1 else 0.0)
+    if stage == 3:
+        moving += num_forwards * gather_seconds(work, gpu, num_ranks, checkpointing)
     return num_forwards * (computing + launching) + optimizer + moving + copy_seconds(work, stage)
 
 
@@ -133,10 +139,16 @@ def copy_seconds(work: Work, stage: int) -> float:
     return 0.0 if work.trains_all else work.weight_bytes / measured.HOST_UPDATE_BYTES_PER_SECOND
 
 
-def probe_seconds(work: Work, stage: int) -> float:
-    """Of the probe of an update: servers admit nothing so long, and a learner that waits for a version does."""
+def probe_seconds(work: Work, stage: int, *, beside: bool) -> float:
+    """Of the probe of an update. Beside a step servers sample nothing until they have answered; else all wait for all.
+
+    Not beside a step the learner's comparing counts too, and ZeRO-3's gathers for it.
+    """
+    if beside:
+        return measured.PROBE_SECONDS
     layers = work.shape.text.num_layers + work.shape.vision.num_layers
-    return measured.PROBE_SECONDS + (layers * measured.GATHER_SECONDS_PER_LAYER if stage == 3 else 0)
+    gathers = layers * measured.GATHER_SECONDS_PER_LAYER if stage == 3 else 0.0
+    return measured.PROBE_SECONDS + measured.COMPARING_SECONDS + gathers
 
 
 def best_learner(
@@ -144,7 +156,8 @@ def best_learner(
 ) -> Learner:
     """The fastest way to pass `prompts` through `ranks` (how many, ZeRO's stage) in `room` bytes; else the smallest.
 
-    Of ways that are alike it is the one with the fewest prompts, and then with the most in a forward. A forward holds
+    Of ways that are alike it is the one with the fewest prompts, then one that does not compute everything twice, which
+    was not measured of late, and then the one with the most in a forward. A forward holds
     whole groups where it can: part of one computes its prompt anew. The step grows a little where the ranks cannot
     share its prompts evenly, or where that is much faster: 13 groups a rank go one by one, 14 by sevens.
     """
@@ -172,7 +185,11 @@ def best_learner(
     )
     fastest = min(map(_seconds_per_generation, fitting))
     alike = [one for one in fitting if _seconds_per_generation(one) <= (1 + ALIKE) * fastest]
-    return min(alike, key=lambda one: (one.generations_per_step, -one.per_forward, one.seconds))
+    return min(alike, key=_simplest)
+
+
+def _simplest(learner: Learner) -> tuple[float, ...]:
+    return learner.generations_per_step, learner.gradient_checkpointing is True, -learner.per_forward, learner.seconds
 
 
 def _seconds_per_generation(learner: Learner) -> float:

@@ -79,11 +79,13 @@ class Ranks:
     forward: tuple[int, int]  # groups in one, and how many of them
     seconds: float
     peak: float  # GB
+    within: float = 0.05  # of the peak
 
 
 @pytest.mark.parametrize(
     "one",
     [
+        Ranks((1, 1), (8, 1), 1.110, 99.2, 0.1),
         Ranks((1, 1), (4, 2), 1.208, 84.7),
         Ranks((2, 1), (4, 3), 1.744, 62.2),
         Ranks((2, 2), (4, 3), 2.205, 58.2),
@@ -91,14 +93,14 @@ class Ranks:
         Ranks((3, 2), (4, 2), 1.413, 49.4),
         Ranks((3, 3), (4, 2), 4.130, 46.5),
     ],
-    ids=lambda one: "{}:{}".format(*one.ranks),
+    ids=lambda one: "{}:{}, {} a forward".format(*one.ranks, one.forward[0]),
 )
 def test_several_ranks(work: Work, one: Ranks) -> None:
     groups, num_forwards = one.forward
     seconds = step_seconds(work, GPUS["h200"], one.ranks, (8 * groups, num_forwards), "vision")
     assert seconds == pytest.approx(one.seconds, rel=0.1)
     assert peak_bytes(work, *one.ranks, generations=8 * groups, checkpointing="vision") == pytest.approx(
-        one.peak * 1e9, rel=0.05
+        one.peak * 1e9, rel=one.within
     )
 
 
@@ -136,7 +138,10 @@ def test_what_zero_3_gathers(planned: Planned, work: Work, model: Path) -> None:
     with_reference = work_of(planned("--kl=k3"), work.shape, model)
     assert gather_seconds(with_reference, GPUS["h200"], 3, False) / plain == pytest.approx(3 / 2, rel=0.01)
     assert copy_seconds(work, 2) == 0 and copy_seconds(work, 3) == pytest.approx(0.27, rel=0.01)
-    assert probe_seconds(work, 3) > probe_seconds(work, 2) == pytest.approx(0.155)
+    assert (
+        probe_seconds(work, 3, beside=False) > probe_seconds(work, 2, beside=False) == pytest.approx(0.505, abs=0.001)
+    )
+    assert probe_seconds(work, 2, beside=True) == pytest.approx(0.209, abs=0.001)
 
 
 @dataclass(frozen=True)
@@ -151,9 +156,11 @@ class Measured:
 
 
 MEASURED = {
+    # One rank takes ZeRO-1 for 2, which the record says.
     "1+1": Measured((1, 1, 1), 8, (1.159, 0.815, 1.233), (0.1, 0.05, 0.05), groups_a_forward=8),
     "2+2": Measured((2, 1, 2), 24, (1.642, 1.284, 1.938), (0.08, 0.12, 0.13), groups_a_forward=12),
-    # Its servers have time: they wait for prompts between samples, and were at it for 1.36 s.
+    # Of its servers' half nothing is computed that could be compared: each was at it for 1.04 to 1.24 s for its eight
+    # prompts, which one server beside one rank samples in 0.82, and why was not looked into.
     "1+3": Measured((1, 1, 3), 24, (2.943, None, 3.116), (0.05, 0.0, 0.05), groups_a_forward=8),
     "3+1": Measured((3, 1, 1), 24, (1.185, 2.184, 2.448), (0.08, 0.05, 0.05), groups_a_forward=8),
     "3+1 at ZeRO-3": Measured((3, 3, 1), 24, (4.315, None, 5.649), (0.08, 0.0, 0.2)),  # of an earlier version
