@@ -17,7 +17,8 @@ Choice = TypeVar("Choice")
 ALIKE = 0.05
 MOST_GROWTH = 0.25  # of a step's prompts, so that they can be shared out well
 # A step of another number of prompts is another run: learning rate and number of steps were chosen for the one that was
-# asked for. So it must gain more a prompt than whole steps were ever predicted wrongly (`measured.STEPS_OFF`).
+# asked for. So it must gain more a prompt than whole steps are off after fitting (`measured.STEPS_OFF`), and than most
+# were off that had been predicted.
 WORTH_ANOTHER_STEP = 0.30
 
 

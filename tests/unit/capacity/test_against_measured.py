@@ -195,7 +195,7 @@ def test_whole_steps(layout: str, planned: Planned, model: Path, monkeypatch: py
 
 
 def test_what_is_said_of_them() -> None:
-    """A step of another size must gain more than whole steps were ever predicted wrongly."""
+    """A step of another size must gain more than whole steps are off."""
     assert list(STEPS_OFF) == list(MEASURED)
     assert max(map(abs, STEPS_OFF.values())) < WORTH_ANOTHER_STEP
 
